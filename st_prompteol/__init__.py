@@ -1,0 +1,45 @@
+"""PromptEOL sentence embeddings from decoder LLMs, as sentence-transformers models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from st_prompteol.adapters import quantization_config
+    from st_prompteol.model import PromptEOL
+    from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+    from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
+
+__all__ = [
+    "TEMPLATES",
+    "Demonstration",
+    "LastTokenPooling",
+    "PromptEOL",
+    "PromptEOLTransformer",
+    "PromptTemplate",
+    "quantization_config",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TEMPLATES": "template",
+    "Demonstration": "template",
+    "LastTokenPooling": "modules",
+    "PromptEOL": "model",
+    "PromptEOLTransformer": "modules",
+    "PromptTemplate": "template",
+    "quantization_config": "adapters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: templates and the command line's help need no PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,236 @@
+"""LoRA adapters and quantisation: opening published adapters, every tensor accounted for; merging; bitsandbytes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
+from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import AuxiliaryTrainingWrapper
+from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+Quantization = Literal["nf4", "int8"]
+
+# bitsandbytes' block of weights that share one scale, and the rows that its packed CPU kernel takes at a time
+_NF4_BLOCK_SIZE = 64
+_CPU_PACK_ROWS = 32
+
+
+def load_adapter(
+    model: PreTrainedModel,
+    adapter_name_or_path: str,
+    adapter_name: str = "default",
+    *,
+    is_trainable: bool = False,
+    **hub_kwargs: Any,
+) -> None:
+    """Puts a published adapter on the body of a decoder LLM and makes it the active one.
+
+    The adapter may have been trained on the body or on the causal LM around it, and may be stored as
+    `adapter_model.safetensors` or `adapter_model.bin` (read with `weights_only=True`: no code in it is run).
+
+    Args:
+        model: The body, as `AutoModel` gives it.
+        adapter_name_or_path: A folder or a Hub repository with an `adapter_config.json`.
+        adapter_name: The name that the adapter gets in the model. Defaults to `"default"`.
+        is_trainable: Whether its weights ask for gradients. Defaults to False.
+        **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as `hf_hub_download` takes them.
+
+    Raises:
+        ValueError: If a tensor of the adapter finds no place in the model, the model has a place for which the
+            adapter has no tensor, or shapes differ; the model is then as it was before.
+    """
+    config = PeftConfig.from_pretrained(adapter_name_or_path, **hub_kwargs)
+    _strip_base_prefix(config, model.base_model_prefix)
+    tensors = load_peft_weights(adapter_name_or_path, device="cpu", **hub_kwargs)
+    problem = None
+    try:
+        report = model.load_adapter(
+            peft_config=config, adapter_state_dict=tensors, adapter_name=adapter_name, is_trainable=is_trainable
+        )
+    except NoMatchingPeftModuleError as error:
+        raise ValueError(_misfit(adapter_name_or_path, model, str(error))) from error
+    except RuntimeError:
+        expected = model.get_adapter_state_dict(adapter_name)
+        shapes = {tuple(tensor.shape) for tensor in expected.values()}
+        odd = [f"{key} {tuple(t.shape)}" for key, t in tensors.items() if tuple(t.shape) not in shapes]
+        if not odd:
+            raise
+        problem = f"shapes differ: {_some(odd)}"
+    else:
+        # upstream reports the tensors of all adapters on the model as missing from the file of one
+        missing = [key for key in report.missing_keys if f".{adapter_name}." in key]
+        if missing:
+            problem = f"it has no tensor for {_some(missing)}"
+        elif report.unexpected_keys:
+            problem = f"the model has no place for {_some(report.unexpected_keys)}"
+    if problem:
+        model.delete_adapter(adapter_name)
+        raise ValueError(_misfit(adapter_name_or_path, model, problem))
+    model.set_adapter(adapter_name)
+
+
+def _strip_base_prefix(config: PeftConfig, prefix: str) -> None:
+    """Makes module paths of a causal LM (`model.layers.0.…`) paths of its body (`layers.0.…`)."""
+
+    def strip(name: str) -> str:
+        return name.removeprefix(f"{prefix}.")
+
+    for field in ("target_modules", "exclude_modules"):
+        names = getattr(config, field, None)
+        if isinstance(names, (list, set, tuple)):
+            setattr(config, field, {strip(name) for name in names})
+    for field in ("rank_pattern", "alpha_pattern"):
+        if pattern := getattr(config, field, None):
+            setattr(config, field, {strip(name): value for name, value in pattern.items()})
+
+
+def _misfit(adapter_name_or_path: str, model: PreTrainedModel, problem: str) -> str:
+    return (
+        f"The adapter {adapter_name_or_path!r} does not fit {model.name_or_path!r} ({type(model).__name__}): "
+        f"{problem}. Open it on the base model that its adapter_config.json was trained on."
+    )
+
+
+def _some(names: Any, limit: int = 5) -> str:
+    names = sorted(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def merge_adapter(model: PreTrainedModel) -> None:
+    """Adds the active adapter to the weights and removes all adapters, in place.
+
+    Raises:
+        ValueError: If the model has no adapter, or its weights are quantised: they could not hold the sum exactly.
+    """
+    if not getattr(model, "peft_config", None):
+        raise ValueError(f"{model.name_or_path!r} has no adapter to merge: it is a full model already.")
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{model.name_or_path!r} is quantised, and merging would round the adapter away: open it without "
+            "quantization, then merge."
+        )
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    }
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        if any(parent == outer or parent.startswith(f"{outer}.") for outer in layers):
+            continue
+        if isinstance(layer, AuxiliaryTrainingWrapper):
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        else:
+            layer.merge(safe_merge=True)
+            plain = layer.get_base_layer()
+        setattr(model.get_submodule(parent), child, plain)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    # transformers saves under the names that it loaded the last tensors from, which were the adapter's; without its
+    # note it saves under the architecture's own.
+    model.__dict__.pop("_weight_conversions", None)
+
+
+def quantization_config(
+    quantization: Quantization, *, compute_dtype: torch.dtype = torch.float32
+) -> BitsAndBytesConfig:
+    """Returns upstream's configuration with the paper's values: nf4, double quantisation, computing in float32.
+
+    Args:
+        quantization: `"nf4"` (4 bit) or `"int8"` (8 bit).
+        compute_dtype: The dtype that nf4 weights are multiplied in. Defaults to `torch.float32`, as the paper's
+            training does; its 4-bit evaluation used `torch.float16`.
+
+    Raises:
+        ValueError: If `quantization` is neither.
+        ImportError: If bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"quantization={quantization!r} needs the package bitsandbytes: pip install 'st-prompteol[train]'."
+        ) from error
+    if quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        )
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    raise ValueError(f"Unknown quantization {quantization!r}: choose 'nf4' or 'int8', or leave it out.")
+
+
+def skip_unpackable_modules(config: PretrainedConfig, model_kwargs: dict[str, Any]) -> None:
+    """Leaves linear layers unquantised whose nf4 weights bitsandbytes cannot pack for this CPU, and says which.
+
+    On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference, which breaks unless the rows
+    are a multiple of 32 and the columns of the block size 64.
+
+    Args:
+        config: The configuration of the model that is about to be loaded.
+        model_kwargs: What `from_pretrained` is about to be called with; its `quantization_config` is replaced.
+    """
+    quantization = model_kwargs.get("quantization_config")
+    on_cpu = model_kwargs.get("device_map") in ("cpu", {"": "cpu"}) or not torch.accelerator.is_available()
+    if not isinstance(quantization, BitsAndBytesConfig) or not quantization.load_in_4bit or not on_cpu:
+        return
+    from bitsandbytes.functional import has_avx512bf16
+
+    if not has_avx512bf16():
+        return
+    with torch.device("meta"):
+        body = AutoModel.from_config(config)
+    unpackable = [
+        name
+        for name, module in body.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (module.out_features % _CPU_PACK_ROWS or module.in_features % _NF4_BLOCK_SIZE)
+    ]
+    if unpackable:
+        logger.warning(
+            "bitsandbytes cannot pack these layers in 4 bit for this CPU, so they stay unquantised: %s.",
+            _some(unpackable),
+        )
+        quantization = copy.copy(quantization)
+        quantization.llm_int8_skip_modules = [*(quantization.llm_int8_skip_modules or []), *unpackable]
+        model_kwargs["quantization_config"] = quantization
+
+
+def keep_nf4_scales(model: PreTrainedModel) -> None:
+    """Keeps the scales of 4-bit weights as they were loaded, for `unpack_nf4`; call it before the first inference."""
+    for module in _nf4_layers(model):
+        module.loaded_quant_state = copy.copy(module.weight.quant_state)
+
+
+def unpack_nf4(model: PreTrainedModel) -> None:
+    """Undoes bitsandbytes' packing of 4-bit weights for a CPU, exactly, so that what is saved is what was loaded.
+
+    Packing rounds the scales to bfloat16, and bitsandbytes' own way back keeps the rounded ones. The next inference
+    packs again.
+    """
+    for module in _nf4_layers(model):
+        weight = module.weight
+        if getattr(weight.quant_state, "packing_format_for_cpu", False):
+            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+            weight.data, _ = _convert_weight_packed_for_cpu_inverse(weight.data, weight.quant_state)
+            weight.quant_state = module.quant_state = copy.copy(module.loaded_quant_state)
+
+
+def _nf4_layers(model: PreTrainedModel) -> list[Any]:
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return []
+    from bitsandbytes.nn import Linear4bit
+
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]

@@ -1,0 +1,184 @@
+"""The command `st-prompteol`: parses, calls one library function, shows the result."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from st_prompteol.model import PromptEOL
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Sentence embeddings from decoder LLMs by PromptEOL.",
+)
+
+Model = Annotated[str, typer.Argument(help="A decoder LLM, a saved model or an adapter: Hub id or folder.")]
+Template = Annotated[
+    str | None, typer.Option(help="Name of a template (prompteol, prompt, none) or a text with one {sentence}.")
+]
+Layer = Annotated[int | None, typer.Option(help="Hidden state to read: -1 is the last, -2 the one before, …")]
+Quantization = Annotated[Literal["nf4", "int8"] | None, typer.Option(help="Quantise the weights by bitsandbytes.")]
+Device = Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+MaxSeqLength = Annotated[int | None, typer.Option(help="Most tokens of a rendered sentence; its own end is cut.")]
+TruncateDim = Annotated[int | None, typer.Option(help="Keep this many numbers of every embedding.", min=1)]
+
+
+def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Shows a user's mistake as one sentence on stderr with exit code 2."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            typer.echo(f"st-prompteol: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from None
+
+    return wrapper
+
+
+def _open(model: str, **options: Any) -> PromptEOL:
+    """Opens a model with upstream's notices and weight-loading bars turned off."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    from st_prompteol.model import PromptEOL
+
+    return PromptEOL(model, **options)
+
+
+@app.command()
+@_plain_errors
+def info(
+    model: Model,
+    template: Template = None,
+    layer: Layer = None,
+    quantization: Quantization = None,
+    max_seq_length: MaxSeqLength = None,
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Show what a model runs with: its template, layer, dimension, parameters."""
+    opened = _open(
+        model,
+        template=template,
+        layer=layer,
+        quantization=quantization,
+        max_seq_length=max_seq_length,
+        device=device,
+        revision=revision,
+    )
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, value in opened.describe().items():
+        table.add_row(Text(name, style="bold"), Text(str(value)))
+    Console().print(table)
+
+
+@app.command()
+@_plain_errors
+def encode(
+    model: Model,
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write: .npy, .safetensors or .parquet.")],
+    source: Annotated[
+        str, typer.Argument(metavar="[FILE|-]", help="Lines of text, .csv, .tsv, .jsonl or .parquet; - is stdin.")
+    ] = "-",
+    column: Annotated[str | None, typer.Option(help="The column that holds the sentences.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sentences per forward pass.")] = 32,
+    precision: Annotated[
+        Literal["float32", "int8", "uint8", "binary", "ubinary"], typer.Option(help="Numbers of the embeddings.")
+    ] = "float32",
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale every embedding to length 1.")] = False,
+    truncate_dim: TruncateDim = None,
+    template: Template = None,
+    layer: Layer = None,
+    quantization: Quantization = None,
+    max_seq_length: MaxSeqLength = None,
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Encode a file of sentences; row i of the output is sentence i."""
+    opened = _open(
+        model,
+        template=template,
+        layer=layer,
+        quantization=quantization,
+        max_seq_length=max_seq_length,
+        device=device,
+        revision=revision,
+        truncate_dim=truncate_dim,
+    )
+    from st_prompteol.corpus import encode_file
+
+    rows, dimension = encode_file(
+        opened,
+        source,
+        output,
+        column=column,
+        batch_size=batch_size,
+        precision=precision,
+        normalize_embeddings=normalize,
+        show_progress_bar=sys.stderr.isatty(),
+    )
+    typer.echo(f"{rows} embeddings of {dimension} numbers ({precision}) in {output}", err=True)
+
+
+@app.command()
+@_plain_errors
+def similarity(
+    model: Model,
+    sentences: Annotated[list[str], typer.Argument(help="Two or more sentences.")],
+    template: Template = None,
+    layer: Layer = None,
+    quantization: Quantization = None,
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Show how similar sentences are to each other."""
+    if len(sentences) < 2:
+        raise ValueError(f"One sentence ({sentences[0]!r}) has nothing to be similar to: give two or more.")
+    opened = _open(model, template=template, layer=layer, quantization=quantization, device=device, revision=revision)
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    embeddings = opened.encode(sentences)
+    table = Table("", "sentence", *(str(number) for number in range(1, len(sentences) + 1)))
+    for number, (sentence, row) in enumerate(
+        zip(sentences, opened.similarity(embeddings, embeddings), strict=True), 1
+    ):
+        table.add_row(str(number), Text(sentence), *(f"{value:.4f}" for value in row.tolist()))
+    Console().print(table)
+
+
+@app.command()
+@_plain_errors
+def export(
+    model: Model,
+    path: Annotated[str, typer.Argument(help="The folder to write.")],
+    template: Template = None,
+    layer: Layer = None,
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Save a model as a folder that plain SentenceTransformer opens, an adapter merged into its base."""
+    opened = _open(model, template=template, layer=layer, device=device, revision=revision)
+    if opened.adapters:
+        opened.merge_adapter()
+    opened.save_pretrained(path)
+    typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)

@@ -1,0 +1,82 @@
+"""Writing without halves: everything is written beside its place, then takes the place in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; it becomes `path` when the block ends, and is removed if it fails."""
+    target = Path(os.path.realpath(path))
+    staged = _beside(target)
+    try:
+        yield staged
+        os.replace(staged, target)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str], keep: Callable[[str], bool]) -> Iterator[Path]:
+    """Yields an empty folder beside `path`; it takes the place of `path` when the block ends, or goes if it fails.
+
+    Args:
+        path: The folder to write or to replace.
+        keep: Says of the name of an entry in the old folder that the new one does not have whether it stays (such
+            entries are hard links to the old files where the file system has links, copies elsewhere).
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = _beside(target)
+    staged.mkdir()
+    try:
+        yield staged
+        if target.exists():
+            for entry in target.iterdir():
+                if not (staged / entry.name).exists() and keep(entry.name):
+                    _link(entry, staged / entry.name)
+            _exchange(staged, target)
+        else:
+            os.rename(staged, target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    def link_or_copy(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=link_or_copy)
+    elif source.is_symlink():
+        target.symlink_to(os.readlink(source))
+    else:
+        link_or_copy(str(source), str(target))
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swaps two folders: at once where Linux's renameat2 is there, by renaming twice elsewhere."""
+    if sys.platform == "linux":
+        at_fdcwd, rename_exchange = -100, 2
+        renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+        if renameat2 and not renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange):
+            return
+    aside = _beside(other)
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)

@@ -1,0 +1,366 @@
+"""`PromptEOL`: a `SentenceTransformer` from any decoder LLM, opened and saved in sentence-transformers' own form."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import get_device_name
+
+from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
+from st_prompteol.files import replacing_folder
+from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
+
+# What a save may write: of these names, a folder that is saved over keeps nothing from before. Whatever else lies in
+# the folder (a trainer's optimizer state, checkpoints, a README when none is written) stays.
+_SAVED_NAMES = re.compile(
+    r"(modules|config(_sentence_transformers)?|sentence_\w+_config|generation_config|adapter_config|tokenizer(_config)?"
+    r"|special_tokens_map|added_tokens|vocab|(pytorch_)?model\.(safetensors|bin)\.index)\.json"
+    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|adapter_model\.bin|pytorch_model(-\d+-of-\d+)?\.bin"
+    r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
+)
+_STOCK_CLASSES: dict[type, type] = {PromptEOLTransformer: Transformer, LastTokenPooling: Pooling}
+_REQUIREMENTS = {
+    "sentence_transformers": {
+        "specifier": ">=6.0",
+        "reason": "earlier versions drop the template, which is this model's chat template, and embed the bare text",
+    }
+}
+
+
+class PromptEOL(SentenceTransformer):
+    """A decoder LLM as a sentence embedding model: the last token's hidden state of a sentence in a template.
+
+    It opens a base LLM, a model saved in this form (by this package or by plain sentence-transformers), or an adapter
+    repository with or without tokenizer files. Everything it saves opens with plain `SentenceTransformer`.
+
+    Args:
+        model_name_or_path: Hub id or folder. Defaults to None, which needs `modules`.
+        modules: Modules to assemble instead, the first one a `PromptEOLTransformer`. Defaults to None.
+        template: A `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one `{sentence}`. Defaults to
+            None: the template of a saved model, `"prompteol"` for a base LLM.
+        demonstrations: Worked examples in front of every sentence, in place of the template's own. Defaults to none
+            given: the template keeps its own.
+        layer: Which hidden state is read: -1 is the last one, after the final norm; -2 the output of the last but one
+            block. Defaults to None: the layer of a saved model, -1 for a base LLM.
+        quantization: `"nf4"` or `"int8"` by bitsandbytes, on a CPU too. Defaults to None.
+        max_seq_length: The most tokens a rendered sentence may have, BOS, demonstrations and template included; a
+            longer sentence loses its own end, never the template's. Defaults to None: what model and tokenizer allow.
+        device: As in `SentenceTransformer`. Defaults to None: the accelerator if there is one.
+        device_map: How accelerate spreads the model over devices, e.g. `"auto"`; excludes `device`. Defaults to None.
+        model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it weights are float32 on a CPU and the
+            checkpoint's dtype elsewhere. Defaults to None.
+        processor_kwargs: As in `SentenceTransformer`. Defaults to None.
+        **kwargs: Everything else that `SentenceTransformer` takes: `truncate_dim`, `revision`, `token`,
+            `cache_folder`, `local_files_only`, `trust_remote_code`, `similarity_fn_name`, …
+
+    Raises:
+        ValueError: As `PromptEOLTransformer`, or if files are damaged or arguments contradict each other.
+        FileNotFoundError: If there is no such folder or repository, or an adapter's base is missing.
+        PermissionError: If a repository is gated.
+        ConnectionError: If files are not in the cache and cannot be downloaded.
+
+    Example:
+        >>> model = PromptEOL("facebook/opt-125m")  # doctest: +SKIP
+        >>> model.encode(["A jockey riding a horse.", "It rains."]).shape  # doctest: +SKIP
+        (2, 768)
+    """
+
+    default_huggingface_organization = None
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        *,
+        modules: list[torch.nn.Module] | None = None,
+        template: str | PromptTemplate | None = None,
+        demonstrations: Sequence[Demonstration] = (),
+        layer: int | None = None,
+        quantization: Quantization | None = None,
+        max_seq_length: int | None = None,
+        device: str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model_kwargs, processor_kwargs = dict(model_kwargs or {}), dict(processor_kwargs or {})
+        if modules is not None and not isinstance(modules[0], PromptEOLTransformer):
+            raise ValueError(f"The first module of a PromptEOL is a PromptEOLTransformer, got {type(modules[0])}.")
+        if model_name_or_path is None and (modules is None or quantization or device_map):
+            raise ValueError("PromptEOL needs a model_name_or_path to open, or modules to assemble.")
+        if device is not None and device_map is not None:
+            raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other: pass one.")
+        if template is not None:
+            template = get_template(template)
+            if demonstrations:
+                template = replace(template, demonstrations=tuple(demonstrations))
+        if device is None and device_map is None and "device_map" not in model_kwargs:
+            device = get_device_name()
+        if quantization is not None:
+            model_kwargs["quantization_config"] = quantization_config(quantization)
+            if device is not None:  # quantised weights are made where they stay
+                device, device_map = None, {"": device}
+        if device_map is not None:
+            model_kwargs["device_map"] = device_map
+        if not {"dtype", "torch_dtype"} & model_kwargs.keys():
+            model_kwargs["dtype"] = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
+        if max_seq_length is not None:
+            processor_kwargs["model_max_length"] = max_seq_length
+
+        self._transformer_options: dict[str, Any] = {"template": template, "layer": layer}
+        with _explain_failures(model_name_or_path):
+            super().__init__(
+                model_name_or_path,
+                modules=modules,
+                device=device,
+                model_kwargs=model_kwargs,
+                processor_kwargs=processor_kwargs,
+                **kwargs,
+            )
+        if modules is not None:
+            if template is not None:
+                self.template = template
+            if layer is not None:
+                self.layer = layer
+            if max_seq_length is not None:
+                self.max_seq_length = max_seq_length
+        if demonstrations and template is None:
+            self.template = replace(self.template, demonstrations=tuple(demonstrations))
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The template that sentences are read in. Assign another one, its name or its text to change it."""
+        template: PromptTemplate = self[0].template
+        return template
+
+    @template.setter
+    def template(self, template: str | PromptTemplate) -> None:
+        self[0].template = template
+
+    @property
+    def layer(self) -> int:
+        """Which hidden state is read: -1 is the last one, after the final norm. Assign another one to change it."""
+        layer: int = self[0].layer
+        return layer
+
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        self[0].layer = layer
+        _fit_poolings(self._modules, self[0].get_embedding_dimension())
+
+    def load_adapter(self, peft_model_id: str, adapter_name: str = "default", **kwargs: Any) -> None:
+        """Puts another adapter on the model and makes it the active one; every tensor must find its place.
+
+        Args:
+            peft_model_id: Folder or Hub repository of the adapter.
+            adapter_name: The name it gets, for `set_adapter`. Defaults to `"default"`.
+            **kwargs: As `st_prompteol.adapters.load_adapter` takes them.
+
+        Raises:
+            ValueError: If the adapter does not fit; the model is then as it was before.
+        """
+        with _explain_failures(peft_model_id):
+            load_adapter(self[0].model, peft_model_id, adapter_name, **kwargs)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters on the model; those that `active_adapters()` returns are in use."""
+        return list(getattr(self[0].model, "peft_config", {}))
+
+    def merge_adapter(self) -> None:
+        """Adds the active adapter to the weights and removes all adapters: what is saved then is a full model.
+
+        Raises:
+            ValueError: If the model has no adapter, or its weights are quantised.
+        """
+        merge_adapter(self[0].model)
+
+    def describe(self) -> dict[str, str | int | None]:
+        """Returns what the model runs with, by name, as `st-prompteol info` shows it."""
+        transformer, template = self[0], self.template
+        return {
+            "model": transformer.config.name_or_path,
+            "architecture": type(transformer.model).__name__,
+            "adapters": ", ".join(self.adapters) or None,
+            "template": template.head + HOLE + template.tail,
+            "preprocessing": template.preprocessing,
+            "demonstrations": len(template.demonstrations),
+            "template tokens": transformer.count_template_tokens(),
+            "max_seq_length": self.max_seq_length,
+            "layer": self.layer,
+            "dimension": self.get_embedding_dimension(),
+            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
+
+    def save(
+        self,
+        path: str,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Saves the model, or the adapter with tokenizer and template, in sentence-transformers' own form.
+
+        The folder holds the old model until the new one is complete: a crash leaves either, never half of one. Files
+        in it that no save writes stay where they are. Trainers and `push_to_hub` save through here.
+
+        Args:
+            path: The folder to write or to replace.
+            model_name: As in `SentenceTransformer.save`. Defaults to None.
+            create_model_card: Whether to write a README.md. Defaults to True.
+            train_datasets: Of no effect upstream. Defaults to None.
+            safe_serialization: Only True: weights are saved as safetensors. Defaults to True.
+
+        Raises:
+            ValueError: If `safe_serialization` is False.
+            OSError: If the folder cannot be written; what was there is untouched.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
+        if path is None:
+            return
+        with replacing_folder(path, keep=lambda name: _SAVED_NAMES.fullmatch(name) is None) as folder:
+            super().save(str(folder), model_name, create_model_card, train_datasets)
+            _write_stock_types(str(folder))
+
+    def _get_model_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super()._get_model_config()
+        return {**config, "requirements": _REQUIREMENTS}
+
+    def _load_default_modules(
+        self,
+        model_name_or_path: str,
+        token: bool | str | None,
+        cache_folder: str | None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        local_files_only: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[list[torch.nn.Module], dict[str, Any]]:
+        """Makes the modules from a base LLM or an adapter repository that is not saved in this form."""
+        hub_kwargs = {
+            "token": token,
+            "cache_dir": cache_folder,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "local_files_only": local_files_only,
+        }
+        transformer = PromptEOLTransformer(
+            model_name_or_path,
+            model_kwargs={**hub_kwargs, **(model_kwargs or {})},
+            processor_kwargs={**hub_kwargs, **(processor_kwargs or {})},
+            config_kwargs={**hub_kwargs, **(config_kwargs or {})},
+            backend=self.backend,
+            **self._transformer_options,
+        )
+        if not local_files_only:
+            self.model_card_data.set_base_model(model_name_or_path, revision=revision)
+        return [transformer, LastTokenPooling(transformer.get_embedding_dimension())], {}
+
+    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
+        module_class: type = super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        return PromptEOLTransformer if module_class is Transformer else module_class
+
+    def _get_module_init_defaults(self, class_ref: str) -> dict[str, Any]:
+        defaults: dict[str, Any] = super()._get_module_init_defaults(class_ref)
+        return {**defaults, **self._transformer_options} if class_ref.endswith(".Transformer") else defaults
+
+    def _load_config_modules(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[MutableMapping[str, torch.nn.Module], dict[str, Any]]:
+        """Opens a saved model, with our reading of the last token in place of upstream's."""
+        modules, module_kwargs = super()._load_config_modules(*args, **kwargs)
+        _fit_poolings(modules, next(iter(modules.values())).get_embedding_dimension())
+        return modules, module_kwargs
+
+
+def _fit_poolings(modules: MutableMapping[str, torch.nn.Module | None], dimension: int) -> None:
+    """Makes poolings anew for embeddings of `dimension` numbers, with our reading of the last token."""
+    for name, module in modules.items():
+        if isinstance(module, Pooling):
+            ours = LastTokenPooling if module.pooling_mode == "lasttoken" else Pooling
+            modules[name] = ours(dimension, module.pooling_mode, module.include_prompt)
+
+
+def _only_device(device_map: str | dict[str, Any] | None) -> Any:
+    return device_map.get("") if isinstance(device_map, dict) else device_map
+
+
+def _write_stock_types(folder: str) -> None:
+    """Names upstream's classes in modules.json: they read the same files, and open them without this package."""
+    names = {f"{ours.__module__}.{ours.__name__}": (ours, stock) for ours, stock in _STOCK_CLASSES.items()}
+    modules_file = os.path.join(folder, "modules.json")
+    with open(modules_file, encoding="utf-8") as file:
+        modules = json.load(file)
+    for module in modules:
+        if module["type"] in names:
+            ours, stock = names[module["type"]]
+            path = module["path"].replace(ours.__name__, stock.__name__)
+            os.rename(os.path.join(folder, module["path"]), os.path.join(folder, path))
+            module |= {"path": path, "type": f"{stock.__module__}.{stock.__name__}"}
+    with open(modules_file, "w", encoding="utf-8") as file:
+        json.dump(modules, file, indent=2)
+
+
+# Upstream's exceptions, or the causes of those it wraps around them, and the one sentence that each becomes
+_FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
+    (SafetensorError, ValueError, "A weights file of {name} is damaged ({error}): download or save it again."),
+    (GatedRepoError, PermissionError, "{name} is gated: ask for access on its page, then pass token=… or log in."),
+    (RevisionNotFoundError, FileNotFoundError, "{name} has no such revision: pass a branch, tag or commit of it."),
+    (
+        RepositoryNotFoundError,
+        FileNotFoundError,
+        "{name} is neither a folder nor a repository that you can see: check the spelling, or, if it is private, pass "
+        "token=… or log in with `hf auth login`.",
+    ),
+    (HFValidationError, FileNotFoundError, "{name} is neither a folder nor the name of a repository: {error}"),
+    (
+        LocalEntryNotFoundError,
+        ConnectionError,
+        "{name} is no folder, is not in the cache and could not be downloaded: check the spelling and the connection.",
+    ),
+)
+
+
+@contextmanager
+def _explain_failures(model_name_or_path: str | None) -> Iterator[None]:
+    """Turns the many exceptions of opening a model into one sentence of a built-in one."""
+    name = repr(model_name_or_path)
+    try:
+        yield
+    except Exception as error:
+        for kind, builtin, sentence in _FAILURES:
+            for cause in (error, error.__cause__):
+                if isinstance(cause, kind):
+                    raise builtin(sentence.format(name=name, error=cause)) from error
+        if type(error) is OSError:  # transformers' own, of several lines
+            raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
+            raise ValueError(
+                f"The weights of {name} do not fit its config.json: they are of another model."
+            ) from error
+        raise

@@ -1,0 +1,394 @@
+"""The two sentence-transformers modules: a decoder LLM behind a template, and the pooling of its last token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import load_file_path
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from st_prompteol.adapters import keep_nf4_scales, load_adapter, skip_unpackable_modules, unpack_nf4
+from st_prompteol.template import PromptTemplate, get_template
+
+logger = logging.getLogger(__name__)
+
+# Sentences whose token ids decide how the BOS is written into a chat template: a plain word, a digit, a quote, what
+# a tokenizer may normalise at the start of a text, and nothing at all
+_PROBES = ("A jockey riding a horse.", "7", '"Quoted"', "  spaced", "\n", "😀 x", "")
+
+
+class PromptEOLTransformer(Transformer):
+    """A decoder LLM that reads every sentence inside a template; its language-model head is never loaded.
+
+    The template is the tokenizer's chat template, so the saved form is that of sentence-transformers' own
+    `Transformer` and opens without this package.
+
+    Args:
+        model_name_or_path: A decoder LLM, a model saved in this form, or an adapter repository: Hub id or folder.
+        template: A `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one `{sentence}`. Defaults to
+            None: the template of a saved model, `"prompteol"` for a base LLM.
+        layer: Which hidden state is read: -1 is the last one, after the final norm; -2 the output of the last but one
+            block. Defaults to None: the layer of a saved model, -1 for a base LLM.
+        modality_config: What a saved model's `sentence_bert_config.json` holds. Defaults to None.
+        module_output_name: Likewise; it is always `"token_embeddings"`. Defaults to None.
+        model_kwargs: As sentence-transformers' `Transformer` takes them. Defaults to None.
+        processor_kwargs: Likewise. Defaults to None.
+        config_kwargs: Likewise. Defaults to None.
+        **kwargs: Likewise.
+
+    Raises:
+        ValueError: If the model is not a decoder, the layer is out of range, the template does not fit into
+            `max_seq_length` tokens or cannot be written as a chat template of this tokenizer, an adapter does not fit,
+            or a saved sentence-transformers model is not in this form.
+        FileNotFoundError: If the base model of an adapter cannot be found.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        template: str | PromptTemplate | None = None,
+        layer: int | None = None,
+        modality_config: dict[str, Any] | None = None,
+        module_output_name: str | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model_kwargs, processor_kwargs, config_kwargs = model_kwargs or {}, processor_kwargs or {}, config_kwargs or {}
+        is_saved = modality_config is not None and template is None
+        if is_saved:
+            saved_layer = _saved_layer(model_name_or_path, modality_config)
+            layer = saved_layer if layer is None else layer
+        layer = -1 if layer is None else layer
+
+        hub_kwargs = _hub_kwargs(model_kwargs)
+        adapter = _adapter_config(model_name_or_path, hub_kwargs)
+        config = _load_decoder_config(model_name_or_path, adapter, config_kwargs)
+        _check_layer(layer, config)
+        # An adapter repository without tokenizer files is opened as its base, with the adapter put on top.
+        bare_adapter = adapter is not None and not _has_file(model_name_or_path, "tokenizer_config.json", hub_kwargs)
+        if adapter is not None and bare_adapter:
+            source = str(adapter.base_model_name_or_path)
+            model_kwargs, processor_kwargs, config_kwargs = (
+                {**options, "revision": adapter.revision}
+                for options in (model_kwargs, processor_kwargs, config_kwargs)
+            )
+        else:
+            source = model_name_or_path
+        super().__init__(
+            source,
+            modality_config=_modality_config(layer),
+            module_output_name="token_embeddings",
+            model_kwargs=model_kwargs,
+            processor_kwargs=processor_kwargs,
+            config_kwargs=config_kwargs,
+            **kwargs,
+        )
+        if bare_adapter:
+            load_adapter(self.model, model_name_or_path, **hub_kwargs)
+
+        tokenizer = self.tokenizer
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        if tokenizer.pad_token is None:  # the attention mask hides pads, so any token of the vocabulary serves
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+        if is_saved:
+            self._check_length(self.template, self.max_seq_length)
+        else:
+            self.template = get_template("prompteol" if template is None else template)
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: PretrainedConfig,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> PreTrainedModel:
+        """Loads the body; a quantised one so that this CPU can run it, an adapter with every tensor accounted for."""
+        skip_unpackable_modules(config, model_kwargs)
+        source, hub_kwargs = model_name_or_path, _hub_kwargs(model_kwargs)
+        if is_peft_model:
+            adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+            source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
+        model: PreTrainedModel = super()._load_model(source, transformer_task, config, backend, False, **model_kwargs)
+        keep_nf4_scales(model)
+        if is_peft_model:
+            load_adapter(model, model_name_or_path, **hub_kwargs)
+        return model
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
+        unpack_nf4(self.model)
+        super().save(output_path, *args, **kwargs)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, whose chat template is the model's template."""
+        tokenizer = super().tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ValueError(f"{self.config.name_or_path!r} has no tokenizer, but PromptEOL embeds text.")
+        return tokenizer
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The template that sentences are read in. Assign another one, its name or its text to change it."""
+        return PromptTemplate.from_chat_template(self.tokenizer.chat_template)
+
+    @template.setter
+    def template(self, template: str | PromptTemplate) -> None:
+        template = get_template(template)
+        chat_template = _chat_template(self.tokenizer, template)
+        self._check_length(template, self.max_seq_length)
+        self.tokenizer.chat_template = chat_template
+        # Upstream derives the tokens of the template's tail once per model, not once per chat template.
+        self._chat_template_suffix_cache.clear()
+
+    @property
+    def layer(self) -> int:
+        """Which hidden state is read: -1 is the last one, after the final norm. Assign another one to change it."""
+        return _layer(self.modality_config["text"]["method_output_name"])
+
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        _check_layer(layer, self.config)
+        self.modality_config = _modality_config(layer)
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """The most tokens a rendered sentence may have, BOS and template included; longer ones lose their own end."""
+        length: int | None = super().max_seq_length
+        return length
+
+    @max_seq_length.setter
+    def max_seq_length(self, max_seq_length: int | None) -> None:
+        self._check_length(self.template, max_seq_length)
+        self.tokenizer.model_max_length = max_seq_length
+
+    def count_template_tokens(self) -> int:
+        """Returns how many tokens BOS, demonstrations and template take in front of and after every sentence."""
+        # two sentences that begin and end differently, after preprocessing too
+        first, second = (_plain_ids(self.tokenizer, self.template.render(filler)) for filler in ("0.", "1 2 3'"))
+        return sum(
+            len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+            for one, other in ((first, second), (first[::-1], second[::-1]))
+        )
+
+    def _check_length(self, template: PromptTemplate, max_seq_length: int | None) -> None:
+        if max_seq_length is None:
+            return
+        needed = len(_plain_ids(self.tokenizer, template.render("x")))
+        if max_seq_length < needed:
+            raise ValueError(
+                f"max_seq_length={max_seq_length} leaves no room for a sentence: the template takes {needed} tokens "
+                f"with a sentence of one letter. Raise max_seq_length or shorten the template: {template.text!r} with "
+                f"{len(template.demonstrations)} demonstrations."
+            )
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and max_seq_length > positions > 0:
+            raise ValueError(f"max_seq_length={max_seq_length} exceeds the {positions} positions that the model has.")
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Renders and tokenises sentences.
+
+        Args:
+            inputs: The sentences. Lone surrogates, which no tokenizer takes, are read as U+FFFD.
+            prompt: Only empty or None: the template is the prompt.
+            **kwargs: As `Transformer.preprocess` takes them.
+
+        Returns:
+            `input_ids` and `attention_mask`, each `(batch_size, sequence_length)`, padded on the right.
+
+        Raises:
+            TypeError: If an input is not a string.
+            ValueError: If there is a prompt, or a sentence leaves no token at all.
+        """
+        if prompt:
+            raise ValueError(
+                f"prompt={prompt!r} has no place in PromptEOL, where the template is the prompt: leave it out, or set "
+                "model.template to a text that holds it."
+            )
+        features: dict[str, Any] = super().preprocess([_text(sentence) for sentence in inputs], **kwargs)
+        ids = features.get("input_ids")
+        if isinstance(ids, torch.Tensor) and (ids.shape[-1] == 0 or not features["attention_mask"].any(dim=1).all()):
+            raise ValueError(
+                f"An empty sentence leaves nothing to embed: the template {self.template.text!r} adds no text and the "
+                "tokenizer no BOS. Drop empty sentences or use a template with text."
+            )
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Returns the length of an embedding."""
+        config = self.config.get_text_config()
+        # OPT-350m projects its 1024 numbers to 512 after the last block.
+        if self.layer == -1 and getattr(config, "word_embed_proj_dim", None):
+            return int(config.word_embed_proj_dim)
+        return int(config.hidden_size)
+
+
+class LastTokenPooling(Pooling):
+    """The hidden state of each sentence's last token: upstream's `Pooling(..., "lasttoken")`, read directly.
+
+    Args:
+        embedding_dimension: The size of a hidden state.
+        pooling_mode: Only `"lasttoken"`, as a saved configuration says. Defaults to `"lasttoken"`.
+        include_prompt: Of no effect on the last token; kept because saved configurations hold it. Defaults to True.
+
+    Raises:
+        ValueError: If `pooling_mode` is another one.
+    """
+
+    def __init__(self, embedding_dimension: int, pooling_mode: str = "lasttoken", include_prompt: bool = True) -> None:
+        if pooling_mode != "lasttoken":
+            raise ValueError(
+                f"LastTokenPooling cannot pool by {pooling_mode!r}: use sentence-transformers' Pooling for that."
+            )
+        super().__init__(embedding_dimension, pooling_mode=pooling_mode, include_prompt=include_prompt)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `sentence_embedding` `(batch_size, hidden_size)` to the features."""
+        if "cu_seq_lens_q" in features:  # rows without padding, one after the other
+            return super().forward(features, **kwargs)  # type: ignore[no-any-return]
+        token_embeddings, mask = features["token_embeddings"], features["attention_mask"]
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * positions).argmax(dim=1)  # (batch_size,), whichever side the padding is on
+        rows = torch.arange(mask.shape[0], device=token_embeddings.device)
+        features["sentence_embedding"] = token_embeddings[rows, last.to(token_embeddings.device)]
+        return features
+
+
+def _hub_kwargs(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: model_kwargs[key]
+        for key in ("revision", "token", "cache_dir", "local_files_only")
+        if model_kwargs.get(key) is not None
+    }
+
+
+def _has_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> bool:
+    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
+    return load_file_path(model_name_or_path, filename, **where) is not None
+
+
+def _adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> PeftConfig | None:
+    if not _has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
+        return None
+    return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+
+
+def _load_decoder_config(
+    model_name_or_path: str, adapter: PeftConfig | None, config_kwargs: dict[str, Any]
+) -> PretrainedConfig:
+    """Reads the configuration of the LLM, the base one of an adapter, and refuses what predicts no next token."""
+    source = model_name_or_path
+    if adapter is not None:
+        source, config_kwargs = str(adapter.base_model_name_or_path), {**config_kwargs, "revision": adapter.revision}
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, **config_kwargs)
+    except OSError as error:
+        if adapter is None:
+            raise
+        raise FileNotFoundError(
+            f"The adapter {model_name_or_path!r} was trained on {source!r}, which cannot be opened: put the base "
+            "model there, log in if it is gated, or mend base_model_name_or_path in adapter_config.json."
+        ) from error
+    text_config = config.get_text_config()
+    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
+        config, "auto_map", {}
+    )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        is_decoder = is_decoder and getattr(config, "is_decoder", False)
+    if getattr(config, "is_encoder_decoder", False) or getattr(text_config, "is_causal", True) is False:
+        is_decoder = False
+    if not is_decoder or getattr(text_config, "use_bidirectional_attention", None) is True:
+        raise ValueError(
+            f"{source!r} ({config.model_type}) is not a decoder LLM, so its last token has not read the sentence to "
+            "predict a next one: use a causal language model such as 'facebook/opt-125m' here, and plain "
+            "SentenceTransformer for encoders."
+        )
+    return config
+
+
+def _check_layer(layer: int, config: PretrainedConfig) -> None:
+    blocks = config.get_text_config().num_hidden_layers
+    if not isinstance(layer, int) or not -blocks <= layer <= -1:
+        raise ValueError(
+            f"layer={layer!r} is out of range: {config.name_or_path!r} has {blocks} blocks, so choose -1 (the last, "
+            f"after the final norm) to {-blocks} (the first)."
+        )
+
+
+def _modality_config(layer: int) -> dict[str, Any]:
+    """What makes sentence-transformers render text through the chat template and read hidden state `layer`."""
+    output = "last_hidden_state" if layer == -1 else ["hidden_states", layer]
+    text = {"method": "forward", "method_output_name": output}
+    return {"text": text, "message": {**text, "format": "flat"}}
+
+
+def _layer(method_output_name: Any) -> int:
+    return -1 if method_output_name == "last_hidden_state" else int(method_output_name[1])
+
+
+def _saved_layer(model_name_or_path: str, modality_config: dict[str, Any] | None) -> int:
+    try:
+        layer = _layer((modality_config or {})["text"]["method_output_name"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        layer = 0
+    if modality_config != _modality_config(layer):
+        raise ValueError(
+            f"{model_name_or_path!r} is a sentence-transformers model, but not one in PromptEOL's form: open it with "
+            "SentenceTransformer, or pass a template to read sentences in."
+        )
+    return layer
+
+
+def _text(sentence: Any) -> str:
+    if not isinstance(sentence, str):
+        raise TypeError(
+            f"PromptEOL embeds strings, but got {sentence!r:.80} ({type(sentence).__name__}): convert or drop it."
+        )
+    try:
+        sentence.encode()
+    except UnicodeEncodeError:
+        return sentence.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return sentence
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of `text` with the tokenizer's BOS, if it has one, and never an EOS."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    bare: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    appended = len(ids) > len(bare) and ids[-1] == tokenizer.eos_token_id and bare[-1:] != ids[-1:]
+    return ids[:-1] if appended else ids
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> str:
+    """Writes `template` for this tokenizer, with the BOS spelled so that the ids are those of the plain call."""
+    bos = tokenizer.bos_token or ""
+    expected = [_plain_ids(tokenizer, template.render(probe)) for probe in _PROBES]
+    for prefix in dict.fromkeys((bos, f"{bos} ", "")):
+        chat_template = template.to_chat_template(prefix)
+        conversations = [[{"role": "user", "content": probe}] for probe in _PROBES]
+        rendered = tokenizer.apply_chat_template(conversations, chat_template=chat_template, return_dict=True)
+        if rendered["input_ids"] == expected:
+            return chat_template
+    raise ValueError(
+        f"The tokenizer of {tokenizer.name_or_path!r} gives other token ids for a chat template than for plain text "
+        f"(BOS {bos!r}), so a saved model would embed other text: use another tokenizer of this model."
+    )

@@ -1,0 +1,279 @@
+"""Prompt templates: a sentence becomes the text whose last token's hidden state is its embedding.
+
+Standard library only. `PromptTemplate.render` is the definition; `PromptTemplate.to_chat_template` writes the same
+function as a Jinja chat template, which is how a saved model carries its template, and
+`PromptTemplate.from_chat_template` reads it back.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal, get_args
+
+Preprocessing = Literal["paper", "none"]
+
+HOLE = "{sentence}"
+
+# A word that follows an opening quote is closed by its counterpart; after anything else it stands bare.
+_CLOSING_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」"}
+
+# The chat template is this program over four literals. It is written and read back as a whole: text that
+# `from_chat_template` cannot reproduce to the character was not written by `to_chat_template`.
+_CHAT_TEMPLATE = """\
+{%%- set bos = %(bos)s -%%}
+{%%- set text = %(text)s -%%}
+{%%- set demonstrations = %(demonstrations)s -%%}
+{%%- macro clean(sentence) -%%}%(clean)s{%%- endmacro -%%}
+{%%- if messages | length != 1 or messages[0]["role"] != "user" -%%}
+  {{- raise_exception("This model's template is the prompt: pass one sentence, without `prompt`, `prompt_name` or \
+a system message.") -}}
+{%%- endif -%%}
+{%%- set before, after = text.split("{sentence}") -%%}
+{%%- set ns = namespace(rendered="") -%%}
+{%%- for sentence, word in demonstrations -%%}
+  {%%- set ns.rendered = ns.rendered ~ before ~ clean(sentence) ~ after ~ %(gap)s ~ word ~ %(stop)s -%%}
+{%%- endfor -%%}
+{{- bos ~ (ns.rendered ~ before ~ clean(messages[0]["content"]) ~ after)%(strip)s -}}
+"""
+_CLEAN = {
+    "paper": """
+  {%- if sentence and sentence[-1] not in ".?\\"'" -%}{%- set sentence = sentence ~ "." -%}{%- endif -%}
+  {%- set sentence = sentence | replace('"', "'") -%}
+  {%- if sentence and sentence[-1] == "?" -%}{%- set sentence = sentence[:-1] ~ "." -%}{%- endif -%}
+  {{- sentence -}}
+""",
+    "none": "{{- sentence -}}",
+}
+_STRIP = {"paper": " | trim", "none": ""}
+_LITERALS = re.compile(
+    r"\{%- set bos = (?P<bos>.*) -%\}\n"
+    r"\{%- set text = (?P<text>.*) -%\}\n"
+    r"\{%- set demonstrations = (?P<demonstrations>.*) -%\}\n"
+)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One worked example in front of the sentence: a sentence and the word that stands for it.
+
+    Args:
+        sentence: The demonstration's sentence, e.g. `"A jockey riding a horse."`; preprocessed as the template says.
+        word: The word that the template asks for, e.g. `"Equestrian"`; it stands in the prompt as it is.
+
+    Raises:
+        ValueError: If either is empty or holds a line break, or the word holds a double quote, which would end the
+            quotation that the template opened.
+    """
+
+    sentence: str
+    word: str
+
+    def __post_init__(self) -> None:
+        for name, value in (("sentence", self.sentence), ("word", self.word)):
+            if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1:
+                raise ValueError(
+                    f"A demonstration's {name} must be one line of text that is not blank, got {value!r}: "
+                    "mend or drop this demonstration."
+                )
+        if '"' in self.word:
+            raise ValueError(
+                f"A demonstration's word must not hold a double quote, got {self.word!r}: the template quotes the "
+                "word itself."
+            )
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    r"""The text around a sentence, with its demonstrations and the preprocessing of sentences.
+
+    Args:
+        text: The template with exactly one `{sentence}`; every other brace is literal. Defaults to PromptEOL's
+            `This sentence : "{sentence}" means in one word:"` (Jiang et al. 2023, section 3.1).
+        demonstrations: Worked examples in front of the sentence (section 3.2), in this order. Defaults to none.
+        preprocessing: `"paper"` applies the paper's evaluation preprocessing: a full stop is appended to a sentence
+            that is not empty and does not end in one of `. ? " '`, double quotes become single ones, a final
+            question mark becomes a full stop, and the rendered text is stripped. `"none"` leaves sentences as they
+            are. Defaults to `"paper"`.
+
+    Raises:
+        ValueError: If `text` holds no hole or more than one, `preprocessing` is unknown, or there are demonstrations
+            but no text after the hole that a word could follow.
+
+    Example:
+        >>> PromptTemplate(demonstrations=(Demonstration("A jockey riding a horse.", "Equestrian"),)).render("Hi")
+        'This sentence : "A jockey riding a horse." means in one word:"Equestrian".This sentence : "Hi." means in one word:"'
+    """  # noqa: E501 - the rendered example is one line
+
+    text: str = 'This sentence : "{sentence}" means in one word:"'
+    demonstrations: tuple[Demonstration, ...] = ()
+    preprocessing: Preprocessing = "paper"
+
+    def __post_init__(self) -> None:
+        holes = self.text.count(HOLE)
+        if holes != 1:
+            raise ValueError(
+                f"The template {self.text!r} has {holes} places for the sentence, but it needs exactly one: "
+                f"write {HOLE} once where the sentence goes."
+            )
+        if self.preprocessing not in get_args(Preprocessing):
+            raise ValueError(
+                f"Unknown preprocessing {self.preprocessing!r}: choose one of {', '.join(get_args(Preprocessing))}."
+            )
+        object.__setattr__(self, "demonstrations", tuple(self.demonstrations))
+        for demonstration in self.demonstrations:
+            if not isinstance(demonstration, Demonstration):
+                raise ValueError(f"{demonstration!r} is not a Demonstration: write Demonstration(sentence, word).")
+        if self.demonstrations and not self._after:
+            raise ValueError(
+                f"The template {self.text!r} ends with the sentence, so a demonstration's word has no place in it: "
+                "use a template with text after the sentence, or no demonstrations."
+            )
+
+    @classmethod
+    def from_reference(cls, line: str, preprocessing: Preprocessing = "paper") -> PromptTemplate:
+        """Reads the one-line spelling of the paper's files: `_` for a space, `*sent_0*` for the sentence.
+
+        Demonstrations in the line stay part of the text, so the rendered text is what the paper's code makes of it.
+
+        Args:
+            line: One line of such a file, e.g. `This_sentence_:_"*sent_0*"_means_in_one_word:"`.
+            preprocessing: As in the constructor. Defaults to `"paper"`.
+
+        Raises:
+            ValueError: If the line does not hold `*sent_0*` exactly once, or holds a literal `{sentence}`.
+        """
+        line = line.rstrip("\r\n")
+        if line.count("*sent_0*") != 1 or HOLE in line:
+            raise ValueError(
+                f"The line {line!r} must hold *sent_0* exactly once, and no {HOLE}: it is the place of the sentence."
+            )
+        before, after = line.split("*sent_0*")
+        return cls(before.replace("_", " ") + HOLE + after.replace("_", " "), preprocessing=preprocessing)
+
+    @property
+    def _before(self) -> str:
+        return self.text.split(HOLE)[0]
+
+    @property
+    def _after(self) -> str:
+        return self.text.split(HOLE)[1]
+
+    @property
+    def _gap(self) -> str:
+        """What separates a demonstration's word from the template: nothing after a quote or a space."""
+        return "" if self._after[-1:] in _CLOSING_QUOTES or self._after[-1:].isspace() else " "
+
+    @property
+    def _stop(self) -> str:
+        """What follows a demonstration's word: the quote that the template opened, if it did, and a full stop."""
+        return _CLOSING_QUOTES.get(self._after[-1:], "") + "."
+
+    @property
+    def head(self) -> str:
+        """The text in front of every sentence: the demonstrations and the template up to the hole."""
+        shown = (
+            self._before + self._clean(shot.sentence) + self._after + self._gap + shot.word + self._stop
+            for shot in self.demonstrations
+        )
+        head = "".join(shown) + self._before
+        return head.lstrip() if self.preprocessing == "paper" else head
+
+    @property
+    def tail(self) -> str:
+        """The text after every sentence."""
+        return self._after.rstrip() if self.preprocessing == "paper" else self._after
+
+    def _clean(self, sentence: str) -> str:
+        if self.preprocessing == "none" or not sentence:
+            return sentence
+        if sentence[-1] not in ".?\"'":
+            sentence += "."
+        sentence = sentence.replace('"', "'")
+        return sentence[:-1] + "." if sentence[-1] == "?" else sentence
+
+    def render(self, sentence: str) -> str:
+        """Returns the text that is tokenised for `sentence`, without the BOS."""
+        text = self.head + self._clean(sentence) + self.tail
+        return text.strip() if self.preprocessing == "paper" else text
+
+    def to_chat_template(self, bos: str = "") -> str:
+        """Returns a Jinja chat template that renders one user message as `bos + render(content)`.
+
+        It raises for a system message, which is how sentence-transformers passes `encode(prompt=...)` on.
+
+        Args:
+            bos: Text in front of every prompt, usually the tokenizer's BOS: chat templates are tokenised without
+                special tokens. Defaults to none.
+        """
+        pairs = ", ".join(f"({_quote(shot.sentence)}, {_quote(shot.word)})" for shot in self.demonstrations)
+        return _CHAT_TEMPLATE % {
+            "bos": _quote(bos),
+            "text": _quote(self.text),
+            "demonstrations": f"[{pairs}]",
+            "clean": _CLEAN[self.preprocessing],
+            "gap": _quote(self._gap),
+            "stop": _quote(self._stop),
+            "strip": _STRIP[self.preprocessing],
+        }
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def from_chat_template(cls, chat_template: str) -> PromptTemplate:
+        """Reads the template back from what `to_chat_template` wrote.
+
+        Raises:
+            ValueError: If `chat_template` was not written by `to_chat_template`.
+        """
+        for preprocessing in get_args(Preprocessing):
+            literals = _LITERALS.match(chat_template)
+            if literals is None:
+                break
+            try:
+                bos, text, pairs = (ast.literal_eval(value) for value in literals.groups())
+                template = cls(text, tuple(Demonstration(*pair) for pair in pairs), preprocessing)
+            except (SyntaxError, TypeError, ValueError):
+                break
+            if template.to_chat_template(bos) == chat_template:
+                return template
+        raise ValueError(
+            "The chat template was not written by PromptTemplate.to_chat_template, so it holds no PromptTemplate: "
+            f"pass a template explicitly ({', '.join(TEMPLATES)}, or a PromptTemplate)."
+        )
+
+
+def _quote(text: str) -> str:
+    """Writes `text` as a string literal, in ASCII, that Jinja and Python read alike."""
+    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
+    {
+        "prompteol": PromptTemplate(),
+        "prompt": PromptTemplate('This sentence : "{sentence}" means'),
+        "none": PromptTemplate("{sentence}"),
+    }
+)
+"""The templates by name: PromptEOL, the prompt without its one-word limit, and the bare sentence."""
+
+
+def get_template(template: str | PromptTemplate) -> PromptTemplate:
+    """Returns a `PromptTemplate`: one is passed through, a name is looked up, a text with a hole is wrapped.
+
+    Raises:
+        ValueError: If `template` is neither the name of a template nor a text with one `{sentence}`.
+    """
+    if isinstance(template, PromptTemplate):
+        return template
+    if template in TEMPLATES:
+        return TEMPLATES[template]
+    if HOLE in template:
+        return PromptTemplate(template)
+    raise ValueError(
+        f"Unknown template {template!r}: choose one of {', '.join(TEMPLATES)}, or write a text with {HOLE} in it."
+    )

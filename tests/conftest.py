@@ -1,0 +1,193 @@
+"""What the tests share: tiny models and tokenizers built on the spot, ../shared, and a process without us."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+torch.set_num_threads(1)  # tiny models: two threads only wait for each other
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TEXT = [
+    "This sentence : means in one word:",
+    "A jockey riding a horse.",
+    "A man is playing a guitar and singing.",
+    "The cat sat on the mat, and the dog did not.",
+    "relating to switzerland or its people.",
+]
+SENTENCES = [
+    "A jockey riding a horse.",
+    "What is this",
+    "",
+    "Is it raining?",
+    'He said "no" twice',
+    "une phrase en français, et une autre, et encore une autre qui est longue",
+    "x",
+    "😀 emoji! ",
+]
+
+_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
+_SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 256}
+ARCHITECTURES: dict[str, Callable[[int], Any]] = {
+    "opt": lambda vocab: OPTConfig(vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, **_SIZES),
+    "opt-350m": lambda vocab: OPTConfig(
+        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **_SIZES
+    ),
+    "opt-64": lambda vocab: OPTConfig(
+        vocab_size=vocab, ffn_dim=128, word_embed_proj_dim=64, **{**_SIZES, "hidden_size": 64}
+    ),
+    "gpt2": lambda vocab: GPT2Config(vocab_size=vocab, n_embd=32, n_layer=3, n_head=4, n_positions=256),
+    "gpt-neox": lambda vocab: GPTNeoXConfig(vocab_size=vocab, intermediate_size=64, **_SIZES),
+    "llama": lambda vocab: LlamaConfig(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **_SIZES),
+    "mistral": lambda vocab: MistralConfig(
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_SIZES
+    ),
+    "qwen2": lambda vocab: Qwen2Config(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **_SIZES),
+    "qwen3": lambda vocab: Qwen3Config(
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, **_SIZES
+    ),
+    "gemma2": lambda vocab: Gemma2Config(
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **_SIZES
+    ),
+    "gemma3": lambda vocab: Gemma3TextConfig(
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **_SIZES
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs ../shared where it is absent."""
+    if not SHARED.is_dir():
+        for item in items:
+            if item.get_closest_marker("shared"):
+                item.add_marker(pytest.mark.skip(reason="needs ../shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories() -> str:
+    return str(SHARED / "hub/models/tinyllamas/stories260k")
+
+
+def build_tokenizer(folder: Path, *, bos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer like OPT's, in small: it puts a BOS in front if asked, and has no pad token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>" if bos else None, eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+def build_causal_lm(folder: Path, architecture: str = "opt", *, seed: int = 0, bos: bool = True) -> str:
+    """A random causal LM of a few thousand parameters with its tokenizer, saved as its authors would publish it."""
+    tokenizer = build_tokenizer(folder, bos=bos)
+    torch.manual_seed(seed)
+    # a few rows more than tokens: some families add special tokens of their own when the tokenizer is opened
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](len(tokenizer) + 8))
+    for parameter in model.parameters():  # the default initialisation makes all sentences alike
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One saved causal LM per architecture; read only."""
+    return {
+        name: build_causal_lm(tmp_path_factory.mktemp(name), name, bos=name not in ("gpt2", "gpt-neox", "qwen2"))
+        for name in ARCHITECTURES
+    }
+
+
+class PlainProcess:
+    """A process in which `st_prompteol` cannot be imported, and which encodes with plain sentence-transformers."""
+
+    SCRIPT = """
+import json, sys
+sys.modules["st_prompteol"] = None
+from sentence_transformers import SentenceTransformer
+models = {}
+for line in sys.stdin:
+    request = json.loads(line)
+    try:
+        model = SentenceTransformer(request["path"], device="cpu", local_files_only=True)
+        embeddings = model.encode(request["sentences"])
+        answer = {"embeddings": embeddings.tolist(), "dimension": model.get_embedding_dimension()}
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    print("ANSWER" + json.dumps(answer), flush=True)
+"""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def request(self, path: str | Path, sentences: list[str]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"path": str(path), "sentences": sentences}) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("ANSWER"):
+                answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER"))
+                return answer
+        raise RuntimeError("the process without st_prompteol ended")
+
+    def encode(self, path: str | Path, sentences: list[str]) -> np.ndarray[Any, Any]:
+        answer = self.request(path, sentences)
+        assert "error" not in answer, answer["error"]
+        embeddings = np.array(answer["embeddings"], dtype=np.float32)
+        assert embeddings.shape == (len(sentences), answer["dimension"])
+        return embeddings
+
+    def close(self) -> None:
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def plain() -> Iterator[PlainProcess]:
+    process = PlainProcess()
+    yield process
+    process.close()

@@ -1,0 +1,267 @@
+"""Adapters against peft on the causal LM, in every form that they are published in; and bitsandbytes on this CPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from st_prompteol import Demonstration, PromptEOL, quantization_config
+
+from .conftest import SENTENCES, PlainProcess, build_causal_lm
+
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+
+
+def publish_adapter(base: str, folder: Path, *, seed: int = 1, binary: bool = False, **lora: Any) -> str:
+    """A random adapter saved by peft from a causal LM: no tokenizer files, keys `base_model.model.model.…`."""
+    torch.manual_seed(seed)
+    options = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM", **lora}
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**options)).save_pretrained(folder)
+    if binary:
+        torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+        (folder / "adapter_model.safetensors").unlink()
+    return str(folder)
+
+
+def peft_oracle(base: str, adapter: str, texts: list[str]) -> np.ndarray[Any, Any]:
+    """peft's own way: the adapter on the causal LM, one text at a time, the last hidden state of the last token."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    with torch.no_grad():
+        rows = [
+            model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1][0, -1]
+            for text in texts
+        ]
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("architecture", ["opt", "opt-350m", "gpt2", "gpt-neox", "llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize("binary", [True, False], ids=["bin", "safetensors"])
+def test_the_published_form_equals_peft_on_the_causal_lm_and_is_saved_with_its_tokenizer(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str, binary: bool
+) -> None:
+    base = causal_lms[architecture]
+    adapter = publish_adapter(
+        base,
+        tmp_path / "published",
+        binary=binary,
+        fan_in_fan_out=architecture == "gpt2",  # GPT-2 stores transposes
+    )
+    model = PromptEOL(adapter, demonstrations=[JOCKEY])
+    expected = peft_oracle(base, adapter, [model.template.render(sentence) for sentence in SENTENCES])
+    scale = np.abs(expected).max()
+    embeddings = model.encode(SENTENCES)
+    np.testing.assert_allclose(embeddings / scale, expected / scale, atol=1e-5)
+    assert np.abs(PromptEOL(base, demonstrations=[JOCKEY]).encode(SENTENCES) - embeddings).max() / scale > 0.01
+    assert model.adapters == ["default"]
+
+    model.save_pretrained(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / "model.safetensors").exists()
+    np.testing.assert_allclose(plain.encode(tmp_path / "saved", SENTENCES) / scale, expected / scale, atol=1e-5)
+    again = PromptEOL(str(tmp_path / "saved"))
+    np.testing.assert_allclose(again.encode(SENTENCES) / scale, expected / scale, atol=1e-5)
+    assert again.template == model.template
+
+    model.merge_adapter()
+    assert model.adapters == []
+    np.testing.assert_allclose(model.encode(SENTENCES) / scale, expected / scale, atol=1e-5)
+    model.save_pretrained(str(tmp_path / "saved"))  # over the adapter: nothing of it may stay
+    assert not (tmp_path / "saved" / "adapter_config.json").exists()
+    np.testing.assert_allclose(plain.encode(tmp_path / "saved", SENTENCES) / scale, expected / scale, atol=1e-5)
+
+
+def test_adapters_can_be_added_switched_and_turned_off(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    base = causal_lms["llama"]
+    one = publish_adapter(base, tmp_path / "one", seed=1)
+    two = publish_adapter(base, tmp_path / "two", seed=2, target_modules=["q_proj", "v_proj"])
+    model = PromptEOL(base)
+    plain, texts = model.encode(SENTENCES), [model.template.render(sentence) for sentence in SENTENCES]
+    model.load_adapter(one, "one")
+    model.load_adapter(two, "two")
+    expected = {"one": peft_oracle(base, one, texts), "two": peft_oracle(base, two, texts)}
+    for name in ("two", "one", "two"):
+        model.set_adapter(name)
+        np.testing.assert_allclose(model.encode(SENTENCES), expected[name], rtol=1e-4, atol=1e-4)
+    model.disable_adapters()
+    np.testing.assert_allclose(model.encode(SENTENCES), plain, rtol=1e-4, atol=1e-4)
+    model.enable_adapters()
+    model.delete_adapter("two")
+    model.set_adapter("one")
+    np.testing.assert_allclose(model.encode(SENTENCES), expected["one"], rtol=1e-4, atol=1e-4)
+    assert model.adapters == ["one"]
+
+
+def test_modules_to_save_are_opened_and_merged(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    base = causal_lms["llama"]
+    adapter = publish_adapter(base, tmp_path, target_modules=["q_proj"], modules_to_save=["norm"])
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    norm = next(name for name in tensors if name.endswith("norm.weight"))
+    save_file({**tensors, norm: tensors[norm] * 3}, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    model = PromptEOL(adapter)
+    expected = peft_oracle(base, adapter, [model.template.render(sentence) for sentence in SENTENCES])
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, rtol=1e-4, atol=1e-4)
+    model.merge_adapter()
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("drop", r"it has no tensor for layers\.0\.mlp\.down_proj\.lora_A"),
+        ("add", r"the model has no place for .*layers\.9\."),
+        ("head", r"the model has no place for lm_head\.lora_A"),
+        ("reshape", r"shapes differ: .*down_proj\.lora_A\.weight \(4, 99\)"),
+        ("rename", r"Target modules .* not found"),
+    ],
+)
+def test_an_adapter_with_a_tensor_too_few_or_too_many_is_refused(
+    causal_lms: dict[str, str], tmp_path: Path, change: str, message: str
+) -> None:
+    base = causal_lms["llama"]
+    adapter = publish_adapter(base, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+    if change == "drop":
+        del tensors[name]
+    elif change == "add":
+        tensors[name.replace("layers.0", "layers.9")] = tensors[name].clone()
+    elif change == "head":
+        tensors["base_model.model.lm_head.lora_A.weight"] = torch.zeros(4, 32)
+    elif change == "reshape":
+        tensors[name] = torch.zeros(4, 99)
+    else:
+        config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["nothing"]}))
+    save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"(?s)does not fit .*{message}"):
+        PromptEOL(adapter)
+
+    model = PromptEOL(base)
+    before = model.encode(SENTENCES)
+    with pytest.raises(ValueError, match="does not fit"):
+        model.load_adapter(adapter, "other")
+    assert model.adapters == []
+    np.testing.assert_array_equal(model.encode(SENTENCES), before)
+
+
+def test_an_adapter_of_another_shape_of_base_is_refused(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    adapter = publish_adapter(causal_lms["opt"], tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = causal_lms["opt-64"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match="does not fit"):
+        PromptEOL(adapter)
+
+
+def test_an_adapter_whose_base_is_missing_names_it(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    adapter = publish_adapter(causal_lms["opt"], tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"was trained on '.*gone', which cannot be opened"):
+        PromptEOL(adapter)
+
+
+def test_there_must_be_an_adapter_to_merge(causal_lms: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="has no adapter to merge"):
+        PromptEOL(causal_lms["opt"]).merge_adapter()
+
+
+def test_a_pickle_with_code_in_it_is_not_run(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "run",))
+
+    adapter = publish_adapter(causal_lms["opt"], tmp_path, binary=True)
+    torch.save({"base_model.x": Evil()}, tmp_path / "adapter_model.bin")
+    with pytest.raises(Exception, match="weights_only"):
+        PromptEOL(adapter)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def quantizable(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """OPT with 64-wide rows, which bitsandbytes can pack for a CPU."""
+    folder = tmp_path_factory.mktemp("quantizable")
+    return build_causal_lm(folder, "opt-64")
+
+
+def dequantised(base: str, quantised: PromptEOL) -> PromptEOL:
+    """The base in float32 with the weights that the quantised ones stand for: what quantised inference means."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    model = PromptEOL(base)
+    for name, module in quantised[0].model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, Linear4bit):
+            exact = dequantize_4bit(weight.data, weight.quant_state)
+        elif isinstance(module, Linear8bitLt):
+            exact = weight.data.float() * weight.SCB[:, None] / 127
+        else:
+            continue
+        model[0].model.get_submodule(name).weight.data = exact.float().reshape(module.out_features, module.in_features)
+    return model
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_models_encode_save_and_open(
+    quantizable: str, tmp_path: Path, plain: PlainProcess, quantization: Any
+) -> None:
+    model = PromptEOL(quantizable, quantization=quantization)
+    expected = dequantised(quantizable, model).encode(SENTENCES)
+    kinds = {type(module).__name__ for module in model[0].model.modules()}
+    assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization] in kinds
+    embeddings = model.encode(SENTENCES)
+    assert model.similarity_pairwise(embeddings, expected).min() > 0.99
+    model.save_pretrained(str(tmp_path))
+    again = PromptEOL(str(tmp_path)).encode(SENTENCES)
+    scale = np.abs(embeddings).max()
+    np.testing.assert_allclose(again / scale, embeddings / scale, atol=1e-5)
+    np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES) / scale, embeddings / scale, atol=1e-5)
+
+
+def test_an_adapter_opens_on_a_quantised_base_but_is_not_merged_into_it(quantizable: str, tmp_path: Path) -> None:
+    adapter = publish_adapter(quantizable, tmp_path)
+    model = PromptEOL(adapter, quantization="nf4")
+    reference = dequantised(quantizable, PromptEOL(quantizable, quantization="nf4"))
+    reference.load_adapter(adapter)
+    embeddings, expected = model.encode(SENTENCES), reference.encode(SENTENCES)
+    assert model.similarity_pairwise(embeddings, expected).min() > 0.99
+    with pytest.raises(ValueError, match="open it without quantization, then merge"):
+        model.merge_adapter()
+
+
+@pytest.mark.shared
+def test_layers_that_this_cpu_cannot_pack_stay_unquantised_and_are_named(
+    stories: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    if not functional.has_avx512bf16():
+        pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes packs nothing")
+    with caplog.at_level(logging.WARNING, logger="st_prompteol"):
+        model = PromptEOL(stories, quantization="nf4")
+    assert "stay unquantised: layers.0.mlp.down_proj" in caplog.text
+    body = model[0].model
+    assert type(body.layers[0].mlp.down_proj) is torch.nn.Linear
+    assert type(body.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
+    exact = PromptEOL(stories).encode(SENTENCES)  # real weights hardly change
+    assert model.similarity_pairwise(model.encode(SENTENCES), exact).min() > 0.9
+
+
+def test_the_quantisation_is_the_paper_s() -> None:
+    nf4 = quantization_config("nf4")
+    assert (nf4.bnb_4bit_quant_type, nf4.bnb_4bit_use_double_quant) == ("nf4", True)
+    assert nf4.bnb_4bit_compute_dtype == torch.float32
+    assert quantization_config("int8").load_in_8bit
+    with pytest.raises(ValueError, match="Unknown quantization 'int4': choose 'nf4' or 'int8'"):
+        quantization_config("int4")

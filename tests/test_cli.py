@@ -1,0 +1,122 @@
+"""The command line: what it prints, its exit codes, and that a mistake is one sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from st_prompteol import PromptEOL
+from st_prompteol.cli import app
+
+from .conftest import SENTENCES, PlainProcess
+from .test_adapters import publish_adapter
+
+COMMANDS = ["info", "encode", "similarity", "export"]
+
+
+def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
+def test_help_is_quick_and_needs_no_pytorch(command: list[str]) -> None:
+    code = "import sys; from st_prompteol.cli import app; sys.argv = ['st-prompteol', *sys.argv[1:]]\n"
+    code += "try: app()\nfinally: assert 'torch' not in sys.modules"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 5
+    assert "Usage: st-prompteol" in done.stdout
+    assert done.stderr == ""
+
+
+def test_info_shows_what_the_model_runs_with(causal_lms: dict[str, str]) -> None:
+    code, out, _ = run("info", causal_lms["opt"], "--layer", "-2", "--template", "[red]{sentence}")
+    facts = dict(line.strip().split(maxsplit=1) for line in out.replace("template tokens", "tokens").splitlines())
+    assert code == 0
+    assert facts["template"] == "[red]{sentence}"
+    assert (facts["layer"], facts["dimension"], facts["dtype"]) == ("-2", "32", "float32")
+    assert facts["architecture"] == "OPTModel"
+    assert int(facts["parameters"]) > 10_000
+
+
+def test_encode_streams_lines_to_a_file(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    stdin = "".join(f"{sentence}\n" for sentence in SENTENCES).encode()
+    out = tmp_path / "out.npy"
+    code, printed, message = run(
+        "encode", causal_lms["opt"], "-", "-o", str(out), "--normalize", "--truncate-dim", "8", stdin=stdin
+    )
+    assert (code, printed) == (0, "")
+    assert f"{len(SENTENCES)} embeddings of 8 numbers (float32) in {out}" in message
+    expected = PromptEOL(causal_lms["opt"], truncate_dim=8).encode(SENTENCES, normalize_embeddings=True)
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+
+
+def test_similarity_prints_a_small_matrix(causal_lms: dict[str, str]) -> None:
+    code, out, _ = run("similarity", causal_lms["opt"], "a [b]cat[/b]", "a dog")
+    model = PromptEOL(causal_lms["opt"])
+    embeddings = model.encode(["a [b]cat[/b]", "a dog"])
+    value = f"{model.similarity(embeddings, embeddings)[0, 1].item():.4f}"
+    assert code == 0
+    assert out.count(value) == 2
+    assert out.count("1.0000") == 2
+    assert "a [b]cat[/b]" in out
+
+
+def test_export_merges_an_adapter_into_a_folder_for_anyone(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+) -> None:
+    adapter = publish_adapter(causal_lms["llama"], tmp_path / "adapter")
+    code, out, message = run("export", adapter, str(tmp_path / "full"))
+    assert (code, out) == (0, "")
+    assert "open it with SentenceTransformer" in message
+    assert not (tmp_path / "full" / "adapter_config.json").exists()
+    expected = PromptEOL(adapter).encode(SENTENCES)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(plain.encode(tmp_path / "full", SENTENCES) / scale, expected / scale, atol=1e-5)
+
+
+def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    model = causal_lms["opt"]
+    (tmp_path / "latin1.txt").write_bytes("\xfc".encode("latin-1"))
+    (tmp_path / "fine.txt").write_text("fine\n", encoding="utf-8")
+    fine, out = str(tmp_path / "fine.txt"), str(tmp_path / "out.npy")
+    mistakes = [
+        (["info", str(tmp_path / "missing")], "not found"),
+        (
+            ["info", model, "--template", "no hole"],
+            "Unknown template 'no hole': choose one of prompteol, prompt, none",
+        ),
+        (["info", model, "--template", "{sentence}{sentence}"], "has 2 places for the sentence"),
+        (["info", model, "--layer", "5"], "out of range"),
+        (["info", model, "--max-seq-length", "3"], "leaves no room for a sentence"),
+        (["similarity", model, "alone"], "nothing to be similar to"),
+        (["encode", model, str(tmp_path / "latin1.txt"), "-o", out], "Line 1"),
+        (["encode", model, fine, "-o", str(tmp_path / "out.xyz")], "Unknown output format"),
+        (["encode", model, fine, "-o", str(tmp_path / "missing" / "out.npy")], "does not exist"),
+        (["encode", model, str(tmp_path / "missing.txt"), "-o", out], "is not a file"),
+        (["export", model, "/dev/null/folder"], "/dev/null"),
+    ]
+    before = sorted(os.listdir(tmp_path))
+    for arguments, message in mistakes:
+        code, printed, error = run(*arguments)
+        assert (code, printed) == (2, ""), arguments
+        assert error.startswith("st-prompteol: ")
+        assert message in error
+        assert error.count("\n") == 1, error
+        assert "Traceback" not in error
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_unknown_options_are_usage_errors(causal_lms: dict[str, str]) -> None:
+    assert run("encode", causal_lms["opt"], "--precision", "int4", "-o", "x.npy")[0] == 2
+    assert run("encode", causal_lms["opt"])[0] == 2
+    assert run("unknown")[0] == 2

@@ -1,0 +1,280 @@
+"""Opening and saving: whatever `PromptEOL` writes opens with plain sentence-transformers in a process without us."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize
+from transformers import AutoModelForCausalLM
+
+from st_prompteol import Demonstration, LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
+
+from .conftest import ARCHITECTURES, SENTENCES, PlainProcess, build_causal_lm, build_tokenizer
+from .test_template import ODD_TEXT, templates
+
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_model_opens_without_this_package(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str
+) -> None:
+    for layer in (-1, -2):
+        model = PromptEOL(causal_lms[architecture], layer=layer, demonstrations=[JOCKEY], max_seq_length=100)
+        sentences = [*SENTENCES, "long " * 300]
+        expected = model.encode(sentences)
+        model.save_pretrained(str(tmp_path))
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(plain.encode(tmp_path, sentences) / scale, expected / scale, atol=1e-5)
+        ours = PromptEOL(str(tmp_path))
+        np.testing.assert_allclose(ours.encode(sentences) / scale, expected / scale, atol=1e-5)
+        assert (ours.template, ours.layer, ours.max_seq_length) == (model.template, layer, 100)
+    assert "st_prompteol" not in (tmp_path / "modules.json").read_text(encoding="utf-8")
+    assert [module["type"] for module in json.loads((tmp_path / "modules.json").read_text(encoding="utf-8"))] == [
+        "sentence_transformers.base.modules.transformer.Transformer",
+        "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+    ]
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether plain sentence-transformers can tokenise the text at all: it fails on lone surrogates."""
+    return text.encode("utf-8", "ignore").decode() == text
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    template=templates(),
+    sentences=st.lists(
+        # plain sentence-transformers cannot tokenise lone surrogates at all
+        st.one_of(ODD_TEXT, st.text(max_size=400)).filter(
+            lambda text: text.encode("utf-8", "ignore").decode() == text
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    layer=st.integers(-3, -1),
+    max_seq_length=st.one_of(st.none(), st.integers(150, 256)),
+)
+def test_saved_equals_in_memory_for_odd_templates_and_sentences(
+    causal_lms: dict[str, str],
+    tmp_path: Path,
+    plain: PlainProcess,
+    template: PromptTemplate,
+    sentences: list[str],
+    layer: int,
+    max_seq_length: int | None,
+) -> None:
+    try:
+        model = PromptEOL(causal_lms["opt"], template=template, layer=layer, max_seq_length=max_seq_length)
+    except ValueError as error:  # an odd template may be longer than the model's 256 positions
+        assert "leaves no room" in str(error)  # noqa: PT017 - most examples do not raise
+        return
+    expected = model.encode(sentences)
+    assert np.isfinite(expected).all()
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(plain.encode(tmp_path, sentences) / scale, expected / scale, atol=1e-5)
+    assert PromptEOL(str(tmp_path)).template == template
+
+
+def test_a_model_saved_by_plain_sentence_transformers_in_this_form_opens(
+    causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    model = PromptEOL(causal_lms["llama"], layer=-2, demonstrations=[JOCKEY], truncate_dim=16)
+    expected = model.encode(SENTENCES)
+    model.save_pretrained(str(tmp_path / "ours"))
+    SentenceTransformer(str(tmp_path / "ours")).save_pretrained(str(tmp_path / "plain"))
+    again = PromptEOL(str(tmp_path / "plain"))
+    assert isinstance(again[0], PromptEOLTransformer)
+    assert isinstance(again[1], LastTokenPooling)
+    assert expected.shape[1] == again.get_embedding_dimension() == 16
+    np.testing.assert_allclose(again.encode(SENTENCES), expected, atol=1e-5)
+
+
+def test_options_given_at_opening_win_over_saved_ones(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    path = causal_lms["opt-350m"]
+    PromptEOL(path, layer=-2, demonstrations=[JOCKEY]).save_pretrained(str(tmp_path))
+    opened = PromptEOL(str(tmp_path), layer=-1, template="prompt")
+    expected = PromptEOL(path, template="prompt")
+    np.testing.assert_allclose(opened.encode(SENTENCES), expected.encode(SENTENCES), atol=1e-5)
+    assert opened.get_embedding_dimension() == expected.get_embedding_dimension() == 16
+    other = Demonstration("meat from a deer.", "Venison")
+    kept = PromptEOL(str(tmp_path), demonstrations=[other])
+    assert kept.template == replace(PromptTemplate(), demonstrations=(other,))
+    assert kept.layer == -2
+
+
+def test_further_modules_of_a_saved_model_are_kept(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+) -> None:
+    model = PromptEOL(modules=[PromptEOLTransformer(causal_lms["llama"]), LastTokenPooling(32), Normalize()])
+    expected = model.encode(SENTENCES)
+    model.save_pretrained(str(tmp_path))
+    np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES), expected, atol=1e-5)
+    np.testing.assert_allclose(PromptEOL(str(tmp_path)).encode(SENTENCES), expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
+
+
+def test_a_foreign_sentence_transformers_model_is_refused_unless_a_template_is_given(
+    causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    SentenceTransformer(causal_lms["opt"]).save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="not one in PromptEOL's form: open it with SentenceTransformer, or pass"):
+        PromptEOL(str(tmp_path))
+    opened = PromptEOL(str(tmp_path), template="prompteol")
+    np.testing.assert_allclose(opened.encode(SENTENCES), PromptEOL(causal_lms["opt"]).encode(SENTENCES), atol=1e-5)
+
+
+def test_old_versions_of_sentence_transformers_are_told_to_update(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path))
+    config = tmp_path / "config_sentence_transformers.json"
+    saved = json.loads(config.read_text(encoding="utf-8"))
+    assert saved["requirements"]["sentence_transformers"]["specifier"] == ">=6.0"
+    saved["requirements"]["sentence_transformers"]["specifier"] = ">=999"
+    config.write_text(json.dumps(saved), encoding="utf-8")
+    with pytest.raises(ImportError, match=r"sentence.transformers.*embed the bare text"):
+        SentenceTransformer(str(tmp_path))
+
+
+def test_dtype_is_float32_on_a_cpu_unless_asked_otherwise(tmp_path: Path) -> None:
+    path = build_causal_lm(tmp_path, "llama")
+    AutoModelForCausalLM.from_pretrained(path).half().save_pretrained(path)
+    assert PromptEOL(path, device="cpu").dtype == torch.float32
+    assert PromptEOL(path, device="cpu", model_kwargs={"dtype": "auto"}).dtype == torch.float16
+    low = PromptEOL(path, device="cpu", model_kwargs={"torch_dtype": torch.bfloat16})
+    assert low.dtype == torch.bfloat16
+    assert low.encode(SENTENCES).shape == (len(SENTENCES), 32)
+
+
+def test_device_map_is_passed_on(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"], device_map={"": "cpu"})
+    np.testing.assert_allclose(model.encode(SENTENCES), PromptEOL(causal_lms["llama"]).encode(SENTENCES), atol=1e-6)
+    with pytest.raises(ValueError, match="exclude each other"):
+        PromptEOL(causal_lms["llama"], device="cpu", device_map="auto")
+
+
+def test_describes_itself(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["opt"], demonstrations=[JOCKEY])
+    facts = model.describe()
+    assert facts["template"] == (
+        'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
+        'This sentence : "{sentence}" means in one word:"'
+    )
+    ids = [model.tokenizer(model.template.render(sentence))["input_ids"] for sentence in ("q.", "q'")]
+    assert facts["template tokens"] == len(ids[0]) - 2 == len(ids[1]) - 2  # q and its end, no merge around them
+    assert facts["parameters"] == sum(p.numel() for p in model[0].model.parameters())
+    assert (facts["layer"], facts["dimension"], facts["dtype"], facts["adapters"]) == (-1, 32, "float32", None)
+
+
+class TestSavingIsAtomic:
+    """The folder holds the old model or the new one, whatever happens."""
+
+    def test_a_failed_save_leaves_the_old_model(
+        self, causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = PromptEOL(causal_lms["opt"])
+        model.save_pretrained(str(tmp_path / "model"))
+        before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
+
+        def full_disk(*args: object, **kwargs: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        model.template = "prompt"
+        with monkeypatch.context() as patch:
+            patch.setattr(LastTokenPooling, "save", full_disk)
+            with pytest.raises(OSError, match="No space left"):
+                model.save_pretrained(str(tmp_path / "model"))
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == before
+
+    def test_nothing_of_another_kind_of_model_stays_and_everything_else_does(
+        self, causal_lms: dict[str, str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "checkpoint-1").mkdir()
+        (tmp_path / "checkpoint-1" / "optimizer.pt").write_bytes(b"state")
+        (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+        (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "pytorch_model.bin").write_bytes(b"old")
+        (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
+        (tmp_path / "1_OldPooling").mkdir()
+        PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path))
+        names = {path.name for path in tmp_path.iterdir()}
+        assert {"checkpoint-1", "notes.txt", "model.safetensors", "1_Pooling"} <= names
+        assert (tmp_path / "checkpoint-1" / "optimizer.pt").read_bytes() == b"state"
+        gone = {"adapter_config.json", "pytorch_model.bin", "model-00001-of-00002.safetensors", "1_OldPooling"}
+        assert not names & gone
+        assert PromptEOL(str(tmp_path)).encode("x").shape == (32,)
+
+    def test_pickles_are_not_written(self, causal_lms: dict[str, str], tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="saves safetensors only"):
+            PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path), safe_serialization=False)
+        assert not list(tmp_path.iterdir())
+
+
+class TestWhatCannotBeOpened:
+    """One sentence with the value, the rule and the remedy, in a built-in exception."""
+
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="not found"):
+            PromptEOL(str(tmp_path / "missing"))
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"Should have a `model_type` key in its config\.json"):
+            PromptEOL(str(tmp_path))
+
+    def test_a_name_that_is_not_in_the_cache_offline(self) -> None:
+        with pytest.raises(ConnectionError, match="'nobody/nothing' is no folder, is not in the cache"):
+            PromptEOL("nobody/nothing", local_files_only=True)
+
+    @pytest.mark.parametrize("name", ["bad name!", "a/b?"])
+    def test_a_name_that_no_repository_can_have(self, name: str) -> None:
+        with pytest.raises(FileNotFoundError, match="neither a folder nor the name of a repository"):
+            PromptEOL(name)
+
+    @pytest.mark.parametrize("keep", [20, 1000, -10])
+    def test_a_truncated_weights_file(self, causal_lms: dict[str, str], tmp_path: Path, keep: int) -> None:
+        shutil.copytree(causal_lms["opt"], tmp_path, dirs_exist_ok=True)
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:keep])
+        with pytest.raises(ValueError, match=r"A weights file of .* is damaged"):
+            PromptEOL(str(tmp_path))
+
+    def test_weights_of_another_shape(self, causal_lms: dict[str, str], tmp_path: Path) -> None:
+        shutil.copytree(causal_lms["opt"], tmp_path, dirs_exist_ok=True)
+        weights = load_file(tmp_path / "model.safetensors")
+        name = next(name for name in weights if name.endswith("fc1.weight"))
+        save_file({**weights, name: torch.zeros(3, 3)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+            PromptEOL(str(tmp_path))
+
+    def test_nothing_to_open(self) -> None:
+        with pytest.raises(ValueError, match="needs a model_name_or_path"):
+            PromptEOL()
+
+    def test_modules_that_do_not_begin_with_ours(self) -> None:
+        with pytest.raises(ValueError, match="first module of a PromptEOL is a PromptEOLTransformer"):
+            PromptEOL(modules=[LastTokenPooling(4)])
+
+    def test_an_unknown_template(self, causal_lms: dict[str, str]) -> None:
+        with pytest.raises(ValueError, match="Unknown template 'promteol': choose one of prompteol, prompt, none"):
+            PromptEOL(causal_lms["opt"], template="promteol")
+
+    def test_a_tokenizer_that_no_chat_template_can_match(self, causal_lms: dict[str, str], tmp_path: Path) -> None:
+        tokenizer = build_tokenizer(tmp_path)
+        shutil.copy(Path(causal_lms["opt"], "config.json"), tmp_path)
+        shutil.copy(Path(causal_lms["opt"], "model.safetensors"), tmp_path)
+        tokenizer.bos_token = None  # the post-processor still writes <s>, but nothing names it
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="gives other token ids for a chat template than for plain text"):
+            PromptEOL(str(tmp_path))

@@ -1,0 +1,103 @@
+"""The house: who may import whom, what is public, and what the wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import st_prompteol
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "st_prompteol"
+
+# Each module may import those in front of it; of one rank, none imports another.
+RANKS = [
+    {"template", "files", "adapters"},
+    {"modules"},
+    {"model"},
+    {"corpus"},
+    {"cli"},
+]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The modules and subpackages of the library that a file imports, at its top or inside a function."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            pytest.fail(f"{path} imports relatively: write the full name")
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "st_prompteol" and len(parts) > 1:
+                rooms.add(parts[1])
+    return {room for room in rooms if (LIBRARY / room).is_dir() or (LIBRARY / f"{room}.py").is_file()}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def test_imports_follow_the_arrows() -> None:
+    ranks = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+    files = [path for path in LIBRARY.rglob("*.py") if path != LIBRARY / "__init__.py"]
+    assert {room_of(path) for path in files} == set(ranks), "give every room of the library a rank"
+    for path in files:
+        room = room_of(path)
+        for other in imported_rooms(path) - {room}:
+            assert ranks[other] < ranks[room], f"{path.relative_to(ROOT)} imports {other}, against the arrow"
+
+
+def test_nothing_in_the_library_imports_what_stands_around_it() -> None:
+    for path in LIBRARY.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] not in {"training", "hub_cards", "benchmarks", "tests", "examples"}
+
+
+def test_public_names_are_those_of_all_and_come_when_used() -> None:
+    for name in st_prompteol.__all__:
+        assert getattr(st_prompteol, name) is not None
+    assert set(st_prompteol.__all__) == set(st_prompteol._HOMES)
+    with pytest.raises(AttributeError, match="no attribute 'PromptEol'"):
+        _ = st_prompteol.PromptEol
+
+
+def test_importing_is_silent_and_changes_nothing() -> None:
+    code = (
+        "import logging, os, warnings\n"
+        "import sentence_transformers, peft\n"  # what upstream does at import is upstream's
+        "before = dict(os.environ), list(warnings.filters), list(logging.getLogger().handlers)\n"
+        "from st_prompteol import *\n"
+        "assert (dict(os.environ), list(warnings.filters), list(logging.getLogger().handlers)) == before\n"
+        "assert not logging.getLogger('st_prompteol').handlers"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "st_prompteol",
+        f"st_prompteol-{st_prompteol.__version__}.dist-info",
+    }
+    assert "st_prompteol/py.typed" in names

@@ -1,0 +1,75 @@
+"""Real weights and sentences: what was measured for stories260k on STS-B dev, by library and command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from typer.testing import CliRunner
+
+from st_prompteol import Demonstration, PromptEOL, PromptEOLTransformer
+from st_prompteol.cli import app
+
+pytestmark = pytest.mark.shared
+
+
+@pytest.fixture(scope="module")
+def sts_b_dev(shared: Path) -> tuple[list[str], list[str], list[float]]:
+    lines = (shared / "senteval/STS/STSBenchmark/sts-dev.csv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    assert len(rows) == 1500
+    return [row[5] for row in rows], [row[6] for row in rows], [float(row[4]) for row in rows]
+
+
+def spearman(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], gold: list[float]) -> float:
+    cosine = (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+    return 100 * float(spearmanr(cosine, gold).statistic)
+
+
+def pipeline(path: str, pooling: str, template: str) -> SentenceTransformer:
+    return SentenceTransformer(modules=[PromptEOLTransformer(path, template=template), Pooling(64, pooling)])
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda path: PromptEOL(path), 24.64),
+        (lambda path: PromptEOL(path, layer=-2), 24.37),
+        (lambda path: PromptEOL(path, layer=-5), 25.74),
+        (
+            lambda path: PromptEOL(path, demonstrations=[Demonstration("A jockey riding a horse.", "Equestrian")]),
+            23.55,
+        ),
+        (lambda path: pipeline(path, "mean", "none"), 50.56),
+        (lambda path: PromptEOL(path, template="none"), 32.28),
+        (lambda path: pipeline(path, "lasttoken", "none"), 32.28),
+        (lambda path: PromptEOL(path, template="prompt"), 31.25),
+    ],
+    ids=["prompteol", "layer -2", "layer -5", "jockey", "mean", "last token", "last token by hand", "prompt"],
+)
+def test_sts_b_dev(
+    stories: str, sts_b_dev: tuple[list[str], list[str], list[float]], make: Any, expected: float
+) -> None:
+    left, right, gold = sts_b_dev
+    model = make(stories)
+    assert spearman(model.encode(left), model.encode(right), gold) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize(("layer", "expected"), [("-1", 24.64), ("-2", 24.37)])
+def test_sts_b_dev_through_the_command_line(
+    stories: str, sts_b_dev: tuple[list[str], list[str], list[float]], tmp_path: Path, layer: str, expected: float
+) -> None:
+    *sides, gold = sts_b_dev
+    embeddings = []
+    for number, sentences in enumerate(sides):
+        source, out = tmp_path / f"{number}.txt", tmp_path / f"{number}.npy"
+        source.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
+        result = CliRunner().invoke(app, ["encode", stories, str(source), "-o", str(out), "--layer", layer])
+        assert result.exit_code == 0, result.output
+        embeddings.append(np.load(out))
+    assert spearman(*embeddings, gold) == pytest.approx(expected, abs=0.02)

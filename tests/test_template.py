@@ -1,0 +1,179 @@
+"""Templates against the paper's rules written out here, and the chat template against `render`, over odd sentences."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
+from st_prompteol.template import get_template
+
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+
+
+def render_chat(chat_template: str, sentence: str) -> str:
+    return render_jinja_template([[{"role": "user", "content": sentence}]], chat_template=chat_template)[0][0]
+
+
+def reference_preprocessing(sentence: str) -> str:
+    """The paper's evaluation preprocessing, step by step as REFERENCE lists it."""
+    if len(sentence) > 0 and sentence[-1] not in ".?\"'":
+        sentence = sentence + "."
+    sentence = sentence.replace('"', "'")
+    if len(sentence) > 0 and sentence[-1] == "?":
+        sentence = sentence[:-1] + "."
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("sentence", "rendered"),
+    [
+        ("Hello", 'This sentence : "Hello." means in one word:"'),
+        ("Hello.", 'This sentence : "Hello." means in one word:"'),
+        ("Hello?", 'This sentence : "Hello." means in one word:"'),
+        ("Hello!", 'This sentence : "Hello!." means in one word:"'),
+        ("Hello ", 'This sentence : "Hello ." means in one word:"'),
+        ('say "no"', 'This sentence : "say \'no\'" means in one word:"'),
+        ("it's'", 'This sentence : "it\'s\'" means in one word:"'),
+        ("", 'This sentence : "" means in one word:"'),
+    ],
+)
+def test_renders_as_the_paper_does(sentence: str, rendered: str) -> None:
+    assert PromptTemplate().render(sentence) == rendered
+
+
+def test_one_and_more_demonstrations_stand_in_front() -> None:
+    one = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
+    two = 'This sentence : "meat from a deer." means in one word:"Venison".'
+    end = 'This sentence : "X." means in one word:"'
+    assert PromptTemplate(demonstrations=(JOCKEY,)).render("X") == one + end
+    both = PromptTemplate(demonstrations=(JOCKEY, Demonstration("meat from a deer", "Venison")))
+    assert both.render("X") == one + two + end
+    assert both.head + "X." + both.tail == both.render("X")
+
+
+def test_a_word_after_an_unquoted_template_is_set_off_by_a_space() -> None:
+    template = PromptTemplate('This sentence : "{sentence}" means', (JOCKEY,))
+    assert template.render("X") == (
+        'This sentence : "A jockey riding a horse." means Equestrian.This sentence : "X." means'
+    )
+
+
+def test_without_preprocessing_the_sentence_stays_as_it_is() -> None:
+    template = PromptTemplate("> {sentence} <", preprocessing="none")
+    assert template.render(' "what? ') == '>  "what?  <'
+
+
+def test_the_named_templates() -> None:
+    assert {name: template.text for name, template in TEMPLATES.items()} == {
+        "prompteol": 'This sentence : "{sentence}" means in one word:"',
+        "prompt": 'This sentence : "{sentence}" means',
+        "none": "{sentence}",
+    }
+    assert TEMPLATES["none"].render(" a ") == "a ."
+    with pytest.raises(TypeError):
+        TEMPLATES["new"] = PromptTemplate()
+
+
+def test_reads_the_one_line_spelling_of_the_reference() -> None:
+    assert PromptTemplate.from_reference('This_sentence_:_"*sent_0*"_means_in_one_word:"\n') == PromptTemplate()
+    line = (
+        'This_sentence_:_"A_jockey_riding_a_horse."_means_in_one_word:"Equestrian".'
+        'This_sentence_:_"*sent_0*"_means_in_one_word:"'
+    )
+    assert PromptTemplate.from_reference(line).render("X") == PromptTemplate(demonstrations=(JOCKEY,)).render("X")
+
+
+TEMPLATE_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30).filter(
+    lambda text: "{sentence}" not in text
+)
+ODD_TEXT = st.one_of(
+    st.text(max_size=40),
+    st.text(alphabet="{}%#\"'\\ \n\t.?!{{}}", max_size=20),
+    st.sampled_from(["", "{{ x }}", "{% raw %}", "{# c #}", "a\r\nb", "\x00", "&lt;b&gt;", "{sentence}", "%s %(x)s"]),
+)
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> PromptTemplate:
+    text = draw(TEMPLATE_TEXT) + "{sentence}" + draw(TEMPLATE_TEXT)
+    line = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=20)
+    demonstrations = draw(
+        st.lists(
+            st.builds(
+                Demonstration,
+                line.filter(lambda value: value.strip()),
+                line.filter(lambda value: value.strip() and '"' not in value),
+            ),
+            max_size=3,
+        )
+    )
+    if text.endswith("{sentence}"):
+        demonstrations = []
+    return PromptTemplate(text, tuple(demonstrations), draw(st.sampled_from(["paper", "none"])))
+
+
+@given(templates(), ODD_TEXT, st.sampled_from(["", "<s>", "</s> ", '{{ "', "<|begin_of_text|>"]))
+def test_the_chat_template_renders_the_same_characters_and_is_read_back(
+    template: PromptTemplate, sentence: str, bos: str
+) -> None:
+    chat_template = template.to_chat_template(bos)
+    assert chat_template.isascii()
+    assert render_chat(chat_template, sentence) == bos + template.render(sentence)
+    assert PromptTemplate.from_chat_template(chat_template) == template
+
+
+@given(templates(), ODD_TEXT)
+def test_rendering_is_preprocessing_then_template_then_strip(template: PromptTemplate, sentence: str) -> None:
+    before, after = template.text.split("{sentence}")
+    clean = reference_preprocessing if template.preprocessing == "paper" else str
+    if not template.demonstrations:
+        rendered = before + clean(sentence) + after
+        assert template.render(sentence) == (rendered.strip() if template.preprocessing == "paper" else rendered)
+    assert template.render(sentence).count(clean(sentence)) >= 1 or not sentence.strip() or not before
+
+
+def test_a_system_message_is_refused_not_dropped() -> None:
+    messages = [[{"role": "system", "content": "query: "}, {"role": "user", "content": "X"}]]
+    with pytest.raises(Exception, match="template is the prompt"):
+        render_jinja_template(messages, chat_template=PromptTemplate().to_chat_template("<s>"))
+
+
+@pytest.mark.parametrize("foreign", ["", "{{ messages[0]['content'] }}", PromptTemplate().to_chat_template() + " "])
+def test_a_foreign_chat_template_is_not_mistaken_for_ours(foreign: str) -> None:
+    with pytest.raises(ValueError, match="not written by PromptTemplate"):
+        PromptTemplate.from_chat_template(foreign)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PromptTemplate("no hole"), "has 0 places"),
+        (lambda: PromptTemplate("{sentence} {sentence}"), "has 2 places"),
+        (lambda: PromptTemplate(preprocessing="other"), "choose one of paper, none"),
+        (lambda: PromptTemplate("{sentence}", (JOCKEY,)), "no place"),
+        (lambda: PromptTemplate(demonstrations=("A", "B")), "is not a Demonstration"),
+        (lambda: Demonstration("", "word"), "must be one line of text"),
+        (lambda: Demonstration("a\nb", "word"), "must be one line of text"),
+        (lambda: Demonstration("a", 'wo"rd'), "must not hold a double quote"),
+        (lambda: get_template("promteol"), "choose one of prompteol, prompt, none"),
+        (lambda: PromptTemplate.from_reference("no_hole"), "exactly once"),
+    ],
+)
+def test_mistakes_are_named(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_needs_the_standard_library_only() -> None:
+    code = (
+        "import sys; import st_prompteol.template as t; t.PromptTemplate().to_chat_template();"
+        "print([m for m in ('torch', 'transformers', 'jinja2', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
