@@ -5,26 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import get_device_name
 
 from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
+from st_prompteol.failures import explained
 from st_prompteol.files import replacing_folder
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
@@ -127,7 +119,7 @@ class PromptEOL(SentenceTransformer):
             processor_kwargs["model_max_length"] = max_seq_length
 
         self._transformer_options: dict[str, Any] = {"template": template, "layer": layer}
-        with _explain_failures(model_name_or_path):
+        with explained(model_name_or_path):
             super().__init__(
                 model_name_or_path,
                 modules=modules,
@@ -178,7 +170,7 @@ class PromptEOL(SentenceTransformer):
         Raises:
             ValueError: If the adapter does not fit; the model is then as it was before.
         """
-        with _explain_failures(peft_model_id):
+        with explained(peft_model_id):
             load_adapter(self[0].model, peft_model_id, adapter_name, **kwargs)
 
     @property
@@ -324,43 +316,3 @@ def _write_stock_types(folder: str) -> None:
             module |= {"path": path, "type": f"{stock.__module__}.{stock.__name__}"}
     with open(modules_file, "w", encoding="utf-8") as file:
         json.dump(modules, file, indent=2)
-
-
-# Upstream's exceptions, or the causes of those it wraps around them, and the one sentence that each becomes
-_FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
-    (SafetensorError, ValueError, "A weights file of {name} is damaged ({error}): download or save it again."),
-    (GatedRepoError, PermissionError, "{name} is gated: ask for access on its page, then pass token=… or log in."),
-    (RevisionNotFoundError, FileNotFoundError, "{name} has no such revision: pass a branch, tag or commit of it."),
-    (
-        RepositoryNotFoundError,
-        FileNotFoundError,
-        "{name} is neither a folder nor a repository that you can see: check the spelling, or, if it is private, pass "
-        "token=… or log in with `hf auth login`.",
-    ),
-    (HFValidationError, FileNotFoundError, "{name} is neither a folder nor the name of a repository: {error}"),
-    (
-        LocalEntryNotFoundError,
-        ConnectionError,
-        "{name} is no folder, is not in the cache and could not be downloaded: check the spelling and the connection.",
-    ),
-)
-
-
-@contextmanager
-def _explain_failures(model_name_or_path: str | None) -> Iterator[None]:
-    """Turns the many exceptions of opening a model into one sentence of a built-in one."""
-    name = repr(model_name_or_path)
-    try:
-        yield
-    except Exception as error:
-        for kind, builtin, sentence in _FAILURES:
-            for cause in (error, error.__cause__):
-                if isinstance(cause, kind):
-                    raise builtin(sentence.format(name=name, error=cause)) from error
-        if type(error) is OSError:  # transformers' own, of several lines
-            raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
-        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-            raise ValueError(
-                f"The weights of {name} do not fit its config.json: they are of another model."
-            ) from error
-        raise

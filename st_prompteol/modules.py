@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -11,24 +10,12 @@ import torch
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import load_file_path
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from st_prompteol.adapters import keep_nf4_scales, load_adapter, skip_unpackable_modules, unpack_nf4
+from st_prompteol.decoders import check_layer, has_file, hub_kwargs_of, load_adapter_config, load_decoder_config
 from st_prompteol.template import PromptTemplate, get_template
-
-logger = logging.getLogger(__name__)
-
-# Sentences whose token ids decide how the BOS is written into a chat template: a plain word, a digit, a quote, what
-# a tokenizer may normalise at the start of a text, and nothing at all
-_PROBES = ("A jockey riding a horse.", "7", '"Quoted"', "  spaced", "\n", "😀 x", "")
+from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
 
 
 class PromptEOLTransformer(Transformer):
@@ -77,12 +64,12 @@ class PromptEOLTransformer(Transformer):
             layer = saved_layer if layer is None else layer
         layer = -1 if layer is None else layer
 
-        hub_kwargs = _hub_kwargs(model_kwargs)
-        adapter = _adapter_config(model_name_or_path, hub_kwargs)
-        config = _load_decoder_config(model_name_or_path, adapter, config_kwargs)
-        _check_layer(layer, config)
+        hub_kwargs = hub_kwargs_of(model_kwargs)
+        adapter = load_adapter_config(model_name_or_path, hub_kwargs)
+        config = load_decoder_config(model_name_or_path, adapter, config_kwargs)
+        check_layer(layer, config)
         # An adapter repository without tokenizer files is opened as its base, with the adapter put on top.
-        bare_adapter = adapter is not None and not _has_file(model_name_or_path, "tokenizer_config.json", hub_kwargs)
+        bare_adapter = adapter is not None and not has_file(model_name_or_path, "tokenizer_config.json", hub_kwargs)
         if adapter is not None and bare_adapter:
             source = str(adapter.base_model_name_or_path)
             model_kwargs, processor_kwargs, config_kwargs = (
@@ -123,7 +110,7 @@ class PromptEOLTransformer(Transformer):
     ) -> PreTrainedModel:
         """Loads the body; a quantised one so that this CPU can run it, an adapter with every tensor accounted for."""
         skip_unpackable_modules(config, model_kwargs)
-        source, hub_kwargs = model_name_or_path, _hub_kwargs(model_kwargs)
+        source, hub_kwargs = model_name_or_path, hub_kwargs_of(model_kwargs)
         if is_peft_model:
             adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
             source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
@@ -154,7 +141,7 @@ class PromptEOLTransformer(Transformer):
     @template.setter
     def template(self, template: str | PromptTemplate) -> None:
         template = get_template(template)
-        chat_template = _chat_template(self.tokenizer, template)
+        chat_template = write_chat_template(self.tokenizer, template)
         self._check_length(template, self.max_seq_length)
         self.tokenizer.chat_template = chat_template
         # Upstream derives the tokens of the template's tail once per model, not once per chat template.
@@ -167,7 +154,7 @@ class PromptEOLTransformer(Transformer):
 
     @layer.setter
     def layer(self, layer: int) -> None:
-        _check_layer(layer, self.config)
+        check_layer(layer, self.config)
         self.modality_config = _modality_config(layer)
 
     @property
@@ -184,7 +171,7 @@ class PromptEOLTransformer(Transformer):
     def count_template_tokens(self) -> int:
         """Returns how many tokens BOS, demonstrations and template take in front of and after every sentence."""
         # two sentences that begin and end differently, after preprocessing too
-        first, second = (_plain_ids(self.tokenizer, self.template.render(filler)) for filler in ("0.", "1 2 3'"))
+        first, second = (tokenize_plainly(self.tokenizer, self.template.render(filler)) for filler in ("0.", "1 2 3'"))
         return sum(
             len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
             for one, other in ((first, second), (first[::-1], second[::-1]))
@@ -193,7 +180,7 @@ class PromptEOLTransformer(Transformer):
     def _check_length(self, template: PromptTemplate, max_seq_length: int | None) -> None:
         if max_seq_length is None:
             return
-        needed = len(_plain_ids(self.tokenizer, template.render("x")))
+        needed = len(tokenize_plainly(self.tokenizer, template.render("x")))
         if max_seq_length < needed:
             raise ValueError(
                 f"max_seq_length={max_seq_length} leaves no room for a sentence: the template takes {needed} tokens "
@@ -224,7 +211,7 @@ class PromptEOLTransformer(Transformer):
                 f"prompt={prompt!r} has no place in PromptEOL, where the template is the prompt: leave it out, or set "
                 "model.template to a text that holds it."
             )
-        features: dict[str, Any] = super().preprocess([_text(sentence) for sentence in inputs], **kwargs)
+        features: dict[str, Any] = super().preprocess([tokenizable(sentence) for sentence in inputs], **kwargs)
         ids = features.get("input_ids")
         if isinstance(ids, torch.Tensor) and (ids.shape[-1] == 0 or not features["attention_mask"].any(dim=1).all()):
             raise ValueError(
@@ -273,67 +260,6 @@ class LastTokenPooling(Pooling):
         return features
 
 
-def _hub_kwargs(model_kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: model_kwargs[key]
-        for key in ("revision", "token", "cache_dir", "local_files_only")
-        if model_kwargs.get(key) is not None
-    }
-
-
-def _has_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> bool:
-    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
-    return load_file_path(model_name_or_path, filename, **where) is not None
-
-
-def _adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> PeftConfig | None:
-    if not _has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
-        return None
-    return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
-
-
-def _load_decoder_config(
-    model_name_or_path: str, adapter: PeftConfig | None, config_kwargs: dict[str, Any]
-) -> PretrainedConfig:
-    """Reads the configuration of the LLM, the base one of an adapter, and refuses what predicts no next token."""
-    source = model_name_or_path
-    if adapter is not None:
-        source, config_kwargs = str(adapter.base_model_name_or_path), {**config_kwargs, "revision": adapter.revision}
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source, **config_kwargs)
-    except OSError as error:
-        if adapter is None:
-            raise
-        raise FileNotFoundError(
-            f"The adapter {model_name_or_path!r} was trained on {source!r}, which cannot be opened: put the base "
-            "model there, log in if it is gated, or mend base_model_name_or_path in adapter_config.json."
-        ) from error
-    text_config = config.get_text_config()
-    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(
-        config, "auto_map", {}
-    )
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-        is_decoder = is_decoder and getattr(config, "is_decoder", False)
-    if getattr(config, "is_encoder_decoder", False) or getattr(text_config, "is_causal", True) is False:
-        is_decoder = False
-    if not is_decoder or getattr(text_config, "use_bidirectional_attention", None) is True:
-        raise ValueError(
-            f"{source!r} ({config.model_type}) is not a decoder LLM, so its last token has not read the sentence to "
-            "predict a next one: use a causal language model such as 'facebook/opt-125m' here, and plain "
-            "SentenceTransformer for encoders."
-        )
-    return config
-
-
-def _check_layer(layer: int, config: PretrainedConfig) -> None:
-    blocks = config.get_text_config().num_hidden_layers
-    if not isinstance(layer, int) or not -blocks <= layer <= -1:
-        raise ValueError(
-            f"layer={layer!r} is out of range: {config.name_or_path!r} has {blocks} blocks, so choose -1 (the last, "
-            f"after the final norm) to {-blocks} (the first)."
-        )
-
-
 def _modality_config(layer: int) -> dict[str, Any]:
     """What makes sentence-transformers render text through the chat template and read hidden state `layer`."""
     output = "last_hidden_state" if layer == -1 else ["hidden_states", layer]
@@ -356,39 +282,3 @@ def _saved_layer(model_name_or_path: str, modality_config: dict[str, Any] | None
             "SentenceTransformer, or pass a template to read sentences in."
         )
     return layer
-
-
-def _text(sentence: Any) -> str:
-    if not isinstance(sentence, str):
-        raise TypeError(
-            f"PromptEOL embeds strings, but got {sentence!r:.80} ({type(sentence).__name__}): convert or drop it."
-        )
-    try:
-        sentence.encode()
-    except UnicodeEncodeError:
-        return sentence.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return sentence
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` with the tokenizer's BOS, if it has one, and never an EOS."""
-    ids: list[int] = tokenizer(text)["input_ids"]
-    bare: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    appended = len(ids) > len(bare) and ids[-1] == tokenizer.eos_token_id and bare[-1:] != ids[-1:]
-    return ids[:-1] if appended else ids
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> str:
-    """Writes `template` for this tokenizer, with the BOS spelled so that the ids are those of the plain call."""
-    bos = tokenizer.bos_token or ""
-    expected = [_plain_ids(tokenizer, template.render(probe)) for probe in _PROBES]
-    for prefix in dict.fromkeys((bos, f"{bos} ", "")):
-        chat_template = template.to_chat_template(prefix)
-        conversations = [[{"role": "user", "content": probe}] for probe in _PROBES]
-        rendered = tokenizer.apply_chat_template(conversations, chat_template=chat_template, return_dict=True)
-        if rendered["input_ids"] == expected:
-            return chat_template
-    raise ValueError(
-        f"The tokenizer of {tokenizer.name_or_path!r} gives other token ids for a chat template than for plain text "
-        f"(BOS {bos!r}), so a saved model would embed other text: use another tokenizer of this model."
-    )

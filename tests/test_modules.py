@@ -17,7 +17,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, T5Config, T5Model
 
-from st_prompteol import Demonstration, LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
+from st_prompteol import (
+    TEMPLATES,
+    Demonstration,
+    LastTokenPooling,
+    PromptEOL,
+    PromptEOLTransformer,
+    PromptTemplate,
+)
 
 from .conftest import ARCHITECTURES, SENTENCES, build_tokenizer
 
@@ -210,10 +217,10 @@ def test_survives_copying_and_pickling(causal_lms: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["opt", "llama2", "llama3", "stories260k"])
-@pytest.mark.parametrize("shots", [0, 1, 4])
+@pytest.mark.parametrize("shots", [0, 1, 4, None], ids=["0", "1", "4", "bare sentence"])
 @pytest.mark.shared
 def test_token_ids_equal_the_plain_call_s_on_all_sentences_of_sts_b(
-    shared: Path, stories: str, tmp_path: Path, tokenizer: str, shots: int
+    shared: Path, stories: str, tmp_path: Path, tokenizer: str, shots: int | None
 ) -> None:
     folder = Path(stories) if tokenizer == "stories260k" else shared / "tokenizers" / tokenizer
     plain = AutoTokenizer.from_pretrained(folder)
@@ -221,14 +228,14 @@ def test_token_ids_equal_the_plain_call_s_on_all_sentences_of_sts_b(
     config = ARCHITECTURES["llama"](len(plain))
     config.max_position_embeddings = 2048
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    template = PromptTemplate(demonstrations=(SHOTS * 2)[:shots])
+    template = TEMPLATES["none"] if shots is None else PromptTemplate(demonstrations=(SHOTS * 2)[:shots])
     transformer = PromptEOLTransformer(str(tmp_path), template=template)
     lines = [
         line.rstrip("\n").split("\t")
         for split in ("train", "dev", "test")
         for line in (shared / f"senteval/STS/STSBenchmark/sts-{split}.csv").read_text(encoding="utf-8").splitlines()
     ]
-    sentences = sorted({sentence for line in lines for sentence in line[5:7]})
+    sentences = ["", *sorted({sentence for line in lines for sentence in line[5:7]})]
     assert len(sentences) > 10_000
     expected = plain([template.render(sentence) for sentence in sentences])["input_ids"]
     for start in range(0, len(sentences), 1000):

@@ -17,7 +17,8 @@ LIBRARY = ROOT / "st_prompteol"
 
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {"template", "files", "adapters"},
+    {"template", "files", "failures", "adapters", "decoders"},
+    {"tokens"},
     {"modules"},
     {"model"},
     {"corpus"},

@@ -1,0 +1,78 @@
+"""What can be opened: decoder LLMs, and adapters by the decoder LLM that they were trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig
+from sentence_transformers.util import load_file_path
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PretrainedConfig
+
+
+def hub_kwargs_of(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of `model_kwargs` says where on the Hub, or in the cache, files are."""
+    return {
+        key: model_kwargs[key]
+        for key in ("revision", "token", "cache_dir", "local_files_only")
+        if model_kwargs.get(key) is not None
+    }
+
+
+def has_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> bool:
+    """Says whether a folder or repository has a file."""
+    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
+    return load_file_path(model_name_or_path, filename, **where) is not None
+
+
+def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> PeftConfig | None:
+    """Returns the configuration of an adapter repository, None for any other."""
+    if not has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
+        return None
+    return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+
+
+def load_decoder_config(
+    model_name_or_path: str, adapter: PeftConfig | None, config_kwargs: dict[str, Any]
+) -> PretrainedConfig:
+    """Reads the configuration of the LLM, the base one of an adapter, and refuses what predicts no next token."""
+    source = model_name_or_path
+    if adapter is not None:
+        source, config_kwargs = str(adapter.base_model_name_or_path), {**config_kwargs, "revision": adapter.revision}
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, **config_kwargs)
+    except OSError as error:
+        if adapter is None:
+            raise
+        raise FileNotFoundError(
+            f"The adapter {model_name_or_path!r} was trained on {source!r}, which cannot be opened: put the base "
+            "model there, log in if it is gated, or mend base_model_name_or_path in adapter_config.json."
+        ) from error
+    if not _is_decoder(config):
+        raise ValueError(
+            f"{source!r} ({config.model_type}) is not a decoder LLM, so its last token has not read the sentence to "
+            "predict a next one: use a causal language model such as 'facebook/opt-125m' here, and plain "
+            "SentenceTransformer for encoders."
+        )
+    return config
+
+
+def _is_decoder(config: PretrainedConfig) -> bool:
+    text_config = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    if getattr(text_config, "is_causal", True) is False or getattr(text_config, "use_bidirectional_attention", False):
+        return False
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return False
+    remote_classes = getattr(config, "auto_map", {})  # of a repository with its own code
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote_classes
+
+
+def check_layer(layer: int, config: PretrainedConfig) -> None:
+    """Raises ValueError unless `layer` counts one of the blocks from the end, -1 being the last."""
+    blocks = config.get_text_config().num_hidden_layers
+    if not isinstance(layer, int) or not -blocks <= layer <= -1:
+        raise ValueError(
+            f"layer={layer!r} is out of range: {config.name_or_path!r} has {blocks} blocks, so choose -1 (the last, "
+            f"after the final norm) to {-blocks} (the first)."
+        )
