@@ -14,7 +14,7 @@ _PROBES = ("A jockey riding a horse.", "7", '"Quoted"', "  spaced", "\n", "😀 
 
 
 def tokenizable(sentence: Any) -> str:
-    """Returns the sentence, its lone surrogates, which no tokenizer takes, as U+FFFD; raises TypeError for non-strings."""
+    """Returns the sentence, lone surrogates, which no tokenizer takes, as U+FFFD; TypeError for what is no string."""
     if not isinstance(sentence, str):
         raise TypeError(
             f"PromptEOL embeds strings, but got {sentence!r:.80} ({type(sentence).__name__}): convert or drop it."
