@@ -36,11 +36,7 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
 
-from .conftest import SENTENCES, build_causal_lm
-
-WORDS = (
-    "a the man woman dog cat horse plays rides sings walks small big red guitar beach this sentence means in".split()
-)
+from .conftest import SENTENCES, WORDS, build_causal_lm, build_senteval
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random BERT with a word-level tokenizer: [CLS] sentence [SEP]."""
     folder = tmp_path_factory.mktemp("bert")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS, *"\".:'01234"])}
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS.split(), *"\".:'01234"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -72,23 +68,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny folder in SentEval's layout: STS-B and the tasks on one sentence, made of a few words."""
-    folder = tmp_path_factory.mktemp("senteval")
-    rng = np.random.default_rng(0)
-
-    def sentence() -> str:
-        return " ".join(rng.choice(WORDS, size=rng.integers(3, 8)))
-
-    sts_b = folder / "STS" / "STSBenchmark"
-    sts_b.mkdir(parents=True)
-    for split in ("train", "dev", "test"):
-        rows = (f"g\tf\t2012\t{n}\t{rng.uniform(0, 5):.3f}\t{sentence()}\t{sentence()}\n" for n in range(40))
-        (sts_b / f"sts-{split}.csv").write_text("".join(rows), encoding="utf-8")
-    (folder / "MR").mkdir()
-    for name in ("neg", "pos"):
-        lines = "".join(f"{name} {sentence()}\n" for _ in range(40))
-        (folder / "MR" / f"rt-polarity.{name}").write_text(lines, encoding="latin-1")
-    return folder
+    return build_senteval(tmp_path_factory.mktemp("senteval"))
 
 
 def test_decoder_methods_are_the_pipelines_that_they_say(causal_lms: dict[str, str]) -> None:
