@@ -158,11 +158,7 @@ def install(model: PreTrainedModel) -> bool:
     quantised = getattr(model, "is_quantized", False)
     if original not in ("sdpa", "eager") or quantised or not model.is_backend_compatible():
         return False
-    name = _PREFIX + original
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _eager_attention if original == "eager" else _sdpa_attention)
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
-    model.set_attn_implementation(name)
+    model.set_attn_implementation(_PREFIX + original)
     return True
 
 
@@ -258,3 +254,9 @@ def _attention(
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
     return torch.softmax(scores, dim=-1).to(value.dtype) @ value, torch.logsumexp(scores, dim=-1)
+
+
+# At import, because a model that was pickled looks these names up in a process that has not opened one.
+for _name, _function in (("sdpa", _sdpa_attention), ("eager", _eager_attention)):
+    AttentionInterface.register(_PREFIX + _name, _function)
+    AttentionMaskInterface.register(_PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])
