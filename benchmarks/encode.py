@@ -3,7 +3,7 @@
     python benchmarks/encode.py --tokenizer TOKENIZER --sentences FILE --output benchmarks/encode
 
 Random weights of the shape of OPT-125M, a real tokenizer, real sentences (one a line). The three ways take turns, so
-that a machine that slows down slows all of them; medians and ratios are printed, and written as JSON, Markdown and PNG.
+that a machine that slows down slows them all. Medians and ratios are printed and written as JSON, Markdown and PNG.
 """
 
 from __future__ import annotations
