@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import sys
@@ -115,6 +116,9 @@ class RunArguments(SentenceTransformerTrainingArguments):
     precision: Literal["auto", "float32", "bf16", "fp16"] = field(
         default="auto", metadata={"help": "Of computing. auto: what the hardware is made for."}
     )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Compute activations twice instead of keeping them."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better STS-B dev."}
     )
@@ -123,7 +127,9 @@ class RunArguments(SentenceTransformerTrainingArguments):
     # the paper's values (appendix A) in place of upstream's
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Triplets per process and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sentences per step of an evaluation."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak, reached after warmup_steps, then linear to 0."})
+    learning_rate: float = field(
+        default=5e-4, metadata={"help": "Peak, reached after warmup_steps, then linear to 0."}
+    )
     warmup_steps: float = field(default=100, metadata={"help": "Steps, or below 1 a share of all steps."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})
     batch_sampler: str = field(default="no_duplicates", metadata={"help": "No sentence twice in a batch."})
@@ -145,12 +151,14 @@ class RunArguments(SentenceTransformerTrainingArguments):
     precision_reason: str = field(default="", init=False)
     planned_steps: int = field(default=-1, init=False)
     push_result: bool = field(default=False, init=False)
+    checkpoint_activations: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("A run needs an output_dir: pass --output_dir, or write the key into the recipe.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"mini_batch_size={self.mini_batch_size} must be at least 1, or left out.")
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or upstream refuses bf16 there
         if not (self.bf16 or self.fp16):
             precision, self.precision_reason = choose_precision(self.precision, self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
@@ -160,8 +168,8 @@ class RunArguments(SentenceTransformerTrainingArguments):
         self.planned_steps = self.max_steps
         if self.eval_strategy == "no":
             self.eval_on_start = self.load_best_model_at_end = False
-        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # the inputs of a frozen base ask for none
+        self.checkpoint_activations = bool(self.gradient_checkpointing)  # which build.py does, under either of the
+        self.gradient_checkpointing = None  # names that transformers has for it
         if self.dry_run:
             self.max_steps, self.logging_steps = 2, 1
             self.eval_strategy = self.save_strategy = "no"
@@ -196,12 +204,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments), allow_abbrev=False)  # type: ignore[arg-type]
     parser.add_argument("--config", help="Recipe: a YAML file whose keys are the names of these flags.")
     known = {action.dest for action in parser._actions} - {"config", "help"}
-    recipe = next((value for flag, value in zip(argv, [*argv[1:], ""], strict=True) if flag == "--config"), None)
-    recipe = recipe or next((flag.partition("=")[2] for flag in argv if flag.startswith("--config=")), None)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    recipe = early.parse_known_args(argv)[0].config
     flags = [*(_recipe_flags(recipe, known) if recipe else []), *argv]
-    model, data, run, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
-    for flag in unknown:
+    for flag in parser.parse_known_args(flags)[1]:
         raise ValueError(_unknown("flag", flag, {f"--{name}" for name in known}))
+    model, data, run, _ = parser.parse_args_into_dataclasses(flags)
     return model, data, run
 
 

@@ -32,6 +32,9 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
     body = model[0].model
     if getattr(body, "is_quantized", False):
         prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)  # the trainer turns that on
+    if run_args.checkpoint_activations:
+        enable = getattr(body, "activation_checkpointing_enable", body.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})  # the other kind needs inputs that ask for gradients
     if not model.adapters:
         _add_adapter(model, model_args)
     for part, parameter in body.named_parameters():
@@ -70,7 +73,9 @@ def _open(name: str, model_args: ModelArguments, run_args: RunArguments) -> Prom
         method = config.get("quant_method") if isinstance(config, dict) else None
         if method in _PACKAGES:
             package = _PACKAGES[method]
-            raise ImportError(f"{name!r} is quantised with {method}: pip install {package}, which reads it.") from error
+            raise ImportError(
+                f"{name!r} is quantised with {method}: pip install {package}, which reads it."
+            ) from error
         raise
 
 
@@ -82,8 +87,12 @@ def _add_adapter(model: PromptEOL, model_args: ModelArguments) -> None:
         lora_dropout=model_args.lora_dropout,
         target_modules=targets[0] if targets == ["all-linear"] else targets,
     )
-    layers = {part.rpartition(".")[2] for part, layer in model[0].model.named_modules() if hasattr(layer, "in_features")}
-    unknown = [] if targets == ["all-linear"] else [target for target in targets if target.split(".")[-1] not in layers]
+    layers = {
+        part.rpartition(".")[2] for part, layer in model[0].model.named_modules() if hasattr(layer, "in_features")
+    }
+    unknown = (
+        [] if targets == ["all-linear"] else [target for target in targets if target.split(".")[-1] not in layers]
+    )
     if unknown:
         raise ValueError(
             f"lora_target_modules {', '.join(unknown)} match no layer of {model.describe()['model']!r}: choose among "

@@ -137,7 +137,9 @@ class _Triplets:
             )
 
     def cut(self, chunk: list[list[str]], roles: list[str]) -> Iterator[dict[str, str]]:
-        sentences = cut_sentences([cell for row in chunk for cell in row], self.tokenizer, self.args.max_sentence_tokens)
+        sentences = cut_sentences(
+            [cell for row in chunk for cell in row], self.tokenizer, self.args.max_sentence_tokens
+        )
         width = len(roles)
         for start in range(0, len(sentences), width):
             yield dict(zip(roles, sentences[start : start + width], strict=True))
@@ -183,7 +185,9 @@ def read_file(path: str | Path) -> Iterator[Row]:
 def _read_csv(path: Path) -> Iterator[Row]:
     tabs = path.suffix == ".tsv"  # whose cells hold quotation marks as they are
     with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+        lines = csv.reader(
+            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+        )
         header = next(lines, [])
         for cells in lines:
             if cells:
@@ -265,4 +269,3 @@ def load_sts_benchmark(split: str, data_dir: str | None) -> Pairs:
 def training_preprocessing(preprocessing: str) -> tuple[str, str]:
     """Returns the preprocessing of templates (`"paper"` or `"none"`) in training and in evaluation."""
     return {"paper": ("paper", "paper"), "paper-train": ("none", "paper"), "none": ("none", "none")}[preprocessing]
-

@@ -13,14 +13,16 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
 
 import torch
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MatryoshkaLoss,
@@ -30,11 +32,11 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from st_prompteol import PromptEOL
 from st_prompteol.tokens import write_chat_template
-from training.arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
+from training.arguments import DataArguments, ModelArguments, Preprocessing, RunArguments, parse_arguments
 from training.build import build_model, check_adapter, save_merged
 from training.data import load_sts_benchmark, load_triplets, training_preprocessing
 from training.failures import explained
-from training.report import Curves, Speed, describe_run, describe_speed, forecast, format_table
+from training.report import DEV_METRIC, Curves, Speed, describe_run, describe_speed, forecast, format_table
 from training.trainer import AdapterTrainer, LengthSortedCollator, find_checkpoint
 
 
@@ -48,15 +50,16 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     # 1. the model: a base LLM, quantised or not, with an adapter on every linear layer
     set_seed(run_args.seed)
     model = build_model(model_args, run_args)
-    in_training, in_evaluation = training_preprocessing(data_args.preprocessing)
-    model.template = replace(model.template, preprocessing=in_evaluation)
+    model.template = replace(model.template, preprocessing=training_preprocessing(data_args.preprocessing)[1])
 
     # 2. the data: triplets, and STS-B dev to choose the checkpoint by
     triplets = load_triplets(data_args, model.tokenizer, run_args.seed)
     has_rows = hasattr(triplets, "__len__")
     batch_size = run_args.per_device_train_batch_size * run_args.world_size
     if has_rows and len(triplets) < batch_size:
-        raise ValueError(f"{len(triplets)} rows do not fill a batch of {batch_size}: lower per_device_train_batch_size.")
+        raise ValueError(
+            f"{len(triplets)} rows do not fill a batch of {batch_size}: lower per_device_train_batch_size."
+        )
     if not has_rows and run_args.max_steps <= 0:
         raise ValueError("A stream has no end that is known: pass --max_steps, or drop --streaming.")
     eval_batch_size = run_args.per_device_eval_batch_size
@@ -68,8 +71,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     loss = build_loss(model, run_args)
 
     # 4. the trainer
-    template = write_chat_template(model.tokenizer, replace(model.template, preprocessing=in_training))
-    preprocess = partial(model.preprocess, processing_kwargs={"chat_template": {"chat_template": template}})
     speed = Speed()
     trainer = AdapterTrainer(
         model=model,
@@ -77,7 +78,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         train_dataset=triplets,
         loss=loss,
         evaluator=dev,
-        data_collator=LengthSortedCollator(preprocess_fn=preprocess),
+        data_collator=LengthSortedCollator(preprocess_for_training(model, data_args.preprocessing)),
         callbacks=[speed, Curves()],
     )
     if run_args.early_stopping_patience is not None:
@@ -101,11 +102,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     say(f"saved: {run_args.output_dir}")
     if dev is not None:
         test = load_sts_benchmark("test", data_args.sts_data_dir).evaluator("sts-test", eval_batch_size)
-        trained = [evaluator(model)[evaluator.primary_metric] for evaluator in (dev, test)]
-        model.disable_adapters()
-        base = [evaluator(model)[evaluator.primary_metric] for evaluator in (dev, test)]
-        model.enable_adapters()
-        say(format_table(dict(zip(("STS-B dev", "STS-B test"), zip(base, trained, strict=True), strict=True))))
+        say(format_table({"STS-B dev": dev_scores(trainer), "STS-B test": compare_with_base(model, test)}))
 
     # 7. what else was asked for
     if run_args.merge:
@@ -125,6 +122,29 @@ def build_loss(model: PromptEOL, args: RunArguments) -> torch.nn.Module:
     else:
         loss = MultipleNegativesRankingLoss(model, **options)
     return MatryoshkaLoss(model, loss, args.matryoshka_dims) if args.matryoshka_dims else loss
+
+
+def preprocess_for_training(model: PromptEOL, preprocessing: Preprocessing) -> Callable[..., dict[str, Any]]:
+    """Returns `model.preprocess` with sentences prepared as in training, which may differ from evaluation."""
+    template = replace(model.template, preprocessing=training_preprocessing(preprocessing)[0])
+    options = {"chat_template": {"chat_template": write_chat_template(model.tokenizer, template)}}
+    return partial(model.preprocess, processing_kwargs=options)
+
+
+def dev_scores(trainer: AdapterTrainer) -> tuple[float, float]:
+    """Returns STS-B dev of the base LLM and of the adapter that was kept, as they were measured on the way."""
+    measured = [(row["step"], row[DEV_METRIC]) for row in trainer.state.log_history if DEV_METRIC in row]
+    kept = trainer.state.best_metric if trainer.args.load_best_model_at_end else measured[-1][1]
+    return next((score for step, score in measured if step == 0), math.nan), kept
+
+
+def compare_with_base(model: PromptEOL, evaluator: EmbeddingSimilarityEvaluator) -> tuple[float, float]:
+    """Returns the score without and with the adapter."""
+    trained = evaluator(model)[evaluator.primary_metric]
+    model.disable_adapters()
+    base = evaluator(model)[evaluator.primary_metric]
+    model.enable_adapters()
+    return base, trained
 
 
 def main(argv: Sequence[str] | None = None) -> None:

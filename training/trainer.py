@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +39,6 @@ class AdapterTrainer(SentenceTransformerTrainer):
     """
 
     tokens_seen: int = 0
-
-    def get_data_collator(self, model: Any, args: Any, processing_class: Any = None) -> LengthSortedCollator:
-        """Returns the collator that `model.preprocess`, or `preprocess_fn` of the trainer, works for."""
-        preprocess: Callable[..., dict[str, Any]] = getattr(self, "preprocess_fn", None) or model.preprocess
-        return LengthSortedCollator(preprocess_fn=preprocess, prompts=args.prompts, router_mapping=args.router_mapping)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes upstream's loss, counts tokens, and ends the run where the loss is no number.
