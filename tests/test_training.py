@@ -343,11 +343,13 @@ def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], 
     model.save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="changes nothing, embeddings are those of the base LLM"):
         script.check_adapter(model, str(tmp_path))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    with pytest.raises(ValueError, match="is not the one that was trained"):
-        script.check_adapter(model, str(tmp_path))
+    for message in ("is not the one that was trained", None):
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                script.check_adapter(model, str(tmp_path))
     model.save_pretrained(str(tmp_path))
     script.check_adapter(model, str(tmp_path))
     assert (model.adapters, model.active_adapters()) == (["default"], ["default"])

@@ -78,9 +78,7 @@ def reference_loss(base: str, columns: list[list[str]]) -> float:
     with torch.no_grad():
         hidden = lm(**batch, output_hidden_states=True).hidden_states[-1][:, -1]
     anchors, *others = hidden.view(len(columns), len(columns[0]), -1)
-    cosines = torch.stack(
-        [torch.cosine_similarity(anchors, other[None], dim=-1) for o in others for other in o], dim=1
-    )
+    cosines = torch.cosine_similarity(anchors[:, None], torch.cat(others)[None], dim=-1)
     return torch.nn.functional.cross_entropy(cosines / 0.05, torch.arange(len(anchors))).item()
 
 

@@ -116,8 +116,8 @@ class RunArguments(SentenceTransformerTrainingArguments):
     precision: Literal["auto", "float32", "bf16", "fp16"] = field(
         default="auto", metadata={"help": "Of computing. auto: what the hardware is made for."}
     )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Compute activations twice instead of keeping them."}
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations twice instead of keeping them."}
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better STS-B dev."}
@@ -169,7 +169,7 @@ class RunArguments(SentenceTransformerTrainingArguments):
         if self.eval_strategy == "no":
             self.eval_on_start = self.load_best_model_at_end = False
         self.checkpoint_activations = bool(self.gradient_checkpointing)  # which build.py does, under either of the
-        self.gradient_checkpointing = None  # names that transformers has for it
+        self.gradient_checkpointing = None  # type: ignore[assignment] - names that transformers has for it
         if self.dry_run:
             self.max_steps, self.logging_steps = 2, 1
             self.eval_strategy = self.save_strategy = "no"

@@ -11,7 +11,7 @@ from peft import prepare_model_for_kbit_training
 from transformers import AutoConfig
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
-from st_prompteol.adapters import load_adapter
+from st_prompteol.adapters import load_adapter_weights
 from training.arguments import ModelArguments, RunArguments
 
 _PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # what transformers loads weights with that come quantised
@@ -102,29 +102,24 @@ def _add_adapter(model: PromptEOL, model_args: ModelArguments) -> None:
 
 
 def check_adapter(model: PromptEOL, path: str) -> None:
-    """Opens a saved adapter beside the one that was trained and compares embeddings.
+    """Reads a saved adapter back, every tensor of it, and compares embeddings.
 
     Raises:
         ValueError: If the saved adapter embeds otherwise than the trained one, or as the base LLM does.
     """
-    body, (trained,) = model[0].model, model.adapters
     expected = model.encode(_PROBES, convert_to_tensor=True).float()
-    load_adapter(body, path, "saved")
-    try:
-        saved = model.encode(_PROBES, convert_to_tensor=True).float()
-        model.disable_adapters()
-        base = model.encode(_PROBES, convert_to_tensor=True).float()
-        model.enable_adapters()
-    finally:
-        model.delete_adapter("saved")
-        model.set_adapter(trained)
+    load_adapter_weights(model[0].model, path)
+    saved = model.encode(_PROBES, convert_to_tensor=True).float()
+    model.disable_adapters()
+    base = model.encode(_PROBES, convert_to_tensor=True).float()
+    model.enable_adapters()
     scale = expected.abs().max()
     if (saved - expected).abs().max() > 1e-3 * scale:
         raise ValueError(f"The adapter saved in {path!r} is not the one that was trained: do not use it, train again.")
     if (saved - base).abs().max() <= 1e-5 * scale:
         raise ValueError(
-            f"The adapter saved in {path!r} changes nothing, embeddings are those of the base LLM: raise learning_rate "
-            "or max_steps."
+            f"The adapter saved in {path!r} changes nothing, embeddings are those of the base LLM: raise "
+            "learning_rate or max_steps."
         )
 
 

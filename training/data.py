@@ -84,8 +84,8 @@ class _Triplets:
                 return dict(zip(ROLES, names, strict=False))
         wanted = " ".join(self.args.columns or ROLES)
         raise ValueError(
-            f"{self.source} has the columns {', '.join(map(repr, found))}, but not {wanted}: name the anchor, positive "
-            "and (optional) negative column with --columns."
+            f"{self.source} has the columns {', '.join(map(repr, found))}, but not {wanted}: name the anchor, "
+            "positive and (optional) negative column with --columns."
         )
 
     def rows(self) -> Iterator[dict[str, str]]:

@@ -4,7 +4,7 @@ python training/train.py --config training/recipes/opt-125m.yaml
 accelerate launch --num_processes 4 training/train.py --config training/recipes/opt-6.7b.yaml
 torchrun --nproc_per_node 4 training/train.py --config training/recipes/opt-6.7b.yaml
 
-Every key of a recipe is also a flag, and flags win: `--output_dir runs/mine --learning_rate 3e-4`. `--help` lists them.
+Every key of a recipe is also a flag, and flags win: `--learning_rate 3e-4`. `--help` lists them.
 """
 
 from __future__ import annotations
