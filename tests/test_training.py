@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -324,17 +325,18 @@ def test_a_mistake_ends_in_a_sentence(
     )
 
 
+@pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
 def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, method: str, package: str
 ) -> None:
-    shutil.copytree(causal_lms["llama"], tmp_path / "gptq")
-    path = tmp_path / "gptq/config.json"
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    shutil.copytree(causal_lms["llama"], tmp_path / "base")
+    path = tmp_path / "base/config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(
-        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}), encoding="utf-8"
-    )
-    message = sentence_of_exit(words(world, str(tmp_path / "gptq"), tmp_path / "run"))
-    assert "is quantised with gptq, which needs the package gptqmodel: pip install gptqmodel" in message
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32, "zero_point": True}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert f"pip install {package}" in sentence_of_exit(words(world, str(tmp_path / "base"), tmp_path / "run"))
 
 
 def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], tmp_path: Path) -> None:

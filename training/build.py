@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
-from transformers import AutoConfig
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
 from training.arguments import ModelArguments, RunArguments
 
-_PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # what transformers loads weights with that come quantised
 _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]
 
 
@@ -23,7 +21,8 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
 
     Raises:
         ValueError: If there is no base LLM, the adapter or a target module does not fit it, or as `PromptEOL`.
-        ImportError: If the base LLM comes quantised and the package that reads it is missing.
+        ImportError: If the base LLM comes quantised (GPTQ, AWQ) and the package that transformers reads it with is
+            missing.
     """
     name = model_args.adapter or model_args.model_name_or_path
     if name is None:
@@ -57,26 +56,16 @@ def _open(name: str, model_args: ModelArguments, run_args: RunArguments) -> Prom
         config.bnb_4bit_quant_storage = torch.bfloat16
         model_kwargs |= {"quantization_config": config, "dtype": torch.bfloat16}
         quantization = None
-    try:
-        return PromptEOL(
-            name,
-            template=model_args.template,
-            layer=model_args.layer,
-            quantization=quantization,
-            max_seq_length=model_args.max_seq_length,
-            revision=model_args.revision,
-            device="cpu" if sharded else str(run_args.device),
-            model_kwargs=model_kwargs,
-        )
-    except ImportError as error:
-        config = getattr(AutoConfig.from_pretrained(name, revision=model_args.revision), "quantization_config", {})
-        method = config.get("quant_method") if isinstance(config, dict) else None
-        if method in _PACKAGES:
-            package = _PACKAGES[method]
-            raise ImportError(
-                f"{name!r} is quantised with {method}: pip install {package}, which reads it."
-            ) from error
-        raise
+    return PromptEOL(
+        name,
+        template=model_args.template,
+        layer=model_args.layer,
+        quantization=quantization,
+        max_seq_length=model_args.max_seq_length,
+        revision=model_args.revision,
+        device="cpu" if sharded else str(run_args.device),
+        model_kwargs=model_kwargs,
+    )
 
 
 def _add_adapter(model: PromptEOL, model_args: ModelArguments) -> None:
