@@ -32,7 +32,7 @@ def lora_config(
     target_modules: str | Sequence[str] = "all-linear",
     **kwargs: Any,
 ) -> LoraConfig:
-    """Returns upstream's configuration with the paper's values (appendix A): LoRA on every linear layer, no bias.
+    """Returns upstream's configuration with the paper's values: LoRA on every linear layer, no bias.
 
     The language-model head gets none: it is not part of the body that `PromptEOL` trains. In 8 and 16 bit the paper's
     code adapts `["q_proj", "v_proj"]` only; pass them to match it.

@@ -369,6 +369,31 @@ def test_the_paper_s_preprocessing_is_left_out_of_its_training_only(causal_lms: 
     assert decoded == 'This sentence : "He said "no"" means in one word:"'
 
 
+def test_gathered_weights_are_what_is_saved(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    """Where weights are sharded, the parameters in memory are not those to save."""
+    model = PromptEOL(causal_lms["llama"])
+    model.add_adapter(lora_config(r=4, init_lora_weights=False))
+    gathered = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    args = script.RunArguments(output_dir=str(tmp_path), eval_strategy="no", precision="float32")
+    trainer = script.AdapterTrainer(model=model, args=args, loss=script.build_loss(model, args))
+    trainer._save(str(tmp_path / "saved"), state_dict=gathered)
+    saved = load_file(tmp_path / "saved/adapter_model.safetensors")
+    assert len(saved) == 2 * 7 * 3
+    for name, tensor in saved.items():
+        part = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+        torch.testing.assert_close(tensor, gathered[f"0.model.{part}"])
+
+
+def test_a_stream_trains_and_stops_early(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--streaming", "--max_steps", "60")
+    script.main([*argv, "--learning_rate", "0.1", "--early_stopping_patience", "1", "--preprocessing", "paper-train"])
+    steps = [int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")]
+    assert 8 <= max(steps) < 60
+    assert "negatives: 15 for each anchor" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_save_once(world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path) -> None:
     argv = words(world, causal_lms["llama"], tmp_path / "run", "--mini_batch_size", "4", "--max_steps", "4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class RunArguments(SentenceTransformerTrainingArguments):
     )
     merge: bool = field(default=False, metadata={"help": "Save a full model, the adapter added to the weights."})
     dry_run: bool = field(default=False, metadata={"help": "Two steps, then a forecast of time and memory."})
-    # the paper's values (appendix A) in place of upstream's
+    # the paper's values in place of upstream's
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Triplets per process and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sentences per step of an evaluation."})
     learning_rate: float = field(
@@ -151,6 +152,7 @@ class RunArguments(SentenceTransformerTrainingArguments):
     precision_reason: str = field(default="", init=False)
     planned_steps: int = field(default=-1, init=False)
     push_result: bool = field(default=False, init=False)
+    sharded: bool = field(default=False, init=False)
     checkpoint_activations: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -166,6 +168,9 @@ class RunArguments(SentenceTransformerTrainingArguments):
         # the trainer would push every file in the folder; train.py pushes the model
         self.push_result, self.push_to_hub = self.push_to_hub, False
         self.planned_steps = self.max_steps
+        self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if self.sharded:  # an evaluator does not see the weights that other processes hold
+            self.eval_strategy = "no"
         if self.eval_strategy == "no":
             self.eval_on_start = self.load_best_model_at_end = False
         self.checkpoint_activations = bool(self.gradient_checkpointing)  # which build.py does, under either of the

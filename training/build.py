@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,7 @@ def _open(name: str, model_args: ModelArguments, run_args: RunArguments) -> Prom
     if model_args.attn_implementation:
         model_kwargs["attn_implementation"] = model_args.attn_implementation
     quantization = None if model_args.quantization in (None, "none") else model_args.quantization
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if sharded and quantization == "nf4":  # FSDP shards what is stored as floats only
+    if run_args.sharded and quantization == "nf4":  # FSDP shards what is stored as floats only
         config = quantization_config("nf4", compute_dtype=torch.bfloat16)
         config.bnb_4bit_quant_storage = torch.bfloat16
         model_kwargs |= {"quantization_config": config, "dtype": torch.bfloat16}
@@ -63,7 +61,7 @@ def _open(name: str, model_args: ModelArguments, run_args: RunArguments) -> Prom
         quantization=quantization,
         max_seq_length=model_args.max_seq_length,
         revision=model_args.revision,
-        device="cpu" if sharded else str(run_args.device),
+        device="cpu" if run_args.sharded else str(run_args.device),
         model_kwargs=model_kwargs,
     )
 

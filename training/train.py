@@ -93,11 +93,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         say(forecast(speed, run_args.planned_steps if run_args.planned_steps > 0 else math.ceil(epochs)))
         return model
 
-    # 6. the result: adapter with tokenizer and template, opened again to see that it is used
-    if not trainer.is_world_process_zero():
+    # 6. the result: adapter with tokenizer and template, read back to see that it is used
+    trainer.save_model(run_args.output_dir)
+    if not trainer.is_world_process_zero() or run_args.sharded:
         return model
-    model.eval()
-    model.save_pretrained(run_args.output_dir)
     check_adapter(model, run_args.output_dir)
     say(f"saved: {run_args.output_dir}")
     if dev is not None:

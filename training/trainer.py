@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,19 @@ class AdapterTrainer(SentenceTransformerTrainer):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        body = self.accelerator.unwrap_model(self.model)[0].model
+        if state_dict is not None:  # what FSDP gathered: the parameters themselves are one process's shards
+            tensors = {name.removeprefix("0.model."): tensor for name, tensor in state_dict.items()}
+            body.save_pretrained = partial(body.save_pretrained, state_dict=tensors)
+        try:
+            super()._save(output_dir)
+        finally:
+            vars(body).pop("save_pretrained", None)
+
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            raise ValueError("A run with sharded weights cannot be resumed: start anew with --adapter CHECKPOINT.")
         body = self.accelerator.unwrap_model(self.model)[0].model
         load_adapter_weights(body, checkpoint_path)
 
