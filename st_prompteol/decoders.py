@@ -47,7 +47,7 @@ def load_decoder_config(
             f"The adapter {model_name_or_path!r} was trained on {source!r}, which cannot be opened: put the base "
             "model there, log in if it is gated, or mend base_model_name_or_path in adapter_config.json."
         ) from error
-    if not _is_decoder(config):
+    if not is_decoder(config):
         raise ValueError(
             f"{source!r} ({config.model_type}) is not a decoder LLM, so its last token has not read the sentence to "
             "predict a next one: use a causal language model such as 'facebook/opt-125m' here, and plain "
@@ -56,7 +56,8 @@ def load_decoder_config(
     return config
 
 
-def _is_decoder(config: PretrainedConfig) -> bool:
+def is_decoder(config: PretrainedConfig) -> bool:
+    """Says whether a configuration is that of a causal language model, one that predicts the next token."""
     text_config = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         return False

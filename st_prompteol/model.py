@@ -200,7 +200,7 @@ class PromptEOL(SentenceTransformer):
             "max_seq_length": self.max_seq_length,
             "layer": self.layer,
             "dimension": self.get_embedding_dimension(),
-            "parameters": sum(parameter.numel() for parameter in self.parameters()),
+            "parameters": transformer.model.num_parameters(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
         }

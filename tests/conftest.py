@@ -48,6 +48,8 @@ SENTENCES = [
     "😀 emoji! ",
 ]
 
+WORDS = "a the man woman dog cat horse plays rides sings walks small big red guitar beach this sentence means in"
+
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 _SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 256}
 ARCHITECTURES: dict[str, Callable[[int], Any]] = {
@@ -134,6 +136,25 @@ def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         name: build_causal_lm(tmp_path_factory.mktemp(name), name, bos=name not in ("gpt2", "gpt-neox", "qwen2"))
         for name in ARCHITECTURES
     }
+
+
+def build_senteval(folder: Path) -> Path:
+    """A tiny folder in SentEval's layout: STS-B and MR, made of a few words."""
+    rng = np.random.default_rng(0)
+
+    def sentence() -> str:
+        return " ".join(rng.choice(WORDS.split(), size=rng.integers(3, 8)))
+
+    sts_b = folder / "STS" / "STSBenchmark"
+    sts_b.mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        rows = (f"g\tf\t2012\t{n}\t{rng.uniform(0, 5):.3f}\t{sentence()}\t{sentence()}\n" for n in range(40))
+        (sts_b / f"sts-{split}.csv").write_text("".join(rows), encoding="utf-8")
+    (folder / "MR").mkdir()
+    for name in ("neg", "pos"):
+        lines = "".join(f"{name} {sentence()}\n" for _ in range(40))
+        (folder / "MR" / f"rt-polarity.{name}").write_text(lines, encoding="latin-1")
+    return folder
 
 
 class PlainProcess:

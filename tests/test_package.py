@@ -21,7 +21,7 @@ RANKS = [
     {"tokens"},
     {"modules"},
     {"model"},
-    {"corpus"},
+    {"corpus", "evaluation"},
     {"cli"},
 ]
 

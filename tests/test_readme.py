@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from st_prompteol.cli import app
 
-from .conftest import build_tokenizer
+from .conftest import build_senteval, build_tokenizer
 from .test_adapters import publish_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +37,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     OPTForCausalLM(config).save_pretrained(base)
     publish_adapter(str(base), tmp_path / "my-adapter")
     (tmp_path / "sentences.txt").write_text("One sentence.\nAnother one.\n", encoding="utf-8")
+    build_senteval(tmp_path / "senteval")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

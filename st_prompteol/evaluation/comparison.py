@@ -1,0 +1,184 @@
+"""Models of any kind side by side: each opened as it should be, evaluated by one or all methods, a row for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig
+
+from st_prompteol.adapters import quantization_config
+from st_prompteol.decoders import has_file, is_decoder
+from st_prompteol.evaluation.data import senteval_folder
+from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods, decoder_methods
+from st_prompteol.evaluation.mteb import evaluate_mteb
+from st_prompteol.evaluation.report import FORMATS, Row
+from st_prompteol.evaluation.results import Run
+from st_prompteol.evaluation.runner import expand_tasks, run_tasks
+from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
+from st_prompteol.failures import explained
+from st_prompteol.model import PromptEOL
+
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What every model of a comparison goes through.
+
+    Args:
+        tasks: SentEval tasks, or groups of them: `"sts"`, `"transfer"`, `"all"`.
+        mteb: MTEB tasks or benchmarks. Defaults to none.
+        data_dir: A folder in SentEval's layout. Defaults to None: downloaded once.
+        results_dir: Where results are kept. Defaults to `"results"`.
+        methods: Whether to compare the paper's ways of taking the vector, instead of the model as it is. Defaults to
+            False.
+        layers: The hidden states that `methods` reads. Defaults to the last.
+        fast: Whether scikit-learn's classifier stands in for SentEval's. Defaults to False.
+        rerun: Whether to run finished tasks again. Defaults to False.
+        batch_size: The models' batch size. Defaults to 32.
+    """
+
+    tasks: tuple[str, ...] = ("all",)
+    mteb: tuple[str, ...] = ()
+    data_dir: str | None = None
+    results_dir: str = "results"
+    methods: bool = False
+    layers: tuple[int, ...] = (-1,)
+    fast: bool = False
+    rerun: bool = False
+    batch_size: int = 32
+
+    def check(self, output: str | None = None, plot: str | None = None) -> None:
+        """Raises ValueError or FileNotFoundError for what would otherwise fail after the first hour of work."""
+        if self.tasks:
+            folder = senteval_folder(self.data_dir)
+            check_tasks(folder, expand_tasks(self.tasks), (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))
+        if output is not None and Path(output).suffix not in FORMATS:
+            raise ValueError(f"Unknown table format {output!r}: end its name in {', '.join(FORMATS)}.")
+        if plot is not None and Path(plot).suffix not in (".png", ".svg"):
+            raise ValueError(f"Unknown picture format {plot!r}: end its name in .png or .svg.")
+        for path in (output, plot):
+            if path is not None and not Path(path).resolve().parent.is_dir():
+                raise FileNotFoundError(f"The folder of {path!r} does not exist: make it, then run again.")
+
+    def run(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        show: Callable[[str], None] = lambda line: None,
+        show_progress_bar: bool = False,
+    ) -> Iterator[Row]:
+        """Evaluates one model and yields a row per method.
+
+        Args:
+            name: Its repository or folder: a decoder LLM, an adapter, any sentence-transformers model, an encoder.
+            options: `template`, `layer`, `quantization`, `device`, `device_map`, `revision`; None where not given.
+            show: Takes a line of text per finished task. Defaults to dropping it.
+            show_progress_bar: Whether to show progress bars. Defaults to False.
+        """
+        given = {key: value for key, value in options.items() if value is not None}
+        for method, model in self._models(name, given):
+            run = Run.of(model, name, method, revision=given.get("revision"))
+            scores: dict[str, float] = {}
+
+            def note(result: TaskResult, finished: bool, method: str = method) -> None:
+                show(
+                    f"{name}, {method}: {result.task} {result.score:.2f}" + (" (finished before)" if finished else "")
+                )
+
+            if self.tasks:
+                results = run_tasks(
+                    model,
+                    run,
+                    senteval_folder(self.data_dir),
+                    expand_tasks(self.tasks),
+                    results_dir=self.results_dir,
+                    fast=self.fast,
+                    rerun=self.rerun,
+                    batch_size=self.batch_size,
+                    show_progress_bar=show_progress_bar,
+                    callback=note,
+                )
+                scores |= {task: result.score for task, result in results.items()}
+            if self.mteb:
+                result = evaluate_mteb(
+                    model,
+                    self.mteb,
+                    name=name,
+                    revision=run.revision if self._is_as_published(name, given) else f"{run.revision}-{run.digest}",
+                    results_dir=Path(self.results_dir, "mteb"),
+                    batch_size=self.batch_size,
+                    rerun=self.rerun,
+                    show_progress_bar=show_progress_bar,
+                )
+                for task in result.task_results:
+                    scores[f"{task.task_name} (MTEB)"] = 100 * task.get_score()
+                    show(f"{name}, {method}: {task.task_name} (MTEB) {100 * task.get_score():.2f}")
+            yield Row(name, method, scores, run.parameters)
+
+    def _is_as_published(self, name: str, options: Mapping[str, Any]) -> bool:
+        """Whether the name and revision alone say how the embeddings came about."""
+        changes = {"template", "layer", "quantization"} & options.keys()
+        hub_kwargs = {"revision": options["revision"]} if "revision" in options else {}
+        return not self.methods and not changes and has_file(name, "modules.json", hub_kwargs)
+
+    def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
+        hub_kwargs = {"revision": options["revision"]} if "revision" in options else {}
+        is_saved = has_file(name, "modules.json", hub_kwargs)
+        is_llm = _is_llm(name, hub_kwargs)
+        if self.methods and is_llm:
+            decoder = PromptEOL(name, **{"template": "prompteol", **options})
+            for method, model in apply_decoder_methods(decoder, decoder_methods(name, self.layers)):
+                yield method.name, model
+        elif self.methods and not is_saved:
+            for method, model in apply_encoder_methods(name, **_upstream_options(options)):
+                yield method.name, model
+        elif is_llm:
+            try:
+                model = PromptEOL(name, **options)
+            except ValueError:
+                if not is_saved or {"template", "layer"} & options.keys():
+                    raise
+                # a sentence-transformers model around an LLM, of another form than ours
+                yield AS_IT_IS, SentenceTransformer(name, **_upstream_options(options))
+            else:
+                yield _method_name(model), model
+        else:
+            yield AS_IT_IS, SentenceTransformer(name, **_upstream_options(options))
+
+
+def _is_llm(name: str, hub_kwargs: dict[str, Any]) -> bool:
+    if has_file(name, "adapter_config.json", hub_kwargs):
+        return True
+    with explained(name):
+        if not has_file(name, "config.json", hub_kwargs) and has_file(name, "modules.json", hub_kwargs):
+            return False  # a sentence-transformers model without a language model
+        return is_decoder(AutoConfig.from_pretrained(name, **hub_kwargs))
+
+
+def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of the options a plain `SentenceTransformer` takes; the others are PromptEOL's own."""
+    if own := {"template", "layer"} & options.keys():
+        raise ValueError(f"{', '.join(sorted(own))} is for decoder LLMs: leave it out for encoders and saved models.")
+    model_kwargs: dict[str, Any] = {}
+    if "quantization" in options:
+        model_kwargs["quantization_config"] = quantization_config(options["quantization"])
+    if "device_map" in options:
+        model_kwargs["device_map"] = options["device_map"]
+    places: dict[str, Any] = {key: options[key] for key in ("device", "revision") if key in options}
+    return {**places, "model_kwargs": model_kwargs}
+
+
+def _method_name(model: PromptEOL) -> str:
+    shots = len(model.template.demonstrations)
+    name = "PromptEOL" if "in one word" in model.template.text else f"template {model.template.text!r}"
+    if shots:
+        name += f" + {shots} demonstration{'s' * (shots > 1)}"
+    if model.adapters:
+        name += " + adapter"
+    return name if model.layer == -1 else f"{name}, layer {model.layer}"

@@ -1,0 +1,60 @@
+"""The SentEval data: a folder that the user has, or the archive of it on the Hub, fetched once."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+from huggingface_hub import cached_assets_path, hf_hub_download
+
+from st_prompteol.failures import explained
+from st_prompteol.files import replacing_folder
+
+REPOSITORY, ARCHIVE = "princeton-nlp/datasets-for-simcse", "senteval.tar"
+
+
+def senteval_folder(data_dir: str | Path | None = None, *, token: str | None = None) -> Path:
+    """Returns a folder in SentEval's layout.
+
+    Args:
+        data_dir: A folder that is there already. Defaults to None: `senteval.tar` of the dataset repository
+            `princeton-nlp/datasets-for-simcse` is downloaded and unpacked into the cache, once.
+        token: Hugging Face token, if the default one will not do. Defaults to None.
+
+    Raises:
+        FileNotFoundError: If `data_dir` is not a folder, or the archive holds no such layout.
+        ValueError: If a path in the archive would leave the folder.
+        ConnectionError: If the archive is not in the cache and cannot be downloaded.
+    """
+    if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise FileNotFoundError(
+                f"{str(data_dir)!r} is not a folder: pass one in SentEval's layout, or none to download the data."
+            )
+        return Path(data_dir)
+    with explained(REPOSITORY):
+        archive = Path(hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset", token=token))
+    unpacked = cached_assets_path("st_prompteol", "senteval", archive.resolve().name)
+    if not (unpacked / "complete").exists():
+        with replacing_folder(unpacked, keep=lambda name: False) as staged:
+            unpack(archive, staged)
+            (staged / "complete").touch()
+    for folder in (unpacked, *sorted(path for path in unpacked.rglob("*") if path.is_dir())):
+        if (folder / "STS").is_dir():
+            return folder
+    raise FileNotFoundError(f"{str(archive)!r} holds no folder STS: it is not the archive of SentEval's data.")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a tar archive so that no path, link or device in it reaches out of the folder.
+
+    Raises:
+        ValueError: If one would; nothing of the archive is kept by the caller then.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.FilterError as error:
+        raise ValueError(f"{str(archive)!r} is not safe to unpack: {error}.") from error
+    except tarfile.ReadError as error:
+        raise ValueError(f"{str(archive)!r} is damaged ({error}): delete it and run again.") from error

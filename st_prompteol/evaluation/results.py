@@ -1,0 +1,176 @@
+"""Results on disk: one file per finished task, never half written, never mistaken for another model's or method's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from sentence_transformers import SentenceTransformer
+
+from st_prompteol.evaluation.senteval import TaskResult, task_files
+from st_prompteol.files import replacing_file
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = (
+    "st-prompteol",
+    "sentence-transformers",
+    "transformers",
+    "torch",
+    "peft",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model evaluated in one way: what a folder of results belongs to.
+
+    Args:
+        model: The model's repository or folder.
+        revision: Its commit on the Hub, or a fingerprint of the folder's files.
+        method: What tables call the way the vector is taken.
+        settings: What the embeddings depend on, ready for JSON: template, layer, dtype, …
+        parameters: Number of parameters.
+    """
+
+    model: str
+    revision: str
+    method: str
+    settings: Mapping[str, Any]
+    parameters: int
+
+    @classmethod
+    def of(
+        cls, model: SentenceTransformer, name: str, method: str = "as saved", *, revision: str | None = None
+    ) -> Run:
+        """Describes a model that is open.
+
+        Args:
+            model: The model.
+            name: Its repository or folder.
+            method: What tables call the way the vector is taken. Defaults to `"as saved"`.
+            revision: The branch, tag or commit that was opened. Defaults to None: the main branch.
+        """
+        body = model.transformers_model
+        settings = {
+            "method": method,
+            "modules": [repr(module) for module in model],
+            "chat_template": getattr(model.tokenizer, "chat_template", None),
+            "max_seq_length": model.max_seq_length,
+            "truncate_dim": model.truncate_dim,
+            "dtype": str(model.dtype),
+            "quantization": _quantization(body),
+            "adapters": sorted(getattr(body, "peft_config", {})),
+        }
+        # transformers counts 4-bit weights, of which a tensor packs two into a byte
+        parameters = body.num_parameters() if body is not None else sum(p.numel() for p in model.parameters())
+        return cls(name, revision_of(name, revision), method, settings, parameters)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    def folder(self, results_dir: str | Path) -> Path:
+        """Returns where its results lie: `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
+        return Path(results_dir, _slug(self.model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
+
+
+def revision_of(name: str, revision: str | None = None) -> str:
+    """Returns the commit of a Hub model that is in the cache, or, for a folder, a hash of the files that make it."""
+    if not os.path.isdir(name):
+        for filename in ("config.json", "adapter_config.json", "modules.json"):
+            cached = try_to_load_from_cache(name, filename, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached).parent.name  # snapshots/<commit>/<filename>
+        return "unknown"
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).rglob("*")):
+        if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt") and path.is_file():
+            digest.update(f"{path.relative_to(name)}:".encode())
+            with open(path, "rb") as file:
+                while chunk := file.read(2**24):
+                    digest.update(chunk)
+    return f"local-{digest.hexdigest()[:12]}"
+
+
+def save_result(
+    results_dir: str | Path, run: Run, result: TaskResult, data_dir: str | Path, seconds: float, stored_as: str
+) -> None:
+    """Writes the result of a task, with what it takes to trust it, to `<stored_as>.json`."""
+    folder = run.folder(results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "model": run.model,
+        "revision": run.revision,
+        "method": run.method,
+        "parameters": run.parameters,
+        "task": result.task,
+        "score": result.score,
+        "details": result.details,
+        "settings": dict(run.settings),
+        "data": data_fingerprint(data_dir, result.task),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "seconds": round(seconds, 3),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    with replacing_file(folder / f"{stored_as}.json") as staged:
+        staged.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def load_result(
+    results_dir: str | Path, run: Run, task: str, data_dir: str | Path, stored_as: str
+) -> TaskResult | None:
+    """Returns the saved result of a task, None if there is none for this run and this data.
+
+    A damaged file is set aside as `<stored_as>.json.damaged`.
+    """
+    path = run.folder(results_dir) / f"{stored_as}.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = TaskResult(content["task"], float(content["score"]), content["details"])
+        data = content["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        os.replace(path, f"{path}.damaged")
+        logger.warning("%s is damaged (%s): set aside as %s.damaged, the task runs again.", path, error, path.name)
+        return None
+    return result if data == data_fingerprint(data_dir, task) else None
+
+
+def data_fingerprint(data_dir: str | Path, task: str) -> str:
+    """Returns a hash of the files that a task reads."""
+    digest = hashlib.sha256()
+    for path in task_files(data_dir, task):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _quantization(body: Any) -> Any:
+    config: Any = getattr(getattr(body, "config", None), "quantization_config", None)
+    return config.to_dict() if hasattr(config, "to_dict") else config
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "__", name.strip("/")).strip("_") or "model"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

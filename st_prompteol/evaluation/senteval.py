@@ -1,0 +1,268 @@
+"""Reading the SentEval tasks: a folder in SentEval's layout becomes sentences and labels, every line checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+STS_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
+STS_DEV_TASK = "STSBenchmark-dev"
+TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The result of one task.
+
+    Args:
+        task: The task's name.
+        score: The number that tables show, x100: Spearman over all pairs (STS) or test accuracy (transfer).
+        details: Everything else worth keeping, ready for JSON, scores x100.
+    """
+
+    task: str
+    score: float
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one subset (STS) or one split (transfer).
+
+    Args:
+        columns: One list of sentences, or two for a task on pairs. Tokens are separated by one space, as SentEval
+            hands them to a model.
+        labels: Gold scores (float64) or classes (int64), shape `(len(columns[0]),)`.
+    """
+
+    columns: tuple[list[str], ...]
+    labels: npt.NDArray[Any]
+
+
+def task_files(data_dir: str | Path, task: str) -> list[Path]:
+    """Lists the files that a task reads.
+
+    Args:
+        data_dir: A folder in SentEval's layout: `STS`, `SICK`, `MR`, `CR`, `SUBJ`, `MPQA`, `SST`, `TREC`, `MRPC`.
+        task: One of `STS_TASKS`, `STS_DEV_TASK` or `TRANSFER_TASKS`.
+
+    Returns:
+        The paths, all of them existing files.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    paths = [Path(data_dir) / name for names in _TASKS[task].files.values() for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing, which the task {task} reads: data_dir must be a folder in SentEval's layout, "
+                "as senteval.tar unpacks to."
+            )
+    return paths
+
+
+def read_task(data_dir: str | Path, task: str) -> dict[str, Examples]:
+    """Reads a task.
+
+    Args:
+        data_dir: A folder in SentEval's layout.
+        task: One of `STS_TASKS`, `STS_DEV_TASK` or `TRANSFER_TASKS`.
+
+    Returns:
+        Subset or split -> its examples, in the order of the files.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is empty or not text, or if a line lacks a column, a score or a known label.
+    """
+    task_files(data_dir, task)
+    entry = _TASKS[task]
+    splits = {}
+    for split, names in entry.files.items():
+        paths = [Path(data_dir) / name for name in names]
+        splits[split] = entry.read(*paths)
+        if len(splits[split].labels) == 0:
+            raise ValueError(f"{paths[-1]} has no labelled line: unpack senteval.tar again.")
+    return splits
+
+
+def check_tasks(data_dir: str | Path, tasks: Iterable[str] | None, known: tuple[str, ...]) -> list[str]:
+    """Checks names and files of the tasks of a run before its first minute of work.
+
+    Args:
+        data_dir: A folder in SentEval's layout.
+        tasks: Names out of `known`, or `None` for the paper's: all of `known` but `STS_DEV_TASK`.
+        known: The names to choose from.
+
+    Returns:
+        The tasks to run.
+
+    Raises:
+        ValueError: If a task is not in `known`.
+        FileNotFoundError: If a file is missing.
+    """
+    chosen = [task for task in known if task != STS_DEV_TASK] if tasks is None else list(tasks)
+    for task in chosen:
+        if task not in known:
+            raise ValueError(f"Unknown task {task!r}: choose from {', '.join(known)}.")
+    for task in chosen:
+        task_files(data_dir, task)
+    return chosen
+
+
+def _read_lines(path: Path, encoding: str) -> list[str]:
+    """Reads a file as SentEval does: in its Latin-1 files the character NEL (U+0085) ends a line as well."""
+    try:
+        lines = path.read_text(encoding=encoding).splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not {encoding} text (byte {error.start}): unpack senteval.tar again.") from None
+    if not lines:
+        raise ValueError(f"{path} is empty: unpack senteval.tar again.")
+    return lines
+
+
+def _read_rows(path: Path, columns: int) -> list[list[str]]:
+    """Reads a tab-separated file whose rows have at least `columns` columns."""
+    rows = [line.split("\t") for line in _read_lines(path, "utf-8")]
+    for number, row in enumerate(rows, start=1):
+        if len(row) < columns:
+            raise ValueError(
+                f"{path}, line {number}, has {len(row)} tab-separated column(s) where {columns} are needed: "
+                "mend the line or unpack senteval.tar again."
+            )
+    return rows
+
+
+def _sentences(texts: Iterable[str]) -> list[str]:
+    return [" ".join(text.split()) for text in texts]
+
+
+def _score(text: str, path: Path, number: int) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not np.isfinite(score):
+        raise ValueError(
+            f"{path}, line {number}: the gold score {text!r} is no number: mend the line or unpack senteval.tar again."
+        )
+    return score
+
+
+def _label(text: str, known: tuple[str, ...], path: Path, number: int) -> int:
+    if text.strip() not in known:
+        raise ValueError(
+            f"{path}, line {number}: the label {text!r} is none of {', '.join(known)}: "
+            "mend the line or unpack senteval.tar again."
+        )
+    return known.index(text.strip())
+
+
+def _read_sts(input_path: Path, gold_path: Path) -> Examples:
+    """Reads two files side by side; a pair whose gold line is blank was not annotated and does not count."""
+    rows, gold = _read_rows(input_path, columns=2), _read_lines(gold_path, "utf-8")
+    if len(rows) != len(gold):
+        raise ValueError(
+            f"{input_path} has {len(rows)} lines and {gold_path} has {len(gold)}, which must be equal: "
+            "unpack senteval.tar again."
+        )
+    scored = [
+        (row, _score(text, gold_path, i))
+        for i, (row, text) in enumerate(zip(rows, gold, strict=True), start=1)
+        if text
+    ]
+    return Examples(
+        (_sentences(row[0] for row, _ in scored), _sentences(row[1] for row, _ in scored)),
+        np.array([score for _, score in scored]),
+    )
+
+
+def _read_scored_pairs(path: Path, first: int, score: int, header: int) -> Examples:
+    """Reads one file; the second sentence is in the column after the `first`."""
+    rows = _read_rows(path, columns=max(first + 1, score) + 1)[header:]
+    return Examples(
+        (_sentences(row[first] for row in rows), _sentences(row[first + 1] for row in rows)),
+        np.array([_score(row[score], path, number) for number, row in enumerate(rows, start=1 + header)]),
+    )
+
+
+def _read_stsb(path: Path) -> Examples:
+    return _read_scored_pairs(path, first=5, score=4, header=0)
+
+
+def _read_sick(path: Path) -> Examples:
+    return _read_scored_pairs(path, first=1, score=3, header=1)
+
+
+def _read_binary(positive_path: Path, negative_path: Path) -> Examples:
+    positive, negative = _read_lines(positive_path, "latin-1"), _read_lines(negative_path, "latin-1")
+    return Examples((_sentences(positive + negative),), np.repeat([1, 0], [len(positive), len(negative)]))
+
+
+def _read_sst(path: Path) -> Examples:
+    rows = _read_rows(path, columns=2)
+    labels = [_label(row[1], ("0", "1"), path, number) for number, row in enumerate(rows, start=1)]
+    return Examples((_sentences(row[0] for row in rows),), np.array(labels))
+
+
+def _read_mrpc(path: Path) -> Examples:
+    rows = _read_rows(path, columns=5)[1:]  # the first line is the header
+    labels = [_label(row[0], ("0", "1"), path, number) for number, row in enumerate(rows, start=2)]
+    return Examples((_sentences(row[3] for row in rows), _sentences(row[4] for row in rows)), np.array(labels))
+
+
+def _read_trec(path: Path) -> Examples:
+    """Reads lines such as `NUM:dist How far is it ?`: the coarse class, the fine one, the question."""
+    sentences, labels = [], []
+    for number, line in enumerate(_read_lines(path, "latin-1"), start=1):
+        target, _, rest = line.partition(":")
+        _, space, question = rest.partition(" ")
+        if not space:
+            raise ValueError(
+                f"{path}, line {number}, is not of the form 'CLASS:fine question': "
+                "mend the line or unpack senteval.tar again."
+            )
+        labels.append(_label(target, TREC_CLASSES, path, number))
+        sentences.append(question)
+    return Examples((_sentences(sentences),), np.array(labels))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Where a task's splits lie, and the function that reads the files of one."""
+
+    files: dict[str, tuple[str, ...]]
+    read: Callable[..., Examples]
+
+
+def _sts(year: str, *subsets: str) -> _Task:
+    folder = f"STS/{year}-en-test"
+    return _Task(
+        {name: (f"{folder}/STS.input.{name}.txt", f"{folder}/STS.gs.{name}.txt") for name in subsets}, _read_sts
+    )
+
+
+_TASKS = {
+    "STS12": _sts("STS12", "MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": _sts("STS13", "FNWN", "headlines", "OnWN"),  # SentEval leaves out SMT, whose licence forbids sharing it
+    "STS14": _sts("STS14", "deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
+    "STS15": _sts("STS15", "answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": _sts("STS16", "answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+    "STSBenchmark": _Task({"test": ("STS/STSBenchmark/sts-test.csv",)}, _read_stsb),
+    STS_DEV_TASK: _Task({"dev": ("STS/STSBenchmark/sts-dev.csv",)}, _read_stsb),
+    "SICKRelatedness": _Task({"test": ("SICK/SICK_test_annotated.txt",)}, _read_sick),
+    "MR": _Task({"train": ("MR/rt-polarity.pos", "MR/rt-polarity.neg")}, _read_binary),
+    "CR": _Task({"train": ("CR/custrev.pos", "CR/custrev.neg")}, _read_binary),
+    "SUBJ": _Task({"train": ("SUBJ/subj.objective", "SUBJ/subj.subjective")}, _read_binary),
+    "MPQA": _Task({"train": ("MPQA/mpqa.pos", "MPQA/mpqa.neg")}, _read_binary),
+    "SST2": _Task({split: (f"SST/binary/sentiment-{split}",) for split in ("train", "dev", "test")}, _read_sst),
+    "TREC": _Task({"train": ("TREC/train_5500.label",), "test": ("TREC/TREC_10.label",)}, _read_trec),
+    "MRPC": _Task({split: (f"MRPC/msr_paraphrase_{split}.txt",) for split in ("train", "test")}, _read_mrpc),
+}

@@ -1,0 +1,198 @@
+"""The 7 transfer tasks of the paper: accuracy of a logistic regression on embeddings, by SentEval's protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sentence_transformers import SentenceTransformer
+from sklearn.model_selection import StratifiedKFold
+from tqdm.auto import tqdm
+
+from st_prompteol.evaluation.classifier import Rows, Split, train_classifiers
+from st_prompteol.evaluation.encoding import EmbeddingCache, as_cache
+from st_prompteol.evaluation.fast_classifier import train_fast_classifiers
+from st_prompteol.evaluation.senteval import TRANSFER_TASKS, TREC_CLASSES, Examples, TaskResult, check_tasks, read_task
+
+L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2)
+N_FOLDS = 10
+SEED = 1111
+
+Accuracies = npt.NDArray[np.float64]
+# Splits and, for each, the L2 strengths to try -> validation and test accuracies of shape (n_splits, n_runs).
+Train = Callable[[Sequence[Split], Sequence[Sequence[float]]], tuple[Accuracies, Accuracies]]
+
+
+def evaluate_transfer(
+    model: SentenceTransformer | EmbeddingCache,
+    data_dir: str | Path,
+    tasks: Iterable[str] | None = None,
+    fast: bool = False,
+    *,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+    callback: Callable[[TaskResult], None] | None = None,
+) -> dict[str, TaskResult]:
+    """Runs transfer tasks.
+
+    Args:
+        model: Any sentence-transformers model, or a cache around one that other evaluations share.
+        data_dir: A folder in SentEval's layout.
+        tasks: Names out of `TRANSFER_TASKS`. Defaults to all of them.
+        fast: Whether scikit-learn's logistic regression stands in for SentEval's. Defaults to False.
+        batch_size: The model's batch size. Defaults to 32; the classifiers' is SentEval's 64.
+        show_progress_bar: Whether to show progress bars. Defaults to False.
+        callback: Called with each task's result as soon as it is there.
+
+    Returns:
+        Task -> result, see `evaluate_transfer_task`.
+
+    Raises:
+        ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
+        FileNotFoundError: If a file is missing; nothing has run then.
+    """
+    cache = as_cache(model)
+    results = {}
+    for task in check_tasks(data_dir, tasks, TRANSFER_TASKS):
+        results[task] = evaluate_transfer_task(
+            cache, data_dir, task, fast, batch_size=batch_size, show_progress_bar=show_progress_bar
+        )
+        if callback is not None:
+            callback(results[task])
+    return results
+
+
+def evaluate_transfer_task(
+    model: SentenceTransformer | EmbeddingCache,
+    data_dir: str | Path,
+    task: str,
+    fast: bool = False,
+    *,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+) -> TaskResult:
+    """Runs one transfer task.
+
+    Args:
+        model: Any sentence-transformers model, or a cache around one that other evaluations share. The classifiers are
+            trained on its device.
+        data_dir: A folder in SentEval's layout.
+        task: A name out of `TRANSFER_TASKS`.
+        fast: Whether scikit-learn's logistic regression stands in for SentEval's. Defaults to False.
+        batch_size: The model's batch size. Defaults to 32; the classifiers' is SentEval's 64.
+        show_progress_bar: Whether to show progress bars. Defaults to False.
+
+    Returns:
+        The result. `score` is the test accuracy, rounded to 2 decimals as the protocol does (for MR, CR, SUBJ and MPQA
+        the mean of the 10 folds). `details` holds `classifier`, `dev_accuracy`, `test_accuracy`, `l2` and
+        `fold_accuracy` (both one per test fold), and `n`, the number of examples of each split.
+
+    Raises:
+        ValueError: If the task is unknown or a file damaged, or if the model returns NaN.
+        FileNotFoundError: If a file is missing.
+    """
+    check_tasks(data_dir, [task], TRANSFER_TASKS)
+    splits = {name: sort_examples(examples) for name, examples in read_task(data_dir, task).items()}
+    cache = as_cache(model)
+    embeddings = cache.encode(
+        [column for examples in splits.values() for column in examples.columns],
+        batch_size=batch_size,
+        show_progress_bar=show_progress_bar,
+    )
+    if task == "MRPC":
+        embeddings = [np.hstack([abs(u - v), u * v]) for u, v in zip(embeddings[::2], embeddings[1::2], strict=True)]
+    features = np.concatenate(embeddings)
+    labels = np.concatenate([examples.labels for examples in splits.values()])
+    sizes = {name: len(examples.labels) for name, examples in splits.items()}
+
+    with tqdm(desc=task, unit="split", disable=not show_progress_bar) as progress_bar:
+
+        def train(parts: Sequence[Split], l2: Sequence[Sequence[float]]) -> tuple[Accuracies, Accuracies]:
+            if fast:
+                return train_fast_classifiers(features, labels, parts, l2, progress_bar=progress_bar)
+            classifiers = train_classifiers(
+                features,
+                labels,
+                parts,
+                l2,
+                n_classes=len(TREC_CLASSES) if task == "TREC" else 2,
+                seed=SEED,
+                device=cache.model.device,
+                progress_bar=progress_bar,
+            )
+            return classifiers.validation_accuracy, classifiers.test_accuracy
+
+        if task == "SST2":
+            details = _given_dev(sizes, train)
+        elif "test" in sizes:
+            details = _folds_then_test(labels[: sizes["train"]], sizes["test"], train)
+        else:
+            details = _nested_folds(labels, train)
+    classifier = "scikit-learn LogisticRegression (fast)" if fast else "SentEval logistic regression (Adam)"
+    return TaskResult(task, details["test_accuracy"], {"classifier": classifier, **details, "n": sizes})
+
+
+def sort_examples(examples: Examples) -> Examples:
+    """Sorts as SentEval does, by number of tokens and then by class: the folds depend on the order."""
+    lengths = [[len(sentence.split()) for sentence in column] for column in examples.columns]
+    keys = list(zip(*lengths, examples.labels.tolist(), strict=True))
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return Examples(tuple([column[i] for i in order] for column in examples.columns), examples.labels[order])
+
+
+def _folds(labels: npt.NDArray[np.int64]) -> list[tuple[Rows, Rows]]:
+    folds = StratifiedKFold(n_splits=N_FOLDS, shuffle=True, random_state=SEED)
+    return list(folds.split(np.zeros(len(labels)), labels))
+
+
+def _percent(accuracy: float) -> float:
+    """Rounds where SentEval rounds, and as it does: ties between L2 strengths, and the last decimal, hang on that."""
+    return float(round(100 * accuracy, 2))
+
+
+def _nested_folds(labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
+    """MR, CR, SUBJ, MPQA: 10 test folds; L2 chosen by 10 inner folds of each one's training part."""
+    outer = _folds(labels)
+    inner = [Split(rows[a], validation=rows[b]) for rows, _ in outer for a, b in _folds(labels[rows])]
+    accuracy = train(inner, [L2_GRID] * len(inner))[0].reshape(len(outer), N_FOLDS, len(L2_GRID))
+    dev = [[_percent(fold[:, run].mean()) for run in range(len(L2_GRID))] for fold in accuracy]
+    l2 = [L2_GRID[int(np.argmax(scores))] for scores in dev]
+    _, test_accuracy = train([Split(rows, test=test) for rows, test in outer], [[strength] for strength in l2])
+    return _details([max(scores) for scores in dev], l2, test_accuracy[:, 0])
+
+
+def _folds_then_test(labels: npt.NDArray[np.int64], n_test: int, train: Train) -> dict[str, Any]:
+    """TREC, MRPC: L2 chosen by 10 folds of the training examples, which the first rows are; the test rows follow."""
+    folds = [Split(rows, validation=held_out) for rows, held_out in _folds(labels)]
+    accuracy, _ = train(folds, [L2_GRID] * len(folds))
+    dev = [_percent(accuracy[:, run].mean()) for run in range(len(L2_GRID))]
+    l2 = L2_GRID[int(np.argmax(dev))]
+    n = len(labels)
+    _, test_accuracy = train([Split(np.arange(n), test=np.arange(n, n + n_test))], [[l2]])
+    return _details([max(dev)], [l2], test_accuracy[:, 0])
+
+
+def _given_dev(sizes: dict[str, int], train: Train) -> dict[str, Any]:
+    """SST2: L2 chosen on the dev examples, which also stop the training.
+
+    SentEval then trains the chosen classifier a second time: same seed, same examples, same weights. Here its first
+    training is used.
+    """
+    rows = np.split(np.arange(sum(sizes.values())), np.cumsum([sizes["train"], sizes["dev"]]))
+    accuracy, test_accuracy = train([Split(rows[0], validation=rows[1], test=rows[2])], [L2_GRID])
+    dev = [_percent(value) for value in accuracy[0].tolist()]
+    chosen = int(np.argmax(dev))
+    return _details([max(dev)], [L2_GRID[chosen]], test_accuracy[:, chosen])
+
+
+def _details(dev: list[float], l2: list[float], test_accuracy: Accuracies) -> dict[str, Any]:
+    folds = [_percent(value) for value in test_accuracy.tolist()]
+    return {
+        "dev_accuracy": float(round(np.mean(dev), 2)),
+        "test_accuracy": float(round(np.mean(folds), 2)),
+        "l2": l2,
+        "fold_accuracy": folds,
+    }
