@@ -134,7 +134,7 @@ def test_a_file_that_is_not_what_it_should_be_is_refused(
 def test_a_missing_file_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(FileNotFoundError, match=r"'.*gone\.csv' is neither a file nor a folder"):
         load_triplets(DataArguments(train_file=str(tmp_path / "gone.csv")), tokenizer)
-    with pytest.raises(FileNotFoundError, match="sts_data_dir is SentEval's data folder"):
+    with pytest.raises(FileNotFoundError, match="must be a folder in SentEval's layout"):
         load_sts_benchmark("dev", str(tmp_path))
 
 

@@ -14,6 +14,8 @@ from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import PreTrainedTokenizerBase
 
+from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
+
 if TYPE_CHECKING:
     from training.arguments import DataArguments
 
@@ -258,12 +260,8 @@ def load_sts_benchmark(split: str, data_dir: str | None) -> Pairs:
     if data_dir is None:
         rows = load_dataset("sentence-transformers/stsb", split={"dev": "validation", "test": "test"}[split])
         return Pairs(list(rows["sentence1"]), list(rows["sentence2"]), list(rows["score"]))
-    path = Path(data_dir) / "STS" / "STSBenchmark" / f"sts-{split}.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} is missing: sts_data_dir is SentEval's data folder, or left out.")
-    with open(path, encoding="utf-8", newline="") as file:
-        cells = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return Pairs([row[5] for row in cells], [row[6] for row in cells], [float(row[4]) for row in cells])
+    (examples,) = read_task(data_dir, {"dev": STS_DEV_TASK, "test": "STSBenchmark"}[split]).values()
+    return Pairs(*examples.columns, examples.labels.tolist())
 
 
 def training_preprocessing(preprocessing: str) -> tuple[str, str]:
