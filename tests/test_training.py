@@ -32,6 +32,7 @@ pytest.importorskip("accelerate")
 
 from training import train as script
 from training.failures import explain
+from training.loss import build_loss
 from training.trainer import find_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(
@@ -375,7 +376,7 @@ def test_gathered_weights_are_what_is_saved(causal_lms: dict[str, str], tmp_path
     model.add_adapter(lora_config(r=4, init_lora_weights=False))
     gathered = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     args = script.RunArguments(output_dir=str(tmp_path), eval_strategy="no", precision="float32")
-    trainer = script.AdapterTrainer(model=model, args=args, loss=script.build_loss(model, args))
+    trainer = script.AdapterTrainer(model=model, args=args, loss=build_loss(model, args))
     trainer._save(str(tmp_path / "saved"), state_dict=gathered)
     saved = load_file(tmp_path / "saved/adapter_model.safetensors")
     assert len(saved) == 2 * 7 * 3

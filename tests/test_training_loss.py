@@ -18,7 +18,7 @@ from st_prompteol import PromptEOL, lora_config
 
 pytest.importorskip("datasets")
 
-from training.train import build_loss
+from training.loss import build_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIPLETS = [
@@ -108,10 +108,11 @@ def test_a_cached_loss_has_the_gradient_of_the_uncached(
         model.zero_grad()
         parts = []
         for column in TRIPLETS:
-            for start in (0, 4):
-                features = model.preprocess(column[start : start + 4])
-                parts.append(model(features)["sentence_embedding"])
-        embeddings = torch.cat(parts).view(3, 6, -1)
+            order = model.preprocess(column)["attention_mask"].sum(dim=1).argsort()
+            halves = [model.preprocess([column[row] for row in order[start : start + 4]]) for start in (0, 4)]
+            embedded = torch.cat([model(half)["sentence_embedding"] for half in halves])
+            parts.append(embedded[order.argsort()])
+        embeddings = torch.stack(parts)
         uncached_loss = torch.zeros(())
         for dim in dims or [embeddings.shape[-1]]:
             anchors, positives, negatives = torch.nn.functional.normalize(embeddings[..., :dim], dim=-1)
@@ -130,7 +131,7 @@ WORKER = """
 import sys, torch
 from torch.nn.parallel import DistributedDataParallel
 from tests.test_training_loss import Run, TRIPLETS, adapted
-from training.train import build_loss
+from training.loss import build_loss
 base, out, mini_batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3]) or None
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()

@@ -21,13 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
 
-import torch
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
 from transformers import EarlyStoppingCallback, set_seed
 
 from st_prompteol import PromptEOL
@@ -36,8 +31,9 @@ from training.arguments import DataArguments, ModelArguments, Preprocessing, Run
 from training.build import build_model, check_adapter, save_merged
 from training.data import load_sts_benchmark, load_triplets, training_preprocessing
 from training.failures import explained
+from training.loss import build_loss
 from training.report import DEV_METRIC, Curves, Speed, describe_run, describe_speed, forecast, format_table
-from training.trainer import AdapterTrainer, LengthSortedCollator, find_checkpoint
+from training.trainer import AdapterTrainer, find_checkpoint
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments) -> PromptEOL:
@@ -78,7 +74,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         train_dataset=triplets,
         loss=loss,
         evaluator=dev,
-        data_collator=LengthSortedCollator(preprocess_for_training(model, data_args.preprocessing)),
+        data_collator=SentenceTransformerDataCollator(preprocess_for_training(model, data_args.preprocessing)),
         callbacks=[speed, Curves()],
     )
     if run_args.early_stopping_patience is not None:
@@ -110,17 +106,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         repository = run_args.hub_model_id or Path(run_args.output_dir).name
         say(f"pushed: {model.push_to_hub(repository, token=run_args.hub_token, private=run_args.hub_private_repo)}")
     return model
-
-
-def build_loss(model: PromptEOL, args: RunArguments) -> torch.nn.Module:
-    """Returns the paper's loss: cosine / 0.05, cross-entropy over the batch, gathered from all processes."""
-    options = {"scale": 20.0, "gather_across_devices": args.world_size > 1}
-    loss: torch.nn.Module
-    if args.mini_batch_size:
-        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=args.mini_batch_size, **options)
-    else:
-        loss = MultipleNegativesRankingLoss(model, **options)
-    return MatryoshkaLoss(model, loss, args.matryoshka_dims) if args.matryoshka_dims else loss
 
 
 def preprocess_for_training(model: PromptEOL, preprocessing: Preprocessing) -> Callable[..., dict[str, Any]]:

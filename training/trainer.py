@@ -5,30 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_prompteol.adapters import load_adapter_weights
-
-
-@dataclass
-class LengthSortedCollator(SentenceTransformerDataCollator):
-    """Upstream's collator with the rows of a batch in order of length, which in-batch negatives do not notice.
-
-    Rows of a like length then share a mini-batch, so gradient caching computes fewer pads.
-    """
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Tokenises a batch."""
-        return super().__call__(sorted(features, key=lambda row: sum(len(text) for text in row.values())))
 
 
 class AdapterTrainer(SentenceTransformerTrainer):
