@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains; a mistake in it ends in one sentence."""
     level = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
+    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line per multiplication in int8
     with explained():
         model_args, data_args, run_args = parse_arguments(argv)
         train(model_args, data_args, run_args)
