@@ -134,8 +134,9 @@ class PromptEOLTransformer(Transformer):
         return model
 
     def train(self, mode: bool = True) -> PromptEOLTransformer:
-        """Sets training or evaluation mode; what trains is first made ready for gradients."""
+        """Sets training or evaluation mode; what trains is first made ready for gradients, its shared head dropped."""
         if mode:
+            _HEADS.forget(self.model)
             keep_nf4_unpacked(self.model)
         super().train(mode)
         return self

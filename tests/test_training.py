@@ -358,6 +358,26 @@ def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], 
     assert (model.adapters, model.active_adapters()) == (["default"], ["default"])
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_encoded_after_a_step_is_of_the_new_weights(causal_lms: dict[str, str], fused: bool) -> None:
+    """transformers' default optimizer is fused, which changes weights without raising their version."""
+    model = PromptEOL(causal_lms["llama"])
+    model.add_adapter(lora_config(r=4, init_lora_weights=False))
+    model.encode(SENTENCES)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=fused)
+    model.train()
+    model(model.preprocess(SENTENCES))["sentence_embedding"].square().sum().backward()
+    optimizer.step()
+    embeddings = model.encode(SENTENCES)
+    with torch.no_grad():
+        rows = [model.eval()(model.preprocess([text]))["sentence_embedding"] for text in SENTENCES]
+    with torch.enable_grad():  # the whole text in one pass
+        whole = [model(model.preprocess([text]))["sentence_embedding"].detach() for text in SENTENCES]
+    scale = np.abs(embeddings).max()
+    np.testing.assert_allclose(torch.cat(whole) / scale, embeddings / scale, atol=1e-5)
+    np.testing.assert_allclose(torch.cat(rows) / scale, embeddings / scale, atol=1e-5)
+
+
 def test_the_paper_s_preprocessing_is_left_out_of_its_training_only(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["llama"])
     ids = {

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ import pytest
 from st_prompteol import PromptEOL
 
 from .conftest import PlainProcess
-from .test_training_loss import ROOT
+from .test_training_loss import ROOT, free_port
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -103,3 +107,50 @@ def test_the_tiny_recipe_reaches_its_scores(
         assert by_plain == pytest.approx(found["dev"][1], abs=0.01)
     else:  # trained on rounded weights, opened on exact ones
         assert by_plain == pytest.approx(found["dev"][1], abs=2)
+
+
+PLAIN = """
+import json, sys
+sys.modules["st_prompteol"] = None
+from sentence_transformers import SentenceTransformer
+print("ANSWER" + json.dumps(SentenceTransformer("alice/adapter", device="cpu").encode(sys.argv[1:]).tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
+    """Base LLM and triplets come from a Hub, the adapter goes there, and opens from there without this package."""
+    server = tmp_path / "server.log"
+    port = free_port()
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "home")}
+    environment |= {"HF_TOKEN": "hf_alice", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        environment.pop(variable, None)
+    command = [sys.executable, str(shared / "hubserver.py"), "--port", str(port), "--root", str(shared / "hub")]
+    with open(server, "wb") as log:
+        hub = subprocess.Popen([*command, "--token", "hf_alice=alice"], stdout=log, stderr=log)
+    try:
+        argv = ["--model_name_or_path=tinyllamas/stories260k", "--dataset_name=nli/snli-triplets", "--streaming"]
+        argv += ["--output_dir", str(tmp_path / "run"), "--max_steps=4", "--per_device_train_batch_size=8"]
+        argv += ["--eval_strategy=no", "--precision=float32", "--learning_rate=1e-2", "--warmup_steps=1"]
+        argv += ["--push_to_hub", "--hub_model_id=alice/adapter", "--shuffle_buffer_size=50"]
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "training/train.py"), *argv], env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert "pushed: " in run.stdout
+        sentences = ["A man rides a horse.", "It rains"]
+        plainly = subprocess.run(
+            [sys.executable, "-c", PLAIN, *sentences], env=environment, capture_output=True, text=True
+        )
+        assert plainly.returncode == 0, plainly.stderr[-3000:]
+    finally:
+        hub.terminate()
+        hub.wait()
+    embeddings = np.array(json.loads(plainly.stdout.partition("ANSWER")[2]))
+    config = json.loads((tmp_path / "run/adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "tinyllamas/stories260k"
+    config["base_model_name_or_path"] = str(shared / "hub/models/tinyllamas/stories260k")
+    (tmp_path / "run/adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    expected = PromptEOL(str(tmp_path / "run")).encode(sentences)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-4)
