@@ -86,7 +86,9 @@ class Run:
 
     def folder(self, results_dir: str | Path) -> Path:
         """Returns where its results lie: `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
-        return Path(results_dir, _slug(self.model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
+        # a folder goes by its name: its revision, a hash of its files, tells folders of one name apart
+        model = Path(self.model).resolve().name if os.path.isdir(self.model) else self.model
+        return Path(results_dir, _slug(model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
 
 
 def revision_of(name: str, revision: str | None = None) -> str:
