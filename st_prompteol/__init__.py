@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_prompteol.adapters import quantization_config
+    from st_prompteol.adapters import lora_config, quantization_config
     from st_prompteol.model import PromptEOL
     from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
     from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
@@ -18,6 +18,7 @@ __all__ = [
     "PromptEOL",
     "PromptEOLTransformer",
     "PromptTemplate",
+    "lora_config",
     "quantization_config",
 ]
 
@@ -30,6 +31,7 @@ _HOMES = {
     "PromptEOL": "model",
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "template",
+    "lora_config": "adapters",
     "quantization_config": "adapters",
 }
 

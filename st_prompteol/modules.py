@@ -12,7 +12,13 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from st_prompteol.adapters import keep_nf4_scales, load_adapter, skip_unpackable_modules, unpack_nf4
+from st_prompteol.adapters import (
+    keep_nf4_scales,
+    keep_nf4_unpacked,
+    load_adapter,
+    skip_unpackable_modules,
+    unpack_nf4,
+)
 from st_prompteol.decoders import check_layer, has_file, hub_kwargs_of, load_adapter_config, load_decoder_config
 from st_prompteol.shared_head import HeadCache, attending_to, install, run_to_layer
 from st_prompteol.template import PromptTemplate, get_template
@@ -126,6 +132,14 @@ class PromptEOLTransformer(Transformer):
         if is_peft_model:
             load_adapter(model, model_name_or_path, **hub_kwargs)
         return model
+
+    def train(self, mode: bool = True) -> PromptEOLTransformer:
+        """Sets training or evaluation mode; what trains is first made ready for gradients, its shared head dropped."""
+        if mode:
+            _HEADS.forget(self.model)
+            keep_nf4_unpacked(self.model)
+        super().train(mode)
+        return self
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""

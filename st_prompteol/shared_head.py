@@ -72,6 +72,10 @@ class HeadCache:
             self._heads[model] = (state, head)
         return head
 
+    def forget(self, model: PreTrainedModel) -> None:
+        """Drops the head of `model`: fused optimizers change weights and leave no trace."""
+        self._heads.pop(model, None)
+
 
 def compute_head(model: PreTrainedModel, ids: Tensor, layer: int) -> SharedHead:
     """Runs the model over the tokens `ids` `(head_length,)` and keeps their keys, values and hidden states."""
