@@ -246,6 +246,8 @@ class PromptEOLTransformer(Transformer):
         Outside of training, the tokens that all rows begin with are computed once and kept, and no block above the
         layer runs; the result is the same.
         """
+        if torch.is_grad_enabled():  # whoever asks for gradients is about to change the weights
+            _HEADS.forget(self.model)
         length = self._shared_length(features)
         if length == 0:
             return super().forward(features, **kwargs)  # type: ignore[no-any-return]

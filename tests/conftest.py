@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +28,9 @@ from transformers import (
     Qwen3Config,
 )
 
-torch.set_num_threads(1)  # tiny models: two threads only wait for each other
+# tiny models and tiny classifiers: two threads only wait for each other
+torch.set_num_threads(1)
+threadpool_limits(limits=1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TEXT = [

@@ -89,6 +89,13 @@ def train_one_step(model: PromptEOL) -> None:
     optimizer.step()
 
 
+def train_one_step_in_evaluation_mode(model: PromptEOL) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)  # changes weights without a trace
+    with torch.enable_grad():
+        model(model.preprocess(SENTENCES[:3]))["sentence_embedding"].square().mean().backward()
+    optimizer.step()
+
+
 def load_other_weights(model: PromptEOL) -> None:
     state = model.state_dict()
     model.load_state_dict(
@@ -113,6 +120,7 @@ def replace_data(model: PromptEOL) -> None:
 
 CHANGES: list[Callable[[PromptEOL], None]] = [
     train_one_step,
+    train_one_step_in_evaluation_mode,
     load_other_weights,
     edit_in_place,
     round_trip_through_bfloat16,
