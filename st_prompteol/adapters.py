@@ -77,6 +77,16 @@ def load_adapter(
     model.set_adapter(adapter_name)
 
 
+def record_base_revision(model: PreTrainedModel) -> None:
+    """Notes in the configuration of every adapter which commit of the base, if it is from the Hub, it sits on.
+
+    peft's field for it is `revision`; whoever opens the adapter later gets the same base.
+    """
+    commit = getattr(model.config, "_commit_hash", None)
+    for config in getattr(model, "peft_config", {}).values():
+        config.revision = commit or config.revision
+
+
 def _strip_base_prefix(config: PeftConfig, prefix: str) -> None:
     """Makes module paths of a causal LM (`model.layers.0.…`) paths of its body (`layers.0.…`)."""
 
