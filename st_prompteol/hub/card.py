@@ -101,6 +101,7 @@ def build_model_card(
             getattr(upstream.data, "eval_results", None), eval_results(measured) if measured else []
         ),
     )
+    data.model_name = one_line(repo_id) if data.eval_results else None
     _clean(data)
     training = section(upstream.text, "## Training Details")
     card: ModelCard = ModelCard.from_template(

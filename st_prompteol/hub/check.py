@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from st_prompteol.model import PromptEOL
 
@@ -49,19 +50,13 @@ for line in sys.stdin:
 
 
 class CleanProcess:
-    """Opens models with plain `SentenceTransformer` in another process, and compares embeddings.
+    """A process that opens models with plain `SentenceTransformer`, started where it is made, ended as a context."""
 
-    Args:
-        model: The model as it is in memory, which the files must equal.
-    """
-
-    def __init__(self, model: PromptEOL) -> None:
-        self._model = model
-        self._expected = _embed(model)
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="st_prompteol-")
         # Started in an empty folder: there, no folder can be mistaken for a repository of the same name.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SCRIPT, str(torch_threads())],
+            [sys.executable, "-c", _SCRIPT, str(torch.get_num_threads())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -75,25 +70,31 @@ class CleanProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            self._process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+        self._process.kill()
+        self._process.communicate()
         self._folder.cleanup()
 
-    def compare(self, name: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
+    def compare(
+        self,
+        model: PromptEOL,
+        expected: npt.NDArray[np.float32],
+        name: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str | None:
         """Returns what is wrong with a folder or repository, None if it embeds as the model in memory does.
 
         Args:
+            model: The model in memory.
+            expected: What `embed` gives for it.
             name: The folder or repository.
             revision: Its commit. Defaults to None.
             token: As in `huggingface_hub`. Defaults to None.
         """
-        body = self._model[0].model
-        model_kwargs: dict[str, Any] = {"dtype": str(self._model.dtype).removeprefix("torch.")}
-        options: dict[str, Any] = {"model_name_or_path": name, "device": str(self._model.device), "token": token}
-        if is_adapter := self._model.adapters != []:
+        body = model[0].model
+        model_kwargs: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
+        options: dict[str, Any] = {"model_name_or_path": name, "device": str(model.device), "token": token}
+        if is_adapter := model.adapters != []:
             if getattr(body, "is_quantized", False):
                 model_kwargs["quantization_config"] = _plain(body.config.quantization_config)
         elif revision is not None:
@@ -107,11 +108,11 @@ class CleanProcess:
         if "error" in answer:
             return f"it does not open: {answer['error'].splitlines()[0]}"
         embeddings = np.array(answer["embeddings"], dtype=np.float32)
-        if embeddings.shape != self._expected.shape:
-            return f"its embeddings have the shape {embeddings.shape}, not {self._expected.shape}"
-        exact = self._model.dtype.is_floating_point and str(self._model.dtype) == "torch.float32"
+        if embeddings.shape != expected.shape:
+            return f"its embeddings have the shape {embeddings.shape}, not {expected.shape}"
+        exact = model.dtype == torch.float32
         tolerance = 1e-5 if exact and not getattr(body, "is_quantized", False) else 2e-2
-        difference = float(np.abs(embeddings - self._expected).max() / np.abs(self._expected).max())
+        difference = float(np.abs(embeddings - expected).max() / np.abs(expected).max())
         if not difference <= tolerance:
             return f"its embeddings differ by {difference:.1e} of the largest number, where {tolerance:.0e} is allowed"
         return None
@@ -132,14 +133,8 @@ class CleanProcess:
         return {"error": "RuntimeError: the process that opens it ended"}
 
 
-def torch_threads() -> int:
-    """Returns how many threads PyTorch computes with here, for the other process to do the same."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _embed(model: PromptEOL) -> npt.NDArray[np.float32]:
+def embed(model: PromptEOL) -> npt.NDArray[np.float32]:
+    """Returns the embeddings of the fixed sentences, in float32."""
     embeddings: npt.NDArray[np.float32] = model.encode(SENTENCES, convert_to_tensor=True).float().cpu().numpy()
     return embeddings
 

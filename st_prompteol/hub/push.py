@@ -7,17 +7,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from st_prompteol.failures import explained_push, status_of
 from st_prompteol.hub.card import build_model_card
-from st_prompteol.hub.check import CleanProcess
+from st_prompteol.hub.check import CleanProcess, embed
 from st_prompteol.hub.measured import eval_result_files, read_results
 from st_prompteol.hub.upload import (
     RETRY_WAITS,
@@ -121,7 +121,7 @@ def push_to_hub(
         ValueError: If the files do not embed as the model does, arguments contradict each other, metadata are invalid,
             results are of another model, or a file holds a secret.
         PermissionError: If there is no token, or it may not write there.
-        FileExistsError: If the repository holds another kind of model, the tag exists, or someone else has just pushed.
+        FileExistsError: If the repository holds another kind of model, the tag exists, or someone else just pushed.
         ConnectionError: If the Hub cannot be reached, or is in trouble for longer than a few tries.
     """
     if create_pr and (branch not in (None, "main") or tag is not None):
@@ -147,11 +147,12 @@ def push_to_hub(
     target = _Target(
         repo_id, token, private, branch, tag, create_pr, dry_run, force, exist_ok, replace_model_card, commit_message
     )
-    report = _push(model, target, source, card)
-    if merge_to is None:
-        return report
-    model.merge_adapter()
-    return replace(report, merged=_push(model, replace(target, repo_id=merge_to), source, card))
+    with CleanProcess() as clean:
+        report = _push(model, target, source, card, clean)
+        if merge_to is None:
+            return report
+        model.merge_adapter()
+        return replace(report, merged=_push(model, replace(target, repo_id=merge_to), source, card, clean))
 
 
 @dataclass(frozen=True)
@@ -171,17 +172,18 @@ class _Target:
     commit_message: str | None
 
 
-def _push(model: PromptEOL, target: _Target, source: str, card: dict[str, Any]) -> PushReport:
+def _push(model: PromptEOL, target: _Target, source: str, card: dict[str, Any], clean: CleanProcess) -> PushReport:
     api = HfApi(token=target.token)
     with explained_push(target.repo_id):
         target = _with_namespace(api, target)
         state = _check_target(api, target, bool(model.adapters))
-    with CleanProcess(model) as clean, tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
+    expected = embed(model)
+    with tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
         folder = Path(temporary, "model")
         _write_folder(api, model, target, source, card, folder)
         files, left_out = select_files(folder)
         check_no_secrets(folder, files, target.token)
-        if problem := clean.compare(str(folder), token=target.token):
+        if problem := clean.compare(model, expected, str(folder), token=target.token):
             raise ValueError(
                 f"{source!r} was not pushed, because a stranger would get something else than you have: {problem}."
             )
@@ -202,7 +204,9 @@ def _push(model: PromptEOL, target: _Target, source: str, card: dict[str, Any]) 
                 message=target.commit_message or f"Add PromptEOL {'adapter' if model.adapters else 'model'}",
                 keep_card=not target.replace_model_card,
             )
-        _check_pushed(clean, target, str(commit.oid))
+        _check_pushed(
+            lambda: clean.compare(model, expected, target.repo_id, str(commit.oid), target.token), target, commit
+        )
     if target.tag is not None:
         with explained_push(target.repo_id):
             retrying(lambda: _tag(api, target, str(commit.oid)))
@@ -283,10 +287,10 @@ def _write_folder(
             shutil.copyfile(os.path.join(source, name), folder / name)
 
 
-def _check_pushed(clean: CleanProcess, target: _Target, commit: str) -> None:
+def _check_pushed(compare: Callable[[], str | None], target: _Target, commit: CommitInfo) -> None:
     """Raises if what is on the Hub now does not embed as the model in memory does."""
     for wait in (*RETRY_WAITS, None):
-        problem = clean.compare(target.repo_id, revision=commit, token=target.token)
+        problem = compare()
         if problem is None:
             return
         if wait is None or "does not open" not in problem:
@@ -295,7 +299,7 @@ def _check_pushed(clean: CleanProcess, target: _Target, commit: str) -> None:
     if isinstance(target.token, str) and problem:
         problem = problem.replace(target.token, "…")
     raise ConnectionError(
-        f"{target.repo_id!r} was pushed to (commit {commit}), but the check from the Hub failed: {problem}. Push "
+        f"{target.repo_id!r} was pushed to (commit {commit.oid}), but the check from the Hub failed: {problem}. Push "
         "again to repeat it, or go back to the commit before."
     )
 

@@ -1,0 +1,435 @@
+"""The Hub, over real HTTP against a stand-in on loopback: pushes, what strangers open, failures, secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .conftest import SENTENCES
+from .hubserver import Hub
+from .test_adapters import publish_adapter
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENS = {"hf_AliceSecretWrite": "alice"}
+READ_TOKENS = {"hf_AliceSecretRead": "alice"}
+WRITE, READ, WRONG = "hf_AliceSecretWrite", "hf_AliceSecretRead", "hf_NobodyKnowsThis"
+
+# Every process of a test starts with this: the sentences, and how it answers
+PRELUDE = f"""
+import json, logging, sys, os, time
+SENTENCES = {SENTENCES!r}
+RESULT = {{}}
+"""
+WITHOUT_US = 'sys.modules["st_prompteol"] = None\nfrom sentence_transformers import SentenceTransformer\n'
+
+
+class Client:
+    """Runs code in processes whose Hub is the stand-in: the client reads its environment once, when imported."""
+
+    def __init__(self, hub: Any, folder: Path) -> None:
+        self.hub, self.folder = hub, folder
+        self.output = ""
+
+    def run(
+        self,
+        code: str,
+        *arguments: str,
+        token: str | None = WRITE,
+        home: str = "home",
+        xet: bool = False,
+        offline: bool = False,
+    ) -> dict[str, Any]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment = {
+            **kept,
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(self.folder / home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            **({"HF_TOKEN": token} if token else {}),
+            **({} if xet else {"HF_HUB_DISABLE_XET": "1"}),
+            **({"HF_HUB_OFFLINE": "1"} if offline else {}),
+        }
+        script = PRELUDE + textwrap.dedent(code) + '\nprint("RESULT" + json.dumps(RESULT))\n'
+        work = self.folder / "work"
+        work.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], env=environment, cwd=work, capture_output=True, text=True
+        )
+        self.output += done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        for secret in (WRITE, READ, WRONG):
+            assert secret not in done.stdout + done.stderr
+        result: dict[str, Any] = json.loads(done.stdout.rsplit("RESULT", 1)[1])
+        return result
+
+
+@pytest.fixture
+def hub(causal_lms: dict[str, str]) -> Iterator[Any]:
+    server = Hub(tokens=TOKENS, read_tokens=READ_TOKENS, orgs={"alice": ("lab",)})
+    server.seed("model", "tiny/llama", causal_lms["llama"])
+    with server:
+        yield server
+
+
+@pytest.fixture
+def client(hub: Any, tmp_path: Path) -> Client:
+    return Client(hub, tmp_path)
+
+
+def head(hub: Any, repo_id: str, branch: str = "main") -> dict[str, Any]:
+    repo = hub.repos["model", repo_id]
+    files: dict[str, Any] = repo.commits[repo.branches[branch]]["files"]
+    return files
+
+
+def text_of(hub: Any, repo_id: str, name: str) -> str:
+    return str(hub.read(head(hub, repo_id)[name]).decode())
+
+
+def close(one: Any, other: Any) -> bool:
+    one, other = np.array(one), np.array(other)
+    return bool(one.shape == other.shape and np.abs(one - other).max() <= 1e-5 * np.abs(other).max())
+
+
+def seed_adapter(hub: Any, folder: Path, causal_lms: dict[str, str], repo_id: str, **options: Any) -> None:
+    """An adapter as people publish them: without tokenizer, its base named by its repository."""
+    publish_adapter(causal_lms["llama"], folder, **options)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = "tiny/llama"
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    hub.seed("model", repo_id, folder)
+
+
+PUSH_BOTH = """
+from st_prompteol import Demonstration, PromptEOL, push_to_hub
+model = PromptEOL("tiny/llama", demonstrations=[Demonstration("It rains.", "Weather")], layer=-2)
+RESULT["full"] = model.encode(SENTENCES).tolist()
+report = push_to_hub(model, "alice/full", license="mit")
+RESULT["full_commit"], RESULT["files"] = report.commit, report.files
+model = PromptEOL("bob/adapter")
+RESULT["adapter"] = model.encode(SENTENCES).tolist()
+report = push_to_hub(model, "alice/adapter", private=True, tag="v1", merge_to="lab/merged")
+RESULT["adapter_commit"], RESULT["merged_commit"] = report.commit, report.merged.commit
+"""
+OPEN_ALL = """
+for name in ("alice/full", "alice/adapter", "lab/merged"):
+    RESULT[name] = SentenceTransformer(name, device="cpu").encode(SENTENCES).tolist()
+"""
+
+
+def test_a_stranger_opens_what_was_pushed_from_a_cold_cache_and_then_offline(
+    hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    seed_adapter(hub, tmp_path / "published", causal_lms, "bob/adapter", binary=True)
+    pushed = client.run(
+        PUSH_BOTH
+        + """
+opened = PromptEOL("alice/adapter", revision="v1")
+RESULT["again"] = opened.encode(SENTENCES).tolist()
+RESULT["cached"] = PromptEOL("alice/adapter", local_files_only=True, revision="v1").encode(SENTENCES).tolist()
+# the card's own code
+import re
+from huggingface_hub import ModelCard
+for name in ("alice/full", "alice/adapter"):
+    card = ModelCard.load(name)
+    card.validate()
+    blocks = re.findall(r"^```python\\n(.*?)^```", card.text, flags=re.M | re.S)
+    RESULT[f"blocks of {name}"] = len(blocks)
+    for block in blocks:
+        exec(block, {})
+"""
+    )
+    assert close(pushed["again"], pushed["adapter"])
+    assert close(pushed["cached"], pushed["adapter"])
+    assert (pushed["blocks of alice/full"], pushed["blocks of alice/adapter"]) == (2, 3)
+    assert hub.repos["model", "alice/adapter"].private
+    assert hub.repos["model", "alice/adapter"].tags == {"v1": pushed["adapter_commit"]}
+    assert hub.repos["model", "alice/full"].branches == {"main": pushed["full_commit"]}
+    assert len(hub.repos["model", "alice/full"].commits) == 2  # the Hub's own first one, and ours
+    assert set(pushed["files"]) == set(head(hub, "alice/full")) - {".gitattributes"}
+    config = json.loads(text_of(hub, "alice/adapter", "adapter_config.json"))
+    assert config["base_model_name_or_path"] == "tiny/llama"
+    assert config["revision"] == hub.repos["model", "tiny/llama"].branches["main"]
+
+    cold = client.run(WITHOUT_US + OPEN_ALL, home="stranger")
+    warm = client.run(WITHOUT_US + OPEN_ALL, home="stranger", offline=True)
+    for opened in (cold, warm):
+        assert close(opened["alice/full"], pushed["full"])
+        assert close(opened["alice/adapter"], pushed["adapter"])
+        assert close(opened["lab/merged"], pushed["adapter"])
+
+    for repo in hub.repos.values():
+        for file in repo.commits[repo.branches["main"]]["files"].values():
+            assert not any(token.encode() in hub.read(file) for token in (WRITE, READ))
+
+
+def failure(code: str, call: str) -> str:
+    """Code that runs a call and keeps how it failed."""
+    return f"""
+try:
+    {code}
+    RESULT[{call!r}] = "nothing was wrong"
+except Exception as error:
+    RESULT[{call!r}] = f"{{type(error).__name__}}: {{error}}"
+"""
+
+
+def test_what_must_not_be_pushed_is_refused_in_one_sentence(
+    hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    local = publish_adapter(causal_lms["llama"], tmp_path / "local")
+    hub.seed("model", "alice/other", causal_lms["opt"])
+    hub.create("model", "alice/public").tags["v1"] = "0" * 40
+    hub.create("model", "bob/private", private=True)
+    calls = {
+        "no token": 'push_to_hub(model, "alice/x", token=False)',
+        "wrong token": f'push_to_hub(model, "alice/x", token={WRONG!r})',
+        "read token": f'push_to_hub(model, "alice/x", token={READ!r})',
+        "foreign namespace": 'push_to_hub(model, "bob/x")',
+        "foreign kind": 'push_to_hub(model, "alice/other")',
+        "public": 'push_to_hub(model, "alice/public", private=True)',
+        "exists": 'model.push_to_hub("alice/public")',
+        "tag": 'push_to_hub(model, "alice/public", tag="v1")',
+        "pull request to nothing": 'push_to_hub(model, "alice/nothing", create_pr=True)',
+        "pull request with tag": 'push_to_hub(model, "alice/public", create_pr=True, tag="v2")',
+        "name": 'push_to_hub(model, "alice/a b")',
+        "nothing to merge": 'push_to_hub(model, "alice/x", merge_to="alice/y")',
+        "base in a folder": f'push_to_hub({local!r}, "alice/x")',
+        "licence": 'push_to_hub(model, "alice/x", license="mine: <b>", dry_run=True)',
+        "language": 'push_to_hub(model, "alice/x", language="English", dry_run=True)',
+        "dataset": 'push_to_hub(model, "alice/x", datasets=["a\\nb"], dry_run=True)',
+        "results": f'push_to_hub(model, "alice/x", results_dir={str(tmp_path / "none")!r}, dry_run=True)',
+        "opening a private one": 'PromptEOL("bob/private")',
+        "opening with a wrong token": f'PromptEOL("tiny/llama", token={WRONG!r}, revision="main")',
+    }
+    code = "from st_prompteol import PromptEOL, push_to_hub\nmodel = PromptEOL('tiny/llama')\n"
+    answers = client.run(code + "".join(failure(call, name) for name, call in calls.items()))
+    for name, sentence in {
+        "no token": "PermissionError: 'alice/x' cannot be pushed to without a token: log in",
+        "wrong token": "PermissionError: 'alice/x' was not pushed to: the Hub does not know the token (401)",
+        "read token": "PermissionError: 'alice/x' cannot be pushed to with a token that may only read",
+        "foreign namespace": "PermissionError: 'bob/x' was not pushed to: the token may not write there (403)",
+        "foreign kind": "FileExistsError: 'alice/other' already holds a model that is not a PromptEOL",
+        "public": "FileExistsError: 'alice/public' exists and is public",
+        "exists": "FileExistsError: 'alice/public' exists: choose another name",
+        "tag": "FileExistsError: 'alice/public' has a tag 'v1'",
+        "pull request to nothing": "FileNotFoundError: 'alice/nothing' does not exist, so it takes no pull request",
+        "pull request with tag": "ValueError: A pull request goes to main",
+        "name": "ValueError: 'alice/a b' cannot be the name of a repository",
+        "nothing to merge": "ValueError: 'tiny/llama' has no adapter to merge",
+        "base in a folder": "ValueError: The adapter",
+        "licence": "ValueError: 'mine: <b>' is no identifier of a licence",
+        "language": "ValueError: 'English' is no code of a language",
+        "dataset": "ValueError: 'a\\nb' cannot be the name of a repository",
+        "results": "FileNotFoundError: ",
+        "opening a private one": "FileNotFoundError: 'bob/private' is neither a folder nor a repository",
+        "opening with a wrong token": "PermissionError: 'tiny/llama'",
+    }.items():
+        assert answers[name].startswith(sentence), (name, answers[name])
+        assert "\n" not in answers[name]
+    assert ("model", "alice/x") not in hub.repos
+    assert ("model", "bob/x") not in hub.repos
+    assert set(head(hub, "alice/public")) == {".gitattributes"}
+
+
+COMMIT = """
+import huggingface_hub
+from pathlib import Path
+from st_prompteol.hub import upload
+real_sleep, time.sleep = time.sleep, lambda seconds: None  # upstream's waits between its own tries, and ours
+folder, repo_id = Path(sys.argv[1]), "alice/model"
+api = huggingface_hub.HfApi()
+files, _ = upload.select_files(folder)
+def commit(**options):
+    options = {"branch": None, "create_pr": False, "message": "new", "keep_card": False, **options}
+    return upload.commit_folder(api, folder, files, repo_id, **options)
+"""
+
+
+class Trouble:
+    """Makes a server fail at its n-th request, once or for good, before or after it has done its work.
+
+    The process that drives it speaks to `/_trouble/<n>/<once|lasting>/<status|before|after>`, which also puts the
+    repository back into its old state.
+    """
+
+    def __init__(self, hub: Any, repo_id: str, old: Path) -> None:
+        blobs, trouble = dict(hub.blobs), self
+        self.count, self.at, self.lasting, self.how = 0, 0, False, ""
+
+        class Handler(hub.httpd.RequestHandlerClass):  # type: ignore[misc]
+            def handle_any(self) -> None:
+                if self.path.startswith("/_trouble/"):
+                    _, _, at, lasting, trouble.how = self.path.split("/")
+                    trouble.count, trouble.at, trouble.lasting = 0, int(at), lasting == "lasting"
+                    if at != "0":
+                        hub.blobs = dict(blobs)
+                        hub.seed("model", repo_id, old)
+                    self.body_ = None
+                    self.send(200, {"count": trouble.count})
+                    return
+                trouble.count += 1
+                fails = trouble.at and (
+                    trouble.count >= trouble.at if trouble.lasting else trouble.count == trouble.at
+                )
+                if not fails:
+                    super().handle_any()
+                elif trouble.how == "status":
+                    self.body_ = None
+                    self.send(503, {"error": "trouble"})
+                else:
+                    if trouble.how == "after":  # the work is done, the answer is lost
+                        self.send = lambda *arguments, **options: self.body()  # type: ignore[method-assign]
+                        super().handle_any()
+                    self.close_connection = True
+                    self.connection.close()
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
+
+        hub.httpd.RequestHandlerClass = Handler
+
+
+COMMIT_IN_TROUBLE = """
+import urllib.request
+from pathlib import Path
+import huggingface_hub
+from st_prompteol.failures import explained_push
+from st_prompteol.hub import upload
+time.sleep = lambda seconds: None  # upstream's waits between its own tries, and ours
+folder, repo_id = Path(sys.argv[1]), "alice/model"
+api = huggingface_hub.HfApi()
+files, _ = upload.select_files(folder)
+def commit():
+    with explained_push(repo_id):
+        upload.commit_folder(
+            api, folder, files, repo_id, branch=None, create_pr=False, message="new", keep_card=False
+        )
+def trouble(at, lasting, how):
+    urllib.request.urlopen(f"{api.endpoint}/_trouble/{at}/{lasting}/{how}").read()
+def state():
+    trouble(0, "once", "status")
+    info = api.model_info(repo_id)
+    return sorted(sibling.rfilename for sibling in info.siblings), len(api.list_repo_commits(repo_id))
+trouble(99, "once", "status")
+old, commits = state()
+new = sorted(path.as_posix() for path in files)
+RESULT.update(problems=[], old=0, new=0, requests=0)
+for how in ("status", "before", "after"):
+    for lasting in ("lasting", "once"):
+        for at in range(1, 30):
+            trouble(at, lasting, how)
+            failed = None
+            try:
+                commit()
+            except Exception as error:
+                failed = error
+            now, count = state()
+            where = [how, lasting, at, f"{type(failed).__name__}: {failed}", now]
+            if now not in (old, new) or count > commits + 1 or (failed is None and now != new):
+                RESULT["problems"].append(["half", *where])
+            if failed is not None and (not isinstance(failed, ConnectionError) or lasting == "once"):
+                RESULT["problems"].append(["failed", *where])
+            RESULT["old" if now == old else "new"] += 1
+            commit()
+            if state() != (new, commits + 1):
+                RESULT["problems"].append(["not repeatable", *where])
+            if lasting == "lasting":
+                if failed is None:
+                    break
+                RESULT["requests"] = max(RESULT["requests"], at)
+"""
+
+
+def test_a_server_that_fails_at_any_request_leaves_the_old_state_or_the_new_one(
+    hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    old = Path(publish_adapter(causal_lms["opt"], tmp_path / "old"))
+    Trouble(hub, "alice/model", old)
+    result = client.run(COMMIT_IN_TROUBLE, causal_lms["llama"])
+    assert result["problems"] == []
+    assert result["requests"] >= 6  # look, preupload, LFS batch, upload, verify, commit
+    assert result["old"] > 0
+    assert result["new"] > 0
+
+
+def test_branches_pull_requests_dry_runs_and_another_model_in_the_place(
+    hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    seed_adapter(hub, tmp_path / "published", causal_lms, "bob/adapter")
+    hub.seed("model", "alice/old", tmp_path / "published")
+    result = client.run(
+        """
+        from st_prompteol import PromptEOL, push_to_hub
+        model = PromptEOL("tiny/llama")
+        RESULT["dry"] = push_to_hub(model, "alice/new", dry_run=True).files
+        RESULT["branch"] = push_to_hub(model, "alice/old", force=True, branch="dev").commit
+        RESULT["again"] = push_to_hub(model, "alice/old", branch="dev").commit
+        RESULT["url"] = model.push_to_hub("alice/old", create_pr=True, revision="main") if 0 else None
+        report = push_to_hub(model, "alice/old", force=True, create_pr=True)
+        RESULT["pr"], RESULT["pr_commit"] = report.url, report.commit
+        RESULT["model"] = model.encode(SENTENCES).tolist()
+        RESULT["opened"] = PromptEOL("alice/old", revision="refs/pr/1").encode(SENTENCES).tolist()
+        """
+    )
+    assert ("model", "alice/new") not in hub.repos
+    assert "model.safetensors" in result["dry"]
+    assert set(head(hub, "alice/old")) == {
+        ".gitattributes",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    } - (set() if "README.md" in os.listdir(tmp_path / "published") else {"README.md"}) - (
+        {".gitattributes"} if ".gitattributes" not in head(hub, "alice/old") else set()
+    )
+    dev = head(hub, "alice/old", "dev")
+    assert "model.safetensors" in dev
+    assert "adapter_config.json" not in dev
+    assert result["branch"] == result["again"] == hub.repos["model", "alice/old"].branches["dev"]
+    assert hub.repos["model", "alice/old"].prs == {"refs/pr/1": result["pr_commit"]}
+    assert result["pr"].endswith("/discussions/1")
+    assert close(result["opened"], result["model"])
+
+
+def test_an_adapter_stays_with_the_base_it_was_made_on_when_that_moves(
+    hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    from .conftest import build_causal_lm
+
+    seed_adapter(hub, tmp_path / "published", causal_lms, "bob/bare", binary=True)
+    code = """
+        from st_prompteol import PromptEOL
+        logging.basicConfig(level="WARNING", stream=sys.stdout)
+        model = PromptEOL(sys.argv[1])
+        RESULT["embeddings"] = model.encode(SENTENCES).tolist()
+        model.save(sys.argv[2], create_model_card=False)
+        """
+    before = client.run(code, "bob/bare", str(tmp_path / "saved"))
+    assert "has moved" not in client.output
+    hub.seed("model", "alice/adapter", tmp_path / "saved")
+    moved = build_causal_lm(tmp_path / "moved", "llama", seed=7)
+    repo = hub.repos["model", "tiny/llama"]
+    old = repo.branches["main"]
+    hub.seed("model", "tiny/moved", moved)
+    newer = hub.repos["model", "tiny/moved"]
+    repo.branches["main"] = repo.commit(newer.commits[newer.branches["main"]]["files"], "moved", old)
+
+    after = client.run(code, "alice/adapter", str(tmp_path / "again"), home="stranger")
+    assert close(after["embeddings"], before["embeddings"])
+    assert f"'tiny/llama' has moved to {repo.branches['main'][:12]} since the adapter 'alice/adapter'" in client.output
+    again = json.loads((tmp_path / "again" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert again["revision"] == old
+    bare = client.run(code, "bob/bare", str(tmp_path / "bare"), home="stranger")  # nothing recorded: the newest
+    assert not close(bare["embeddings"], before["embeddings"])
