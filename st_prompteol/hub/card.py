@@ -109,7 +109,7 @@ def build_model_card(
         template_path=str(TEMPLATE),
         title=escape(_title(model, repo_id)),
         repo_id=repo_id,
-        base=_link(base) if base else "a decoder LLM that is not on the Hub",
+        base=f"the decoder LLM {_link(base)}" if base else "a decoder LLM that is not on the Hub",
         base_revision=revision,
         adapter=_adapter_facts(adapter) if adapter else None,
         facts=_facts(model),
@@ -137,10 +137,43 @@ def build_model_card(
 
 def _upstream_card(model: PromptEOL) -> ModelCard:
     """The card that sentence-transformers would write: as saved for a model that was opened, else generated now."""
-    text = model._model_card_text
-    if not text or "generated_from_trainer" in model.model_card_data.tags:
-        text = generate_model_card(model)
+    text, data = model._model_card_text, model.model_card_data
+    if not text or "generated_from_trainer" in data.tags:
+        # upstream puts names and values into Markdown as they are
+        harmless: dict[str, Any] = {
+            "train_datasets": [_harmless_dataset(dataset) for dataset in data.train_datasets],
+            "eval_datasets": [_harmless_dataset(dataset) for dataset in data.eval_datasets],
+            "all_hyperparameters": _harmless(data.all_hyperparameters),
+            "non_default_hyperparameters": _harmless(data.non_default_hyperparameters),
+            "training_logs": [_harmless(line) for line in data.training_logs],
+        }
+        kept = {name: getattr(data, name) for name in harmless}
+        try:
+            for name, value in harmless.items():
+                setattr(data, name, value)
+            text = generate_model_card(model)
+        finally:
+            for name, value in kept.items():
+                setattr(data, name, value)
     return ModelCard(text, ignore_metadata_errors=True)
+
+
+def _harmless(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        escape(name): value if isinstance(value, int | float | bool | None) else escape(value)
+        for name, value in values.items()
+    }
+
+
+def _harmless_dataset(dataset: dict[str, Any]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if dataset.get("name"):
+        changes["name"] = escape(dataset["name"])
+    if dataset.get("columns"):
+        changes["columns"] = [one_line(column).replace("`", "") for column in dataset["columns"]]
+    if isinstance(dataset.get("loss"), dict) and "fullname" in dataset["loss"]:
+        changes["loss"] = {**dataset["loss"], "fullname": escape(dataset["loss"]["fullname"])}
+    return {**dataset, **changes}
 
 
 def _check_metadata(

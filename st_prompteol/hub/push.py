@@ -231,7 +231,7 @@ def _with_namespace(api: HfApi, target: _Target) -> _Target:
         return target
     try:
         user = retrying(lambda: api.whoami())
-    except LocalTokenNotFoundError:
+    except (LocalTokenNotFoundError, ValueError):  # the latter for token=False
         raise PermissionError(
             f"{target.repo_id!r} cannot be pushed to without a token: log in with `hf auth login`, or pass token=…."
         ) from None
