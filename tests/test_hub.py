@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
+from st_prompteol.cli import app
+from st_prompteol.hub.upload import check_no_secrets, select_files
 
 from .conftest import SENTENCES
 from .hubserver import Hub
@@ -112,10 +116,55 @@ class Client:
         assert not any(secret in errors for secret in (WRITE, READ, WRONG))
 
 
+class Trouble:
+    """Makes a server fail at its n-th request, once or for good, before or after it has done its work.
+
+    The process that drives it speaks to `/_trouble/<n>/<once|lasting>/<status|before|after>`, which also puts the
+    repository back into its old state.
+    """
+
+    def __init__(self, hub: Any) -> None:
+        trouble = self
+        self.repo_id, self.old, self.blobs = "", Path(), {}
+        self.count, self.at, self.lasting, self.how = 0, 0, False, ""
+
+        class Handler(hub.httpd.RequestHandlerClass):  # type: ignore[misc]
+            def handle_any(self) -> None:
+                if self.path.startswith("/_trouble/"):
+                    _, _, at, lasting, trouble.how = self.path.split("/")
+                    trouble.count, trouble.at, trouble.lasting = 0, int(at), lasting == "lasting"
+                    if at != "0":
+                        hub.blobs = dict(trouble.blobs)
+                        hub.seed("model", trouble.repo_id, trouble.old)
+                    self.body_ = None
+                    self.send(200, {"count": trouble.count})
+                    return
+                trouble.count += 1
+                fails = trouble.at and (
+                    trouble.count >= trouble.at if trouble.lasting else trouble.count == trouble.at
+                )
+                if not fails:
+                    super().handle_any()
+                elif trouble.how == "status":
+                    self.body_ = None
+                    self.send(503, {"error": "trouble"})
+                else:
+                    if trouble.how == "after":  # the work is done, the answer is lost
+                        self.send = lambda *arguments, **options: self.body()  # type: ignore[method-assign]
+                        super().handle_any()
+                    self.close_connection = True
+                    self.connection.close()
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
+
+        hub.httpd.RequestHandlerClass = Handler  # before the first connection, whose handler lives as long
+
+
 @pytest.fixture(scope="module")
 def hub(causal_lms: dict[str, str]) -> Iterator[Any]:
     server = Hub(tokens=TOKENS, read_tokens=READ_TOKENS, orgs={"alice": ("lab",)})
     server.seed("model", "tiny/llama", causal_lms["llama"])
+    server.trouble = Trouble(server)
     with server:
         yield server
 
@@ -291,56 +340,12 @@ from pathlib import Path
 from st_prompteol.hub import upload
 real_sleep, time.sleep = time.sleep, lambda seconds: None  # upstream's waits between its own tries, and ours
 folder, repo_id = Path(ARGUMENTS[0]), "alice/model"
-huggingface_hub.close_session()  # open connections know nothing of the trouble
 api = huggingface_hub.HfApi()
 files, _ = upload.select_files(folder)
 def commit(**options):
     options = {"branch": None, "create_pr": False, "message": "new", "keep_card": False, **options}
     return upload.commit_folder(api, folder, files, repo_id, **options)
 """
-
-
-class Trouble:
-    """Makes a server fail at its n-th request, once or for good, before or after it has done its work.
-
-    The process that drives it speaks to `/_trouble/<n>/<once|lasting>/<status|before|after>`, which also puts the
-    repository back into its old state.
-    """
-
-    def __init__(self, hub: Any, repo_id: str, old: Path) -> None:
-        blobs, trouble = dict(hub.blobs), self
-        self.count, self.at, self.lasting, self.how = 0, 0, False, ""
-
-        class Handler(hub.httpd.RequestHandlerClass):  # type: ignore[misc]
-            def handle_any(self) -> None:
-                if self.path.startswith("/_trouble/"):
-                    _, _, at, lasting, trouble.how = self.path.split("/")
-                    trouble.count, trouble.at, trouble.lasting = 0, int(at), lasting == "lasting"
-                    if at != "0":
-                        hub.blobs = dict(blobs)
-                        hub.seed("model", repo_id, old)
-                    self.body_ = None
-                    self.send(200, {"count": trouble.count})
-                    return
-                trouble.count += 1
-                fails = trouble.at and (
-                    trouble.count >= trouble.at if trouble.lasting else trouble.count == trouble.at
-                )
-                if not fails:
-                    super().handle_any()
-                elif trouble.how == "status":
-                    self.body_ = None
-                    self.send(503, {"error": "trouble"})
-                else:
-                    if trouble.how == "after":  # the work is done, the answer is lost
-                        self.send = lambda *arguments, **options: self.body()  # type: ignore[method-assign]
-                        super().handle_any()
-                    self.close_connection = True
-                    self.connection.close()
-
-            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
-
-        hub.httpd.RequestHandlerClass = Handler
 
 
 COMMIT_IN_TROUBLE = """
@@ -400,7 +405,7 @@ def test_a_server_that_fails_at_any_request_leaves_the_old_state_or_the_new_one(
 ) -> None:
     old = Path(publish_adapter(causal_lms["opt"], tmp_path / "old"))
     (old / "README.md").unlink()
-    Trouble(hub, "alice/model", old)
+    hub.trouble.repo_id, hub.trouble.old, hub.trouble.blobs = "alice/model", old, dict(hub.blobs)
     result = client.run(COMMIT_IN_TROUBLE, causal_lms["gpt2"])
     assert result["problems"] == []
     assert result["requests"] >= 6  # look, preupload, LFS batch, upload, verify, commit
@@ -588,3 +593,81 @@ def test_a_fine_tuned_model_with_its_results_is_published_and_run_by_mteb(shared
         client.close()
     assert close(scored["embeddings"], result["embeddings"])
     assert 0 < scored["score"] < 1
+
+
+def test_what_only_its_owner_should_have_stays(tmp_path: Path) -> None:
+    goes = [
+        "model.safetensors",
+        "1_Pooling/config.json",
+        "README.md",
+        ".eval_results/x.yaml",
+        "special_tokens_map.json",
+    ]
+    stays = ["optimizer.pt", "checkpoint-5/model.safetensors", ".env", ".env.local", "prod.env", ".cache/x", "id_rsa"]
+    stays += ["token", "hf_token.txt", "client_secret.json", "rng_state_0.pth", "training_args.bin", "results/a.json"]
+    stays += ["1_Pooling/.DS_Store", "__pycache__/a.pyc", ".git/config", "scheduler.pt", "run.log", "wandb/x"]
+    for name in (*goes, *stays):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "link.json").symlink_to("/etc/passwd")
+    kept, left_out = select_files(tmp_path)
+    assert sorted(path.as_posix() for path in kept) == sorted(goes)
+    assert sorted(path.as_posix() for path in left_out) == sorted([*stays, "link.json"])
+
+    check_no_secrets(tmp_path, kept, None)
+    for secret in ("hf_" + "a1" * 17, "-----BEGIN RSA PRIVATE KEY-----", "AKIA" + "A1B2" * 4, "hf_own"):
+        (tmp_path / "README.md").write_text(f"use {secret}", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"'README.md' would make .* public") as caught:
+            check_no_secrets(tmp_path, kept, "hf_own")
+        assert secret not in str(caught.value)
+
+
+def test_several_adapters_over_one_base_are_listed(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    one = publish_adapter(causal_lms["llama"], tmp_path / "one", seed=1)
+    two = publish_adapter(causal_lms["llama"], tmp_path / "two", seed=2)
+    options = [argument for name, path in (("one", one), ("two", two)) for argument in ("--adapter", f"{name}={path}")]
+    shown = CliRunner().invoke(app, ["info", causal_lms["llama"], "--device", "cpu", *options])
+    assert "one, two (active)" in shown.output
+    wrong = CliRunner().invoke(app, ["info", causal_lms["llama"], "--device", "cpu", "--adapter", "one"])
+    assert wrong.exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_whole_push_through_a_server_that_fails_and_its_repetition(
+    hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    old = Path(publish_adapter(causal_lms["opt"], tmp_path / "old"))
+    hub.trouble.repo_id, hub.trouble.old, hub.trouble.blobs = "alice/model", old, dict(hub.blobs)
+    old_files = {path.name for path in old.iterdir()}
+    for at in (1, 2, 5, 9, 12, 20, 30):
+        failed = client.run(
+            """
+            import urllib.request
+            from st_prompteol import PromptEOL, push_to_hub
+            from st_prompteol.hub import push, upload
+            sleep, time.sleep = time.sleep, lambda seconds: None
+            model = PromptEOL(ARGUMENTS[1], device="cpu")
+            urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/_trouble/{ARGUMENTS[0]}/lasting/before").read()
+            try:
+                push_to_hub(model, "alice/model", force=True)
+            except Exception as error:
+                RESULT["error"] = f"{type(error).__name__}: {error}"
+            time.sleep = sleep
+            """,
+            str(at),
+            causal_lms["qwen2"],
+        )
+        assert failed["error"].startswith("ConnectionError: 'alice/model' was ")
+        now = set(head(hub, "alice/model"))
+        assert now == old_files or "model.safetensors" in now
+        assert ("model.safetensors" in now) == ("but the check from the Hub failed" in failed["error"])
+        again = client.run(
+            """
+            import urllib.request
+            from st_prompteol import PromptEOL, push_to_hub
+            urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/_trouble/0/once/status").read()
+            RESULT["commit"] = push_to_hub(PromptEOL(ARGUMENTS[0], device="cpu"), "alice/model", force=True).commit
+            """,
+            causal_lms["qwen2"],
+        )
+        assert hub.repos["model", "alice/model"].branches["main"] == again["commit"]

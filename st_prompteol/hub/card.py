@@ -109,7 +109,7 @@ def build_model_card(
         template_path=str(TEMPLATE),
         title=escape(_title(model, repo_id)),
         repo_id=repo_id,
-        base=f"the decoder LLM {_link(base)}" if base else "a decoder LLM that is not on the Hub",
+        base=_link(base) if base else None,
         base_revision=revision,
         adapter=_adapter_facts(adapter) if adapter else None,
         facts=_facts(model),
