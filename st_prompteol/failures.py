@@ -63,7 +63,6 @@ def explained(model_name_or_path: str | None) -> Iterator[None]:
 _STATUSES: dict[int, tuple[type[Exception], str]] = {
     401: (PermissionError, "the Hub does not know the token (401): log in anew with `hf auth login`."),
     403: (PermissionError, "the Hub forbids it (403): use a token of someone who may."),
-    404: (FileNotFoundError, "the Hub has no such repository, branch or tag (404): check the spelling."),
     429: (ConnectionError, "the Hub asks for fewer requests (429): wait a few minutes, then do it again."),
     **{
         status: (ConnectionError, f"the Hub is in trouble ({status}): do it again later.")
@@ -78,6 +77,7 @@ _PUSH_STATUSES: dict[int, tuple[type[Exception], str]] = {
         "the token may not write there (403): use one with the role write, of a member of that namespace, or open a "
         "pull request.",
     ),
+    404: (FileNotFoundError, "the Hub has no such repository, branch or tag (404): check the spelling."),
     409: (FileExistsError, "the Hub sees a conflict (409), something of that name is there: choose another name."),
     412: (FileExistsError, "someone else has pushed meanwhile (412): look at it, then push again."),
 }

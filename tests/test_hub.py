@@ -424,7 +424,6 @@ def test_branches_pull_requests_dry_runs_and_another_model_in_the_place(
         model = PromptEOL("tiny/llama")
         RESULT["dry"] = push_to_hub(model, "alice/new", dry_run=True).files
         RESULT["branch"] = push_to_hub(model, "alice/old", force=True, branch="dev").commit
-        RESULT["again"] = push_to_hub(model, "alice/old", branch="dev").commit
         report = push_to_hub(model, "alice/old", force=True, create_pr=True)
         RESULT["pr"], RESULT["pr_commit"] = report.url, report.commit
         RESULT["model"] = model.encode(SENTENCES).tolist()
@@ -438,7 +437,7 @@ def test_branches_pull_requests_dry_runs_and_another_model_in_the_place(
     dev = head(hub, "alice/old", "dev")
     assert "model.safetensors" in dev
     assert "adapter_config.json" not in dev
-    assert result["branch"] == result["again"] == hub.repos["model", "alice/old"].branches["dev"]
+    assert result["branch"] == hub.repos["model", "alice/old"].branches["dev"]
     assert hub.repos["model", "alice/old"].prs == {"refs/pr/1": result["pr_commit"]}
     assert result["pr"].endswith("/discussions/1")
     assert close(result["opened"], result["model"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,12 @@ def test_what_was_known_of_training_stays_when_a_model_is_opened_and_published_a
         assert card.text.count("### Framework Versions") == 1
         assert card.text.count("@inproceedings{jiang") == 1
         (tmp_path / "run" / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def test_the_cards_of_released_models_are_those_that_are_listed() -> None:
+    folder = Path(__file__).resolve().parents[1] / "hub_cards"
+    names = runpy.run_path(str(folder / "push.py"))
+    listed = {names["card_file"](release) for release in names["RELEASED"]}
+    assert listed == set(folder.glob("*.md"))
+    for card in listed:
+        assert ModelCard.load(card).data.to_dict()["library_name"] == "sentence-transformers"
