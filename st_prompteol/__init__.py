@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_prompteol.adapters import quantization_config
+    from st_prompteol.adapters import lora_config, quantization_config
     from st_prompteol.hub import build_model_card, push_to_hub
     from st_prompteol.model import PromptEOL
     from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
@@ -20,6 +20,7 @@ __all__ = [
     "PromptEOLTransformer",
     "PromptTemplate",
     "build_model_card",
+    "lora_config",
     "push_to_hub",
     "quantization_config",
 ]
@@ -34,6 +35,7 @@ _HOMES = {
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "template",
     "build_model_card": "hub",
+    "lora_config": "adapters",
     "push_to_hub": "hub",
     "quantization_config": "adapters",
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.error import NoMatchingPeftModuleError
@@ -21,6 +22,35 @@ Quantization = Literal["nf4", "int8"]
 # bitsandbytes' block of weights that share one scale, and the rows that its packed CPU kernel takes at a time
 _NF4_BLOCK_SIZE = 64
 _CPU_PACK_ROWS = 32
+
+
+def lora_config(
+    *,
+    r: int = 64,
+    lora_alpha: int = 16,
+    lora_dropout: float = 0.05,
+    target_modules: str | Sequence[str] = "all-linear",
+    **kwargs: Any,
+) -> LoraConfig:
+    """Returns upstream's configuration with the paper's values: LoRA on every linear layer, no bias.
+
+    The language-model head gets none: it is not part of the body that `PromptEOL` trains. In 8 and 16 bit the paper's
+    code adapts `["q_proj", "v_proj"]` only; pass them to match it.
+
+    Args:
+        r: The rank. Defaults to 64.
+        lora_alpha: Updates are scaled by `lora_alpha / r`. Defaults to 16.
+        lora_dropout: Dropout in front of the adapter, while training. Defaults to 0.05.
+        target_modules: Names of the layers to adapt, or `"all-linear"`. Defaults to `"all-linear"`.
+        **kwargs: Everything else that `LoraConfig` takes.
+
+    Example:
+        >>> model = PromptEOL("facebook/opt-125m")  # doctest: +SKIP
+        >>> model.add_adapter(lora_config(r=16))  # doctest: +SKIP
+    """
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    options = {"bias": "none", "task_type": "FEATURE_EXTRACTION", **kwargs}
+    return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets, **options)
 
 
 def load_adapter(
@@ -85,6 +115,31 @@ def record_base_revision(model: PreTrainedModel) -> None:
     commit = getattr(model.config, "_commit_hash", None)
     for config in getattr(model, "peft_config", {}).values():
         config.revision = commit or config.revision
+
+
+def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = "default") -> None:
+    """Copies the tensors of a saved adapter into the adapter on the model, whose parameters stay the same objects.
+
+    That is what an optimizer needs that goes on where it stopped, and what a quantised base needs, of which no second
+    one fits beside it.
+
+    Args:
+        model: The body, with the adapter on it.
+        path: The folder that it was saved to.
+        adapter_name: Its name in the model. Defaults to `"default"`.
+
+    Raises:
+        ValueError: If tensors differ in names or shapes; the model is then as it was before.
+    """
+    prefix = "base_model.model."
+    saved = {key.removeprefix(prefix): tensor for key, tensor in load_peft_weights(path, device="cpu").items()}
+    own = {key.removeprefix(prefix): tensor for key, tensor in model.get_adapter_state_dict(adapter_name).items()}
+    odd = saved.keys() ^ own.keys() or {key for key in own if own[key].shape != saved[key].shape}
+    if odd:
+        raise ValueError(_misfit(path, model, f"it differs from the adapter {adapter_name!r} in {_some(odd)}"))
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(saved[key])
 
 
 def _strip_base_prefix(config: PeftConfig, prefix: str) -> None:
@@ -236,6 +291,17 @@ def unpack_nf4(model: PreTrainedModel) -> None:
 
             weight.data, _ = _convert_weight_packed_for_cpu_inverse(weight.data, weight.quant_state)
             weight.quant_state = module.quant_state = copy.copy(module.loaded_quant_state)
+
+
+def keep_nf4_unpacked(model: PreTrainedModel) -> None:
+    """Makes 4-bit weights ready for gradients, and keeps them so through every evaluation in between.
+
+    No gradient passes through a weight that bitsandbytes has packed for a CPU, so those below it would silently be
+    zero. What was packed is unpacked, and packing is turned off, which costs later inference on this model speed.
+    """
+    unpack_nf4(model)
+    for module in _nf4_layers(model):
+        module.support_avx512bf16_for_cpu = False
 
 
 def _nf4_layers(model: PreTrainedModel) -> list[Any]:

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from st_prompteol.adapters import (
     keep_nf4_scales,
+    keep_nf4_unpacked,
     load_adapter,
     record_base_revision,
     skip_unpackable_modules,
@@ -28,8 +29,12 @@ from st_prompteol.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
+from st_prompteol.shared_head import HeadCache, attending_to, install, run_to_layer
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
+
+_FILLERS = ("0.", "1 2 3'")  # sentences that begin and end differently, after preprocessing too
+_HEADS = HeadCache()
 
 
 class PromptEOLTransformer(Transformer):
@@ -106,6 +111,9 @@ class PromptEOLTransformer(Transformer):
         if bare_adapter:
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 
+        self._can_share = install(self.model)
+        self._head: tuple[str, torch.Tensor] | None = None
+
         tokenizer = self.tokenizer
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         if tokenizer.pad_token is None:  # the attention mask hides pads, so any token of the vocabulary serves
@@ -147,6 +155,14 @@ class PromptEOLTransformer(Transformer):
         if is_peft_model:
             load_adapter(model, model_name_or_path, **hub_kwargs)
         return model
+
+    def train(self, mode: bool = True) -> PromptEOLTransformer:
+        """Sets training or evaluation mode; what trains is first made ready for gradients, its shared head dropped."""
+        if mode:
+            _HEADS.forget(self.model)
+            keep_nf4_unpacked(self.model)
+        super().train(mode)
+        return self
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
@@ -199,8 +215,7 @@ class PromptEOLTransformer(Transformer):
 
     def count_template_tokens(self) -> int:
         """Returns how many tokens BOS, demonstrations and template take in front of and after every sentence."""
-        # two sentences that begin and end differently, after preprocessing too
-        first, second = (tokenize_plainly(self.tokenizer, self.template.render(filler)) for filler in ("0.", "1 2 3'"))
+        first, second = (tokenize_plainly(self.tokenizer, self.template.render(filler)) for filler in _FILLERS)
         return sum(
             len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
             for one, other in ((first, second), (first[::-1], second[::-1]))
@@ -248,6 +263,48 @@ class PromptEOLTransformer(Transformer):
                 "tokenizer no BOS. Drop empty sentences or use a template with text."
             )
         return features
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds `token_embeddings` `(batch_size, sequence_length, hidden_size)` to the features.
+
+        Outside of training, the tokens that all rows begin with are computed once and kept, and no block above the
+        layer runs; the result is the same.
+        """
+        length = self._shared_length(features)
+        if length == 0:
+            return super().forward(features, **kwargs)  # type: ignore[no-any-return]
+        ids = features["input_ids"]
+        head = _HEADS.get(self.model, self._head_ids(), self.layer)[length]
+        rows = ids[:, length:]
+        positions = torch.arange(length, ids.shape[1], device=ids.device).expand_as(rows)
+        with attending_to(head):
+            own = run_to_layer(self.model, self.layer, input_ids=rows, position_ids=positions, use_cache=False)
+        features["token_embeddings"] = torch.cat([head.hidden.expand(len(ids), -1, -1).to(own.device), own], dim=1)
+        return features
+
+    def _head_ids(self) -> torch.Tensor:
+        """The tokens that every row begins with, `(head_length,)`, on the model's device."""
+        if self._head is None or self._head[0] != self.tokenizer.chat_template:
+            first, second = (tokenize_plainly(self.tokenizer, self.template.render(filler)) for filler in _FILLERS)
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+            self._head = (str(self.tokenizer.chat_template), torch.tensor([token for token, _ in shared]))
+        return self._head[1].to(self.model.device)
+
+    def _shared_length(self, features: dict[str, Any]) -> int:
+        """How many tokens of the rows need not be computed: 0 where the model is trained or cannot share a head."""
+        ids, mask = features.get("input_ids"), features.get("attention_mask")
+        if not self._can_share or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return 0
+        if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or ids.ndim != 2:
+            return 0
+        window = getattr(self.config.get_text_config(), "sliding_window", None)
+        if window is not None and ids.shape[1] > window:
+            return 0
+        head = self._head_ids()
+        head = head[: int(mask.sum(dim=1).min()) - 1]  # every row keeps a token of its own
+        if not mask[:, : len(head)].all():  # padded on the left
+            return 0
+        return int((ids[:, : len(head)] == head).all(dim=0).cumprod(dim=0).sum())
 
     def get_embedding_dimension(self) -> int:
         """Returns the length of an embedding."""

@@ -14,7 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from st_prompteol import Demonstration, PromptEOL, quantization_config
+from st_prompteol import Demonstration, PromptEOL, lora_config, quantization_config
+from st_prompteol.adapters import load_adapter_weights
 
 from .conftest import SENTENCES, PlainProcess, build_causal_lm
 
@@ -265,3 +266,65 @@ def test_the_quantisation_is_the_paper_s() -> None:
     assert quantization_config("int8").load_in_8bit
     with pytest.raises(ValueError, match="Unknown quantization 'int4': choose 'nf4' or 'int8'"):
         quantization_config("int4")
+
+
+def test_lora_is_the_paper_s(causal_lms: dict[str, str]) -> None:
+    config = lora_config()
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (64, 16, 0.05, "none")
+    assert (config.target_modules, config.task_type) == ("all-linear", "FEATURE_EXTRACTION")
+    assert lora_config(target_modules=["q_proj"], use_rslora=True).use_rslora
+    model = PromptEOL(causal_lms["opt"])
+    model.add_adapter(config)
+    adapted = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "lora_A")}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
+
+
+def test_saved_tensors_return_into_the_same_parameters(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    model.add_adapter(lora_config(r=4, init_lora_weights=False))
+    model.save_pretrained(str(tmp_path))
+    before = model.encode(SENTENCES)
+    parameters = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    for parameter in parameters.values():
+        torch.nn.init.normal_(parameter)
+    assert np.abs(model.encode(SENTENCES) - before).max() > 1e-3
+    load_adapter_weights(model[0].model, str(tmp_path))
+    assert all(dict(model.named_parameters())[name] is p for name, p in parameters.items())
+    np.testing.assert_array_equal(model.encode(SENTENCES), before)
+
+    other = PromptEOL(causal_lms["llama"])
+    other.add_adapter(lora_config(r=8))
+    with pytest.raises(ValueError, match=r"differs from the adapter 'default' in layers\.0\..*lora_"):
+        load_adapter_weights(other[0].model, str(tmp_path))
+
+
+def gradients(model: PromptEOL) -> dict[str, torch.Tensor]:
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(0)  # OPT's own dropout
+    model(model.preprocess(SENTENCES))["sentence_embedding"].square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_gradients_after_an_evaluation_are_those_before_it(quantizable: str, quantization: Any) -> None:
+    model = PromptEOL(quantizable, quantization=quantization)
+    model.encode(SENTENCES)  # as it was opened: on some CPUs this packs nf4 weights
+    torch.manual_seed(0)
+    model.add_adapter(lora_config(r=4, lora_dropout=0.0, init_lora_weights=False))
+    first = gradients(model)
+    model.encode(SENTENCES)
+    second = gradients(model)
+    assert first.keys() == second.keys()
+    assert len(first) == 2 * 6 * 3  # A and B of six linear layers in three blocks
+    for name, gradient in first.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(second[name], gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
+
+    if quantization == "nf4":  # the oracle: float32 weights of the same values
+        reference = dequantised(quantizable, PromptEOL(quantizable, quantization="nf4"))
+        reference.add_adapter(lora_config(r=4, lora_dropout=0.0, init_lora_weights=False))
+        reference.load_state_dict({n: p for n, p in model.state_dict().items() if "lora_" in n}, strict=False)
+        scale = max(gradient.abs().max().item() for gradient in first.values())
+        for name, gradient in gradients(reference).items():
+            torch.testing.assert_close(first[name] / scale, gradient / scale, rtol=0, atol=1e-3)

@@ -99,3 +99,23 @@ def test_a_damaged_archive_and_a_missing_folder_are_named(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         senteval_folder(tmp_path / "missing")
     assert senteval_folder(tmp_path) == tmp_path
+
+
+@pytest.mark.shared
+def test_a_hub_model_s_results_lie_under_its_commit(shared: Path, tmp_path: Path) -> None:
+    hub = load_hub_server(shared).Hub()
+    hub.seed("model", "tinyllamas/stories260k", shared / "hub/models/tinyllamas/stories260k")
+    commit = hub.repos["model", "tinyllamas/stories260k"].branches["main"]
+    code = (
+        "from st_prompteol import PromptEOL; from st_prompteol.evaluation.results import Run\n"
+        "name = 'tinyllamas/stories260k'; print('FOLDER', Run.of(PromptEOL(name), name, 'x').folder('results'))"
+    )
+    with hub:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=hub_environment(hub.url, tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert f"FOLDER results/tinyllamas__stories260k/{commit[:18]}/x-" in done.stdout

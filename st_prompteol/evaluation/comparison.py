@@ -83,7 +83,7 @@ class Comparison:
         """
         given = {key: value for key, value in options.items() if value is not None}
         for method, model in self._models(name, given):
-            run = Run.of(model, name, method)
+            run = Run.of(model, name, method, revision=given.get("revision"))
             scores: dict[str, float] = {}
 
             def note(result: TaskResult, finished: bool, method: str = method) -> None:

@@ -54,7 +54,7 @@ def evaluate_mteb(
     wrapper = SentenceTransformerEncoderWrapper(model)
     # Models in memory and in folders have no name to mteb, so that all of them would share one folder of results.
     wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(
-        update={"name": _repository(name), "revision": revision or revision_of(name, model.transformers_model)}
+        update={"name": _repository(name), "revision": revision or revision_of(name)}
     )
     return mteb.evaluate(
         wrapper,

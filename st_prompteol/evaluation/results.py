@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol.evaluation.senteval import TaskResult, task_files
@@ -52,13 +53,16 @@ class Run:
     parameters: int
 
     @classmethod
-    def of(cls, model: SentenceTransformer, name: str, method: str = "as saved") -> Run:
+    def of(
+        cls, model: SentenceTransformer, name: str, method: str = "as saved", *, revision: str | None = None
+    ) -> Run:
         """Describes a model that is open.
 
         Args:
             model: The model.
             name: Its repository or folder.
             method: What tables call the way the vector is taken. Defaults to `"as saved"`.
+            revision: The branch, tag or commit that was opened. Defaults to None: the main branch.
         """
         body = model.transformers_model
         settings = {
@@ -73,7 +77,7 @@ class Run:
         }
         # transformers counts 4-bit weights, of which a tensor packs two into a byte
         parameters = body.num_parameters() if body is not None else sum(p.numel() for p in model.parameters())
-        return cls(name, revision_of(name, body), method, settings, parameters)
+        return cls(name, revision_of(name, revision), method, settings, parameters)
 
     @property
     def digest(self) -> str:
@@ -82,13 +86,19 @@ class Run:
 
     def folder(self, results_dir: str | Path) -> Path:
         """Returns where its results lie: `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
-        return Path(results_dir, _slug(self.model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
+        # a folder goes by its name: its revision, a hash of its files, tells folders of one name apart
+        model = Path(self.model).resolve().name if os.path.isdir(self.model) else self.model
+        return Path(results_dir, _slug(model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
 
 
-def revision_of(name: str, body: Any) -> str:
-    """Returns a model's commit on the Hub, or, for a folder, a hash of the files that make it."""
+def revision_of(name: str, revision: str | None = None) -> str:
+    """Returns the commit of a Hub model that is in the cache, or, for a folder, a hash of the files that make it."""
     if not os.path.isdir(name):
-        return getattr(getattr(body, "config", None), "_commit_hash", None) or "unknown"
+        for filename in ("config.json", "adapter_config.json", "modules.json"):
+            cached = try_to_load_from_cache(name, filename, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached).parent.name  # snapshots/<commit>/<filename>
+        return "unknown"
     digest = hashlib.sha256()
     for path in sorted(Path(name).rglob("*")):
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt") and path.is_file():

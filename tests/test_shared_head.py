@@ -1,0 +1,242 @@
+"""The shared head: the same embeddings as without it, whatever happened to the model in between."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig
+
+from st_prompteol import Demonstration, PromptEOL, PromptTemplate
+from st_prompteol.modules import PromptEOLTransformer
+from st_prompteol.shared_head import SharedHead
+
+from . import conftest
+from .conftest import SENTENCES, build_tokenizer
+from .test_adapters import publish_adapter
+
+SHOTS = (Demonstration("A jockey riding a horse.", "Equestrian"), Demonstration("meat from a deer.", "Venison"))
+SAME = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def without_head(model: PromptEOL) -> np.ndarray[Any, Any]:
+    """The embeddings of upstream's forward pass over all tokens of every row, with all hidden states kept."""
+    twin = copy.deepcopy(model)
+    twin[0]._can_share = False
+    return twin.encode(SENTENCES)
+
+
+def with_head(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """The embeddings, and how many tokens of each batch were not computed."""
+    lengths = []
+    cut = SharedHead.__getitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedHead, "__getitem__", lambda head, length: lengths.append(length) or cut(head, length))
+        return model.encode(SENTENCES, batch_size=3), lengths
+
+
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+@pytest.mark.parametrize("architecture", [*conftest.ARCHITECTURES, "mistral-wide", "gemma2-wide", "gemma3-wide"])
+def test_embeddings_are_those_without_it(
+    causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, layer: int
+) -> None:
+    if architecture.endswith("-wide"):  # a window that all rows fit into
+        tokenizer = build_tokenizer(tmp_path)
+        family = {"mistral": MistralConfig, "gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}
+        config = family[architecture.removesuffix("-wide")](
+            vocab_size=len(tokenizer) + 8,
+            intermediate_size=64,
+            num_key_value_heads=2,
+            head_dim=8,
+            sliding_window=256,
+            **conftest._SIZES,
+        )
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        path = str(tmp_path)
+    else:
+        path = causal_lms[architecture]
+    model = PromptEOL(path, layer=layer, demonstrations=SHOTS)
+    embeddings, lengths = with_head(model, monkeypatch)
+    expected = without_head(model)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(embeddings / scale, expected / scale, atol=1e-5)
+    if architecture in ("mistral", "gemma2", "gemma3"):
+        assert lengths == []  # the window of 8 tokens is shorter than the prompt
+    else:
+        assert len(lengths) == 3
+        assert min(lengths) > 40
+    tokens = model.encode(SENTENCES[:2], output_value="token_embeddings")
+    twin = copy.deepcopy(model)
+    twin[0]._can_share = False
+    for ours, theirs in zip(tokens, twin.encode(SENTENCES[:2], output_value="token_embeddings"), strict=True):
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+
+
+def train_one_step(model: PromptEOL) -> None:
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    features = model.preprocess(SENTENCES[:3])
+    model(features)["sentence_embedding"].square().mean().backward()
+    assert all(p.grad is not None for p in model[0].model.layers[0].parameters())
+    optimizer.step()
+
+
+def load_other_weights(model: PromptEOL) -> None:
+    state = model.state_dict()
+    model.load_state_dict(
+        {name: tensor * 1.1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    )
+
+
+def edit_in_place(model: PromptEOL) -> None:
+    with torch.no_grad():
+        model[0].model.layers[0].self_attn.k_proj.weight.mul_(1.5)
+
+
+def round_trip_through_bfloat16(model: PromptEOL) -> None:
+    model.to(torch.bfloat16)
+    model.to(torch.float32)
+
+
+def replace_data(model: PromptEOL) -> None:
+    weight = model[0].model.layers[0].self_attn.v_proj.weight
+    weight.data = weight.data * 2
+
+
+CHANGES: list[Callable[[PromptEOL], None]] = [
+    train_one_step,
+    load_other_weights,
+    edit_in_place,
+    round_trip_through_bfloat16,
+    replace_data,
+    lambda model: setattr(model, "template", "prompt"),
+    lambda model: setattr(model, "template", PromptTemplate(demonstrations=SHOTS)),
+    lambda model: setattr(model, "layer", -2),
+    lambda model: model.float().double().float() and None,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: getattr(change, "__name__", "change"))
+def test_it_is_never_stale(
+    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, change: Callable[[PromptEOL], None]
+) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    before = model.encode(SENTENCES)
+    change(model)
+    after, lengths = with_head(model, monkeypatch)
+    assert lengths
+    np.testing.assert_allclose(after, without_head(model), **SAME)
+    assert change is CHANGES[-1] or np.abs(after - before).max() > 1e-4
+
+
+def test_it_follows_adapters(causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = causal_lms["llama"]
+    one, two = (publish_adapter(base, tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"), start=1))
+    model = PromptEOL(base)
+    steps: list[Callable[[], Any]] = [
+        lambda: model.load_adapter(one, "one"),
+        lambda: model.load_adapter(two, "two"),
+        lambda: model.set_adapter("one"),
+        model.disable_adapters,
+        model.enable_adapters,
+        lambda: model.delete_adapter("two"),
+        lambda: model.set_adapter("one"),
+        model.merge_adapter,
+    ]
+    seen = [model.encode(SENTENCES)]
+    for step in steps:
+        step()
+        embeddings, lengths = with_head(model, monkeypatch)
+        assert lengths
+        np.testing.assert_allclose(embeddings, without_head(model), **SAME)
+        seen.append(embeddings)
+    assert np.abs(seen[1] - seen[0]).max() > 0.01
+    assert np.abs(seen[2] - seen[1]).max() > 0.01
+    np.testing.assert_allclose(seen[4], seen[0], **SAME)
+    np.testing.assert_allclose(seen[8], seen[1], **SAME)
+
+
+def test_merging_in_place_by_peft_itself_is_noticed(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = PromptEOL(publish_adapter(causal_lms["llama"], tmp_path))
+    expected = model.encode(SENTENCES)
+    layers = [layer for layer in model[0].model.modules() if isinstance(layer, BaseTunerLayer)]
+    for action in ("merge", "unmerge"):
+        for layer in layers:
+            getattr(layer, action)()
+        np.testing.assert_allclose(model.encode(SENTENCES), expected, **SAME)
+
+
+def test_it_is_off_where_gradients_are_asked_for(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"]).eval()
+    model.encode(SENTENCES)
+    features = model.preprocess(SENTENCES[:2])
+    with torch.enable_grad():
+        model(features)["sentence_embedding"].sum().backward()
+    assert model[0].model.embed_tokens.weight.grad is not None
+    with torch.no_grad():
+        mixed = model(model.preprocess(SENTENCES))["sentence_embedding"].numpy()
+    np.testing.assert_allclose(mixed, model.encode(SENTENCES), **SAME)
+
+
+def test_threads_with_different_batch_sizes_do_not_disturb_each_other(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"], layer=-2, demonstrations=SHOTS)
+    other = PromptEOL(causal_lms["opt"])
+    expected = {id(model): without_head(model), id(other): without_head(other)}
+    wrong: list[str] = []
+
+    def encode(which: PromptEOL, batch_size: int) -> None:
+        for _ in range(15):
+            embeddings = which.encode(SENTENCES, batch_size=batch_size)
+            if not np.allclose(embeddings, expected[id(which)], **SAME):
+                wrong.append(f"batch size {batch_size}")
+
+    threads = [threading.Thread(target=encode, args=(which, size)) for which in (model, other) for size in (1, 3, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_many_single_calls_keep_nothing(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    model.encode("warm up")
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    before = tensors()
+    for number in range(300):
+        model.encode(f"sentence {number}")
+        if number % 50 == 0:
+            model.template = "prompt" if number % 100 else "prompteol"
+    assert tensors() - before < 10
+
+
+def test_a_pool_of_processes_has_it_too(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"], layer=-2)
+    expected = model.encode(SENTENCES)
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        np.testing.assert_allclose(model.encode(SENTENCES, pool=pool, chunk_size=3), expected, **SAME)
+    finally:
+        model.stop_multi_process_pool(pool)
+
+
+def test_the_saved_configuration_names_no_attention_of_ours(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    model.save_pretrained(str(tmp_path))
+    for path in tmp_path.rglob("*.json"):
+        assert "shared_head" not in path.read_text(encoding="utf-8"), path
+    assert isinstance(model[0], PromptEOLTransformer)

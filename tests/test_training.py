@@ -1,0 +1,423 @@
+"""Runs from the command line's words to the saved adapter; killed, resumed, and every way that they fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from st_prompteol import PromptEOL, lora_config
+
+from .conftest import SENTENCES, PlainProcess
+from .test_adapters import publish_adapter
+from .test_training_loss import ROOT, run_two
+
+pytest.importorskip("datasets")
+pytest.importorskip("accelerate")
+
+from training import train as script
+from training.failures import explain
+from training.loss import build_loss
+from training.trainer import find_checkpoint
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*lr_scheduler.step.*:UserWarning",  # upstream's order of calls on a step without gradients
+    "ignore:.*tokenizers.*fork.*",
+)
+WORDS = "a man woman dog cat horse is was rides sits on the red old mat guitar plays sings near".split()
+
+
+def sentence(draw: random.Random) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(3, 9)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Triplets of which a positive repeats words of its anchor, and STS-B in small."""
+    folder, draw = tmp_path_factory.mktemp("world"), random.Random(0)
+    with open(folder / "triplets.jsonl", "w", encoding="utf-8") as file:
+        for _ in range(96):
+            anchor = sentence(draw)
+            row = {"anchor": anchor, "positive": " ".join(anchor.split()[::-1]), "negative": sentence(draw)}
+            file.write(json.dumps(row) + "\n")
+    sts = folder / "STS/STSBenchmark"
+    sts.mkdir(parents=True)
+    for split in ("dev", "test"):
+        rows = [(sentence(draw), sentence(draw), draw.random() * 5) for _ in range(40)]
+        lines = [f"g\tf\ty\t{i}\t{score:.3f}\t{first}\t{second}" for i, (first, second, score) in enumerate(rows)]
+        (sts / f"sts-{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"train_file": str(folder / "triplets.jsonl"), "sts_data_dir": str(folder)}
+
+
+def words(world: dict[str, str], base: str, output_dir: Path, *more: str) -> list[str]:
+    """The command line of a run of 24 steps with dropout, a checkpoint after every four."""
+    fixed = {"model_name_or_path": base, "output_dir": str(output_dir), "lora_r": 4, "lora_dropout": 0.2, **world}
+    fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "num_train_epochs": 2}
+    fixed |= {"eval_steps": 4, "save_steps": 4, "logging_steps": 1, "save_total_limit": 10, "precision": "float32"}
+    return [*(f"--{key}={value}" for key, value in fixed.items()), "--disable_tqdm", "true", *more]
+
+
+def losses(output_dir: Path, step: int) -> dict[int, float]:
+    state = json.loads((output_dir / f"checkpoint-{step}/trainer_state.json").read_text(encoding="utf-8"))
+    return {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
+
+
+def sentence_of_exit(argv: list[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        script.main(argv)
+    message = str(stopped.value)
+    assert message.startswith("train.py: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def finished(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """An unbroken run, and what it said; read only."""
+    import contextlib
+    import io
+
+    output_dir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        script.main(words(world, causal_lms["llama"], output_dir, "--merge"))
+    return output_dir, said.getvalue()
+
+
+def test_a_run_leaves_an_adapter_that_opens_everywhere(
+    finished: tuple[Path, str], causal_lms: dict[str, str], plain: PlainProcess
+) -> None:
+    output_dir, _ = finished
+    model = PromptEOL(str(output_dir))
+    embeddings = model.encode(SENTENCES)
+    assert model.adapters == ["default"]
+    scale = np.abs(embeddings).max()
+    np.testing.assert_allclose(plain.encode(output_dir, SENTENCES) / scale, embeddings / scale, atol=1e-5)
+    assert np.abs(PromptEOL(causal_lms["llama"]).encode(SENTENCES) - embeddings).max() / scale > 0.01
+    merged = PromptEOL(str(output_dir / "merged"))
+    assert merged.adapters == []
+    np.testing.assert_allclose(merged.encode(SENTENCES) / scale, embeddings / scale, atol=1e-4)
+    config = json.loads((output_dir / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == causal_lms["llama"]
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 16, "none")
+    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} == set(
+        config["target_modules"]
+    )
+
+
+def test_a_run_tells_what_it_trains_and_what_it_cost(finished: tuple[Path, str]) -> None:
+    output_dir, said = finished
+    for pattern in (
+        r"trained: [\d,]+ of [\d,]+ parameters \(\d+\.\d\d%\)",
+        r"batch: 8 triplets \(8 on each of 1 processes\)",
+        r"negatives: 15 for each anchor",
+        r"computing in: float32, because as asked",
+        r"speed: .* s a step, .* triplets/s, .* tokens/s",
+        r"peak memory: \d+\.\d\d GiB",
+        r"\| STS-B dev \| -?\d+\.\d\d \| -?\d+\.\d\d \|\n\| STS-B test \| -?\d+\.\d\d \| -?\d+\.\d\d \|",
+    ):
+        assert re.search(pattern, said), (pattern, said)
+    assert (output_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "MultipleNegativesRankingLoss" in (output_dir / "README.md").read_text(encoding="utf-8")
+    assert len(losses(output_dir, 24)) == 24
+
+
+def test_what_is_kept_is_the_best_checkpoint(finished: tuple[Path, str]) -> None:
+    output_dir, _ = finished
+    state = json.loads((output_dir / "checkpoint-24/trainer_state.json").read_text(encoding="utf-8"))
+    dev = {row["step"]: row[script.DEV_METRIC] for row in state["log_history"] if script.DEV_METRIC in row}
+    best = max((step for step in dev if step), key=lambda step: dev[step])
+    assert state["best_metric"] == pytest.approx(dev[best])
+    kept, expected = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (output_dir, Path(state["best_model_checkpoint"]))
+    )
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def child(argv: list[str], limit: int | None = None, errors: str | None = None) -> None:
+    """A process of its own that runs the script, with at most `limit` bytes of memory beyond what it has."""
+    torch.set_num_threads(1)
+    if errors:
+        os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+    if limit is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit,) * 2)
+    script.main(argv)
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[..., Any]:
+    """Starts the script in processes of its own, from a server that has the slow imports behind it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
+
+    def start(argv: list[str], **kwargs: Any) -> Any:
+        process = context.Process(target=child, args=(argv,), kwargs=kwargs)
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGKILL, signal.SIGTERM]])
+def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
+    finished: tuple[Path, str],
+    world: dict[str, str],
+    causal_lms: dict[str, str],
+    tmp_path: Path,
+    start: Callable[..., Any],
+    signals: list[signal.Signals],
+) -> None:
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
+    draw = random.Random(time.time_ns())
+    for number, kind in enumerate(signals):
+        process = start(argv)
+        awaited = tmp_path / f"run/checkpoint-{8 * number + 4}"
+        deadline = time.monotonic() + 120
+        while not awaited.exists():
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.1))
+        os.kill(process.pid, kind)
+        process.join()
+        assert process.exitcode == -kind
+    last = start(argv)
+    last.join()
+    assert last.exitcode == 0
+    unbroken, resumed = losses(finished[0], 24), losses(tmp_path / "run", 24)
+    assert resumed.keys() == unbroken.keys()
+    np.testing.assert_allclose(list(resumed.values()), list(unbroken.values()), atol=1e-4)
+    kept, expected = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "run", finished[0]))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(kept[name], tensor, atol=1e-4, rtol=0)
+
+
+def test_half_a_checkpoint_is_passed_over(finished: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (16, 20, 24):
+        shutil.copytree(finished[0] / f"checkpoint-{step}", run / f"checkpoint-{step}")
+    assert find_checkpoint(str(run), "auto") == str(run / "checkpoint-24")
+    state = run / "checkpoint-24/trainer_state.json"
+    state.write_text(state.read_text(encoding="utf-8")[:100], encoding="utf-8")
+    (run / "checkpoint-20/trainer_state.json").unlink()
+    assert find_checkpoint(str(run), "auto") == str(run / "checkpoint-16")
+    assert find_checkpoint(str(tmp_path / "new"), "auto") is None
+    with pytest.raises(ValueError, match="checkpoint-20' is no whole checkpoint: name another"):
+        find_checkpoint(str(run), str(run / "checkpoint-20"))
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(
+    finished: tuple[Path, str], world: dict[str, str], causal_lms: dict[str, str]
+) -> None:
+    message = sentence_of_exit(words(world, causal_lms["llama"], finished[0]))
+    assert "holds a run already: pass --resume_from_checkpoint auto" in message
+
+
+def test_a_published_adapter_is_trained_further(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = publish_adapter(causal_lms["opt"], tmp_path / "published")
+    argv = words(world, causal_lms["opt"], tmp_path / "run", "--adapter", adapter, "--max_steps", "4")
+    script.main([*argv, "--mini_batch_size", "4", "--gradient_checkpointing", "--matryoshka_dims", "32", "16"])
+    assert "in passes of 4 sentences" in capsys.readouterr().out
+    before, after = PromptEOL(adapter), PromptEOL(str(tmp_path / "run"))
+    one, other = (dict(model.named_parameters()) for model in (before, after))
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    difference = np.abs(before.encode(SENTENCES) - after.encode(SENTENCES)).max()
+    assert 0 < difference
+
+
+def test_a_dry_run_forecasts_and_leaves_nothing(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.main(words(world, causal_lms["opt"], tmp_path / "run", "--dry_run"))
+    said = capsys.readouterr().out
+    assert re.search(r"forecast: 24 steps in \d+\.\d\d h", said)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(
+    finished: tuple[Path, str], world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0] / "checkpoint-16", tmp_path / "run/checkpoint-16")
+    optimizer = torch.load(tmp_path / "run/checkpoint-16/optimizer.pt")
+    for group in optimizer["param_groups"]:
+        group["lr"] = group["initial_lr"] = 1e38
+    torch.save(optimizer, tmp_path / "run/checkpoint-16/optimizer.pt")
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
+    assert re.search(r"The loss of step 1[78] is (nan|inf): lower learning_rate", sentence_of_exit(argv))
+    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-16")
+
+
+def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
+    full = tmp_path / "run/checkpoint-8"
+    full.mkdir(parents=True)
+    (full / "optimizer.pt").symlink_to("/dev/full")
+    assert "The disk is full" in sentence_of_exit(argv)
+    assert not full.exists()
+    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-4")
+    assert not list((tmp_path / "run").glob(".*tmp"))
+
+
+def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    long = [{"anchor": f"{i} {'a cat ' * 15}", "positive": f"{i} {'a dog ' * 15}"} for i in range(4096)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)), encoding="utf-8")
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--train_file", str(tmp_path / "long.jsonl"))
+    argv += ["--per_device_train_batch_size", "4096", "--eval_strategy", "no"]
+    process = start(argv, limit=700 * 2**20, errors=str(tmp_path / "errors"))
+    process.join()
+    errors = (tmp_path / "errors").read_text(encoding="utf-8")
+    assert process.exitcode == 1, errors
+    assert "train.py: Out of memory: pass a small --mini_batch_size" in errors
+    assert "Traceback" not in errors
+
+
+def test_what_a_user_cannot_mend_keeps_its_traceback() -> None:
+    assert explain(KeyError("x")) is None
+    assert explain(RuntimeError("shape mismatch")) is None
+    assert "--mini_batch_size" in str(explain(torch.OutOfMemoryError("CUDA out of memory")))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--per_device_train_batch_size", "97"], "96 rows do not fill a batch of 97: lower"),
+        (["--lora_target_modules", "query"], "lora_target_modules query match no layer of .*: choose among down_proj"),
+        (["--streaming"], "A stream has no end that is known: pass --max_steps"),
+        (["--train_file", "gone.csv"], "'gone.csv' is neither a file nor a folder"),
+        (["--quantization", "int3"], "Unknown quantization 'int3'"),
+        (["--lorra_r", "3"], "Unknown flag '--lorra_r': did you mean '--lora_r'?"),
+        (["--matryoshka_dims", "64"], "cannot exceed the model's embedding dimension of 32"),
+        (["--config", "gone.yaml"], "No such file or directory: 'gone.yaml'"),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, more: list[str], message: str
+) -> None:
+    assert re.search(
+        message.replace("?", r"\?"), sentence_of_exit(words(world, causal_lms["llama"], tmp_path / "run", *more))
+    )
+
+
+@pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
+def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, method: str, package: str
+) -> None:
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    shutil.copytree(causal_lms["llama"], tmp_path / "base")
+    path = tmp_path / "base/config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32, "zero_point": True}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert f"pip install {package}" in sentence_of_exit(words(world, str(tmp_path / "base"), tmp_path / "run"))
+
+
+def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    model.add_adapter(lora_config(r=4))  # its B is zero
+    model.save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match="changes nothing, embeddings are those of the base LLM"):
+        script.check_adapter(model, str(tmp_path))
+    for message in ("is not the one that was trained", None):
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                script.check_adapter(model, str(tmp_path))
+    model.save_pretrained(str(tmp_path))
+    script.check_adapter(model, str(tmp_path))
+    assert (model.adapters, model.active_adapters()) == (["default"], ["default"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_encoded_after_a_step_is_of_the_new_weights(causal_lms: dict[str, str], fused: bool) -> None:
+    """transformers' default optimizer is fused, which changes weights without raising their version."""
+    model = PromptEOL(causal_lms["llama"])
+    model.add_adapter(lora_config(r=4, init_lora_weights=False))
+    model.encode(SENTENCES)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=fused)
+    model.train()
+    model(model.preprocess(SENTENCES))["sentence_embedding"].square().sum().backward()
+    optimizer.step()
+    embeddings = model.encode(SENTENCES)
+    with torch.no_grad():
+        rows = [model.eval()(model.preprocess([text]))["sentence_embedding"] for text in SENTENCES]
+    with torch.enable_grad():  # the whole text in one pass
+        whole = [model(model.preprocess([text]))["sentence_embedding"].detach() for text in SENTENCES]
+    scale = np.abs(embeddings).max()
+    np.testing.assert_allclose(torch.cat(whole) / scale, embeddings / scale, atol=1e-5)
+    np.testing.assert_allclose(torch.cat(rows) / scale, embeddings / scale, atol=1e-5)
+
+
+def test_the_paper_s_preprocessing_is_left_out_of_its_training_only(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    ids = {
+        kind: script.preprocess_for_training(model, kind)(['He said "no"', "Who"])["input_ids"].tolist()
+        for kind in ("paper", "paper-train", "none")
+    }
+    assert ids["paper"] == model.preprocess(['He said "no"', "Who"])["input_ids"].tolist()
+    assert ids["paper-train"] == ids["none"] != ids["paper"]
+    decoded = model.tokenizer.decode(ids["none"][0], skip_special_tokens=True)
+    assert decoded == 'This sentence : "He said "no"" means in one word:"'
+
+
+def test_gathered_weights_are_what_is_saved(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    """Where weights are sharded, the parameters in memory are not those to save."""
+    model = PromptEOL(causal_lms["llama"])
+    model.add_adapter(lora_config(r=4, init_lora_weights=False))
+    gathered = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    args = script.RunArguments(output_dir=str(tmp_path), eval_strategy="no", precision="float32")
+    trainer = script.AdapterTrainer(model=model, args=args, loss=build_loss(model, args))
+    trainer._save(str(tmp_path / "saved"), state_dict=gathered)
+    saved = load_file(tmp_path / "saved/adapter_model.safetensors")
+    assert len(saved) == 2 * 7 * 3
+    for name, tensor in saved.items():
+        part = name.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+        torch.testing.assert_close(tensor, gathered[f"0.model.{part}"])
+
+
+def test_a_stream_trains_and_stops_early(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--streaming", "--max_steps", "60")
+    script.main([*argv, "--learning_rate", "0.1", "--early_stopping_patience", "1", "--preprocessing", "paper-train"])
+    steps = [int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")]
+    assert 8 <= max(steps) < 60
+    assert "negatives: 15 for each anchor" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_save_once(world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path) -> None:
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--mini_batch_size", "4", "--max_steps", "4")
+    run_two([str(ROOT / "training/train.py"), *argv])
+    assert PromptEOL(str(tmp_path / "run")).adapters == ["default"]
+    assert len(losses(tmp_path / "run", 4)) == 4

@@ -1,0 +1,162 @@
+"""Training data in every format, every row checked; sentences cut as the reference cuts them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .conftest import build_tokenizer
+
+pytest.importorskip("datasets")
+
+from training.arguments import DataArguments
+from training.data import cut_sentences, load_sts_benchmark, load_triplets, training_preprocessing
+
+ROWS = [
+    {"anchor": 'He said "no", twice.', "positive": "NA", "negative": "12"},
+    {"anchor": "It rains,\nand rains.", "positive": "Rain falls.", "negative": "None"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+def test_rows_come_through_to_the_character(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, suffix: str, streaming: bool
+) -> None:
+    path = write(tmp_path / f"rows{suffix}", ROWS)
+    args = DataArguments(train_file=path, max_sentence_tokens=100, streaming=streaming)
+    data = load_triplets(args, tokenizer)
+    assert list(data.column_names) == ["anchor", "positive", "negative"]
+    assert sorted(data, key=lambda row: row["anchor"]) == sorted(ROWS, key=lambda row: row["anchor"])
+
+
+def test_cells_of_tsv_hold_quotation_marks_as_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    (tmp_path / "rows.tsv").write_text('anchor\tpositive\n"One day" she said\tOne day.\n', encoding="utf-8")
+    data = load_triplets(DataArguments(train_file=str(tmp_path / "rows.tsv"), max_sentence_tokens=100), tokenizer)
+    assert data[0] == {"anchor": '"One day" she said', "positive": "One day."}
+
+
+def test_simcse_s_columns_and_any_others_are_mapped(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    row = {"sent0": "a", "sent1": "b", "hard_neg": "c"}
+    path = write(tmp_path / "simcse.csv", [row])
+    assert load_triplets(DataArguments(train_file=path), tokenizer)[0] == dict(
+        zip(("anchor", "positive", "negative"), "abc", strict=True)
+    )
+    data = load_triplets(DataArguments(train_file=path, columns=["hard_neg", "sent0"]), tokenizer)
+    assert data[0] == {"anchor": "c", "positive": "a"}
+
+
+def test_missing_columns_are_told_with_those_found(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"query": "a", "answer": "b"}])
+    with pytest.raises(ValueError, match="has the columns 'query', 'answer', but not anchor positive negative: name"):
+        load_triplets(DataArguments(train_file=path), tokenizer)
+    with pytest.raises(ValueError, match="but not query response"):
+        load_triplets(DataArguments(train_file=path, columns=["query", "response"]), tokenizer)
+
+
+BAD = [
+    {"anchor": "one", "positive": "two", "negative": "three"},
+    {"anchor": "one", "positive": " ", "negative": "three"},
+    {"anchor": "four", "positive": "five", "negative": None},
+    {"anchor": 6, "positive": "five", "negative": "three"},
+    {"anchor": "seven", "positive": "eight", "negative": "nine"},
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+def test_bad_rows_are_skipped_and_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture, streaming: bool
+) -> None:
+    path = write(tmp_path / "rows.jsonl", BAD)
+    with caplog.at_level(logging.WARNING, logger="training"):
+        data = list(load_triplets(DataArguments(train_file=path, streaming=streaming), tokenizer))
+    assert {row["anchor"] for row in data} == {"one", "seven"}
+    assert len(data) == 2
+    assert "Skipped 3 rows" in caplog.text
+    assert "positive is empty (1), negative is not text (1), anchor is not text (1)" in caplog.text
+    assert "the first: line 2, line 3, line 4" in caplog.text
+
+
+def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('anchor,positive\n"two\nlines",b\nonly\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is not text; mend the row, or drop --strict"):
+        load_triplets(DataArguments(train_file=str(path), strict=True), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.csv", b"", "holds no row"),
+        ("header.csv", b"anchor,positive\n", "holds no row"),
+        ("bad.jsonl", b'{"anchor": "a"\n', "Line 1 of .* is not JSON"),
+        ("list.jsonl", b"[1, 2]\n", "Line 1 of .* is not a JSON object"),
+        ("bad.parquet", b"no", "is not a Parquet file"),
+        ("latin.csv", "anchor,positive\né,b\n".encode("latin-1"), "is not UTF-8"),
+        ("rows.xml", b"<a/>", r"train_file ends in \.csv, \.tsv, \.jsonl, \.parquet"),
+    ],
+)
+def test_a_file_that_is_not_what_it_should_be_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_triplets(DataArguments(train_file=str(tmp_path / name)), tokenizer)
+
+
+def test_a_missing_file_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(FileNotFoundError, match=r"'.*gone\.csv' is neither a file nor a folder"):
+        load_triplets(DataArguments(train_file=str(tmp_path / "gone.csv")), tokenizer)
+    with pytest.raises(FileNotFoundError, match="must be a folder in SentEval's layout"):
+        load_sts_benchmark("dev", str(tmp_path))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["opt", "llama2", "llama3"])
+def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+    sentences = load_sts_benchmark("dev", str(shared / "senteval")).first[-400:]
+    for limit in (4, 16):
+        expected = [tokenizer.decode(tokenizer.encode(s, add_special_tokens=False)[:limit]) for s in sentences]
+        assert cut_sentences(sentences, tokenizer, limit) == expected
+
+
+@pytest.mark.shared
+def test_sts_b_is_read_whole(shared: Path) -> None:
+    dev = load_sts_benchmark("dev", str(shared / "senteval"))
+    assert len(dev.first) == len(dev.second) == len(dev.scores) == 1500
+    assert (dev.first[0], dev.scores[0]) == ("A man with a hard hat is dancing.", 5.0)
+    assert len(load_sts_benchmark("test", str(shared / "senteval")).scores) == 1379
+
+
+def test_preprocessing_is_the_same_in_training_and_evaluation_unless_it_is_the_paper_s() -> None:
+    assert training_preprocessing("paper") == ("paper", "paper")
+    assert training_preprocessing("none") == ("none", "none")
+    assert training_preprocessing("paper-train") == ("none", "paper")

@@ -1,0 +1,156 @@
+"""Real weights on real data: a short form of the tiny recipe for every day, the whole of it among the slow tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from st_prompteol import PromptEOL
+
+from .conftest import PlainProcess
+from .test_training_loss import ROOT, free_port
+
+pytest.importorskip("datasets")
+pytest.importorskip("accelerate")
+
+from training import train as script
+from training.data import Pairs, load_sts_benchmark
+
+pytestmark = pytest.mark.shared
+
+
+def words(shared: Path, stories: str, output_dir: Path, *more: str) -> list[str]:
+    return [
+        f"--config={ROOT / 'training/recipes/tiny.yaml'}",
+        f"--model_name_or_path={stories}",
+        f"--train_file={shared / 'hub/datasets/nli/snli-triplets'}",
+        f"--sts_data_dir={shared / 'senteval'}",
+        f"--output_dir={output_dir}",
+        "--disable_tqdm=true",
+        *more,
+    ]
+
+
+def scores(said: str) -> dict[str, tuple[float, float]]:
+    rows = re.findall(r"\| STS-B (dev|test) \| (\S+) \| (\S+) \|", said)
+    return {split: (float(base), float(trained)) for split, base, trained in rows}
+
+
+def spearman(encode: Any, pairs: Pairs) -> float:
+    """The score x 100 by definition: the correlation of the ranks of cosines and of people's scores."""
+    first, second = (np.asarray(encode(list(side))) for side in (pairs.first, pairs.second))
+    cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    ranks = []
+    for values in (cosines, np.asarray(pairs.scores)):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])  # ties share their mean rank
+    return float(np.corrcoef(*ranks)[0, 1] * 100)
+
+
+def test_a_few_steps_on_real_data_raise_the_score(shared: Path, stories: str, tmp_path: Path) -> None:
+    lines = {}
+    for split in ("dev", "test"):
+        source = shared / f"senteval/STS/STSBenchmark/sts-{split}.csv"
+        lines[split] = source.read_text(encoding="utf-8").splitlines()[::5]
+        target = tmp_path / f"STS/STSBenchmark/sts-{split}.csv"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("\n".join(lines[split]) + "\n", encoding="utf-8")
+    before = spearman(PromptEOL(stories).encode, load_sts_benchmark("dev", str(tmp_path)))
+    argv = words(shared, stories, tmp_path / "run", f"--sts_data_dir={tmp_path}", "--max_train_samples=1000")
+    script.main(
+        [
+            *argv,
+            "--max_steps=20",
+            "--per_device_train_batch_size=32",
+            "--warmup_steps=5",
+            "--eval_steps=20",
+            "--save_steps=20",
+        ]
+    )
+    after = spearman(PromptEOL(str(tmp_path / "run")).encode, load_sts_benchmark("dev", str(tmp_path)))
+    assert before < 30
+    assert after > before + 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantization", "dev"), [("none", 60.0), ("nf4", 58.0)])
+def test_the_tiny_recipe_reaches_its_scores(
+    shared: Path,
+    stories: str,
+    tmp_path: Path,
+    plain: PlainProcess,
+    capsys: pytest.CaptureFixture[str],
+    quantization: str,
+    dev: float,
+) -> None:
+    started = time.monotonic()
+    script.main(words(shared, stories, tmp_path / "run", f"--quantization={quantization}"))
+    taken, found = time.monotonic() - started, scores(capsys.readouterr().out)
+    assert found["dev"][0] < 25
+    assert found["dev"][1] >= dev
+    assert found["test"][1] >= 48
+    assert taken < 15 * 60
+    pairs = load_sts_benchmark("dev", str(shared / "senteval"))
+    by_us = spearman(PromptEOL(str(tmp_path / "run")).encode, pairs)
+    by_plain = spearman(lambda sentences: plain.encode(tmp_path / "run", sentences), pairs)
+    assert by_plain == pytest.approx(by_us, abs=0.01)
+    if quantization == "none":
+        assert by_plain == pytest.approx(found["dev"][1], abs=0.01)
+    else:  # trained on rounded weights, opened on exact ones
+        assert by_plain == pytest.approx(found["dev"][1], abs=2)
+
+
+PLAIN = """
+import json, sys
+sys.modules["st_prompteol"] = None
+from sentence_transformers import SentenceTransformer
+print("ANSWER" + json.dumps(SentenceTransformer("alice/adapter", device="cpu").encode(sys.argv[1:]).tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
+    """Base LLM and triplets come from a Hub, the adapter goes there, and opens from there without this package."""
+    server = tmp_path / "server.log"
+    port = free_port()
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "home")}
+    environment |= {"HF_TOKEN": "hf_alice", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        environment.pop(variable, None)
+    command = [sys.executable, str(shared / "hubserver.py"), "--port", str(port), "--root", str(shared / "hub")]
+    with open(server, "wb") as log:
+        hub = subprocess.Popen([*command, "--token", "hf_alice=alice"], stdout=log, stderr=log)
+    try:
+        argv = ["--model_name_or_path=tinyllamas/stories260k", "--dataset_name=nli/snli-triplets", "--streaming"]
+        argv += ["--output_dir", str(tmp_path / "run"), "--max_steps=4", "--per_device_train_batch_size=8"]
+        argv += ["--eval_strategy=no", "--precision=float32", "--learning_rate=1e-2", "--warmup_steps=1"]
+        argv += ["--push_to_hub", "--hub_model_id=alice/adapter", "--shuffle_buffer_size=50"]
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "training/train.py"), *argv], env=environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert "pushed: " in run.stdout
+        sentences = ["A man rides a horse.", "It rains"]
+        plainly = subprocess.run(
+            [sys.executable, "-c", PLAIN, *sentences], env=environment, capture_output=True, text=True
+        )
+        assert plainly.returncode == 0, plainly.stderr[-3000:]
+    finally:
+        hub.terminate()
+        hub.wait()
+    embeddings = np.array(json.loads(plainly.stdout.partition("ANSWER")[2]))
+    config = json.loads((tmp_path / "run/adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "tinyllamas/stories260k"
+    config["base_model_name_or_path"] = str(shared / "hub/models/tinyllamas/stories260k")
+    (tmp_path / "run/adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    expected = PromptEOL(str(tmp_path / "run")).encode(sentences)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-4)

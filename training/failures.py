@@ -1,0 +1,49 @@
+"""A run's failures in one sentence: a user's mistake, memory or a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors import SafetensorError
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Ends the process with status 1 and one sentence where that says more than a traceback."""
+    try:
+        yield
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        sys.exit(f"train.py: {sentence}")
+
+
+def explain(error: BaseException) -> str | None:
+    """Returns one sentence for what a user can mend, None for anything else."""
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
+    ):
+        return (
+            "Out of memory: pass a small --mini_batch_size (the same negatives, in the memory of so many sentences), "
+            "then --gradient_checkpointing, then --quantization nf4; checkpoints up to here are whole, and "
+            "--resume_from_checkpoint auto goes on from the last one."
+        )
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
+        isinstance(error, (SafetensorError, RuntimeError)) and any(sign in text for sign in _DISK_FULL)
+    ):
+        return (
+            "The disk is full, so the last checkpoint was not written: free space or lower --save_total_limit, then "
+            "go on with --resume_from_checkpoint auto."
+        )
+    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
+        return text
+    return None
