@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_prompteol.adapters import lora_config, quantization_config
+    from st_prompteol.hub import build_model_card, push_to_hub
     from st_prompteol.model import PromptEOL
     from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
     from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
@@ -18,7 +19,9 @@ __all__ = [
     "PromptEOL",
     "PromptEOLTransformer",
     "PromptTemplate",
+    "build_model_card",
     "lora_config",
+    "push_to_hub",
     "quantization_config",
 ]
 
@@ -31,7 +34,9 @@ _HOMES = {
     "PromptEOL": "model",
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "template",
+    "build_model_card": "hub",
     "lora_config": "adapters",
+    "push_to_hub": "hub",
     "quantization_config": "adapters",
 }
 

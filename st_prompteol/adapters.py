@@ -107,6 +107,16 @@ def load_adapter(
     model.set_adapter(adapter_name)
 
 
+def record_base_revision(model: PreTrainedModel) -> None:
+    """Notes in the configuration of every adapter which commit of the base, if it is from the Hub, it sits on.
+
+    peft's field for it is `revision`; whoever opens the adapter later gets the same base.
+    """
+    commit = getattr(model.config, "_commit_hash", None)
+    for config in getattr(model, "peft_config", {}).values():
+        config.revision = commit or config.revision
+
+
 def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = "default") -> None:
     """Copies the tensors of a saved adapter into the adapter on the model, whose parameters stay the same objects.
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from typing import Any
 
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from peft import PeftConfig
 from sentence_transformers.util import load_file_path
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 
 def hub_kwargs_of(model_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -29,6 +35,43 @@ def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> 
     if not has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
         return None
     return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+
+
+def opened_commit(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> str | None:
+    """Returns the commit of a repository that has just been opened, by the cache's note of it; None for a folder."""
+    if os.path.isdir(model_name_or_path):
+        return None
+    revision = hub_kwargs.get("revision")
+    path = try_to_load_from_cache(
+        model_name_or_path,
+        "config.json",
+        cache_dir=hub_kwargs.get("cache_dir"),
+        revision=getattr(revision, "resolved", revision),
+    )
+    snapshot = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", path) if isinstance(path, str) else None
+    return snapshot[1] if snapshot else None
+
+
+def warn_if_base_moved(model_name_or_path: str, adapter: PeftConfig, hub_kwargs: dict[str, Any]) -> None:
+    """Warns if the base of an adapter has newer commits than the one recorded; offline there is no telling."""
+    base, recorded = str(adapter.base_model_name_or_path), adapter.revision
+    offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
+    if offline or os.path.isdir(base) or not re.fullmatch("[0-9a-f]{40}", recorded or ""):
+        return
+    try:
+        newest = HfApi().model_info(base, token=hub_kwargs.get("token"), timeout=10).sha
+    except Exception as error:  # whatever it is: opening the files themselves will meet it, or does not need the Hub
+        logger.debug("Could not look for newer commits of %r: %s", base, type(error).__name__)
+        return
+    if newest != recorded:
+        logger.warning(
+            "%r has moved to %s since the adapter %r was made on %s, which is what is opened here; plain "
+            "SentenceTransformer opens the newest.",
+            base,
+            str(newest)[:12],
+            model_name_or_path,
+            str(recorded)[:12],
+        )
 
 
 def load_decoder_config(

@@ -1,12 +1,14 @@
-"""Failures of opening a model: upstream's many exceptions, each as one sentence of a built-in one."""
+"""Failures of opening and of pushing a model: upstream's many exceptions, each as one sentence of a built-in one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -45,6 +47,9 @@ def explained(model_name_or_path: str | None) -> Iterator[None]:
             for cause in (error, error.__cause__):
                 if isinstance(cause, kind):
                     raise builtin(sentence.format(name=name, error=cause)) from error
+        if (status := status_of(error)) is not None and status in _STATUSES:
+            builtin, sentence = _STATUSES[status]
+            raise builtin(f"{name} could not be read: {sentence}") from error
         if type(error) is OSError:  # transformers' own, of several lines
             raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
         if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
@@ -52,3 +57,76 @@ def explained(model_name_or_path: str | None) -> Iterator[None]:
                 f"The weights of {name} do not fit its config.json: they are of another model."
             ) from error
         raise
+
+
+# What a server's answer means to a user, in opening and in pushing alike
+_STATUSES: dict[int, tuple[type[Exception], str]] = {
+    401: (PermissionError, "the Hub does not know the token (401): log in anew with `hf auth login`."),
+    403: (PermissionError, "the Hub forbids it (403): use a token of someone who may."),
+    429: (ConnectionError, "the Hub asks for fewer requests (429): wait a few minutes, then do it again."),
+    **{
+        status: (ConnectionError, f"the Hub is in trouble ({status}): do it again later.")
+        for status in (408, 500, 502, 503, 504)
+    },
+}
+_PUSH_STATUSES: dict[int, tuple[type[Exception], str]] = {
+    **_STATUSES,
+    400: (ValueError, "the Hub calls the metadata or a file invalid (400): {error}"),
+    403: (
+        PermissionError,
+        "the token may not write there (403): use one with the role write, of a member of that namespace, or open a "
+        "pull request.",
+    ),
+    404: (FileNotFoundError, "the Hub has no such repository, branch or tag (404): check the spelling."),
+    409: (FileExistsError, "the Hub sees a conflict (409), something of that name is there: choose another name."),
+    412: (FileExistsError, "someone else has pushed meanwhile (412): look at it, then push again."),
+}
+_PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
+
+
+def status_of(error: BaseException) -> int | None:
+    """Returns the status of the server's answer that an exception, or what caused it, is about."""
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            return int(cause.response.status_code)
+    return None
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether no answer came at all; upstream's HTTP library has changed its name, so its classes go by theirs."""
+    names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    return status_of(error) is None and bool({"TransportError", "ConnectionError", "TimeoutError"} & names)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request can succeed a little later."""
+    return status_of(error) in _PASSING_STATUSES or is_broken_connection(error)
+
+
+@contextmanager
+def explained_push(repo_id: str) -> Iterator[None]:
+    """Turns the many exceptions of a push into one sentence of a built-in one, which never holds a header or token."""
+    try:
+        yield
+    except Exception as error:
+        status = status_of(error)
+        if isinstance(error, HFValidationError):
+            raise ValueError(f"{repo_id!r} cannot be the name of a repository: {error}") from None
+        if status in _PUSH_STATUSES:
+            builtin, sentence = _PUSH_STATUSES[status]
+            detail = getattr(error, "server_message", None) or HTTPStatus(status).phrase
+            raise builtin(f"{repo_id!r} was not pushed to: {sentence.format(error=detail)}") from error
+        if is_broken_connection(error):
+            raise ConnectionError(
+                f"{repo_id!r} was not pushed to: the connection broke. Nothing is half there; push again."
+            ) from error
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

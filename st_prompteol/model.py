@@ -23,7 +23,7 @@ from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_templ
 
 # What a save may write: of these names, a folder that is saved over keeps nothing from before. Whatever else lies in
 # the folder (a trainer's optimizer state, checkpoints, a README when none is written) stays.
-_SAVED_NAMES = re.compile(
+SAVED_NAMES = re.compile(
     r"(modules|config(_sentence_transformers)?|sentence_\w+_config|generation_config|adapter_config|tokenizer(_config)?"
     r"|special_tokens_map|added_tokens|vocab|(pytorch_)?model\.(safetensors|bin)\.index)\.json"
     r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|adapter_model\.bin|pytorch_model(-\d+-of-\d+)?\.bin"
@@ -192,7 +192,7 @@ class PromptEOL(SentenceTransformer):
         return {
             "model": transformer.config.name_or_path,
             "architecture": type(transformer.model).__name__,
-            "adapters": ", ".join(self.adapters) or None,
+            "adapters": self._describe_adapters(),
             "template": template.head + HOLE + template.tail,
             "preprocessing": template.preprocessing,
             "demonstrations": len(template.demonstrations),
@@ -204,6 +204,12 @@ class PromptEOL(SentenceTransformer):
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
         }
+
+    def _describe_adapters(self) -> str | None:
+        if not self.adapters:
+            return None
+        active = self[0].model.active_adapters()
+        return ", ".join(f"{name} (active)" if name in active else name for name in self.adapters)
 
     def save(
         self,
@@ -233,9 +239,59 @@ class PromptEOL(SentenceTransformer):
             raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
         if path is None:
             return
-        with replacing_folder(path, keep=lambda name: _SAVED_NAMES.fullmatch(name) is None) as folder:
+        with replacing_folder(path, keep=lambda name: SAVED_NAMES.fullmatch(name) is None) as folder:
             super().save(str(folder), model_name, create_model_card, train_datasets)
             _write_stock_types(str(folder))
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        token: str | None = None,
+        private: bool | None = None,
+        safe_serialization: bool = True,
+        commit_message: str | None = None,
+        local_model_path: str | None = None,
+        exist_ok: bool = False,
+        replace_model_card: bool = False,
+        train_datasets: list[str] | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Pushes the model by `st_prompteol.hub.push_to_hub`, which checks before and after and writes our card.
+
+        Args:
+            repo_id: As in `SentenceTransformer.push_to_hub`, and so are all others.
+            token: Likewise.
+            private: Likewise.
+            safe_serialization: Only True.
+            commit_message: Likewise.
+            local_model_path: A saved model to push instead.
+            exist_ok: Likewise.
+            replace_model_card: Likewise.
+            train_datasets: Repositories of training data, for the card.
+            revision: The branch.
+            create_pr: Likewise.
+
+        Returns:
+            The page of the commit, or of the pull request.
+        """
+        from st_prompteol.hub import push_to_hub
+
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
+        report = push_to_hub(
+            local_model_path or self,
+            repo_id,
+            token=token,
+            private=private,
+            commit_message=commit_message,
+            exist_ok=exist_ok or create_pr,
+            replace_model_card=replace_model_card,
+            datasets=train_datasets,
+            branch=revision,
+            create_pr=create_pr,
+        )
+        return str(report.url)
 
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()

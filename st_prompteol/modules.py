@@ -16,10 +16,19 @@ from st_prompteol.adapters import (
     keep_nf4_scales,
     keep_nf4_unpacked,
     load_adapter,
+    record_base_revision,
     skip_unpackable_modules,
     unpack_nf4,
 )
-from st_prompteol.decoders import check_layer, has_file, hub_kwargs_of, load_adapter_config, load_decoder_config
+from st_prompteol.decoders import (
+    check_layer,
+    has_file,
+    hub_kwargs_of,
+    load_adapter_config,
+    load_decoder_config,
+    opened_commit,
+    warn_if_base_moved,
+)
 from st_prompteol.shared_head import HeadCache, attending_to, install, run_to_layer
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
@@ -78,6 +87,8 @@ class PromptEOLTransformer(Transformer):
         adapter = load_adapter_config(model_name_or_path, hub_kwargs)
         config = load_decoder_config(model_name_or_path, adapter, config_kwargs)
         check_layer(layer, config)
+        if adapter is not None:
+            warn_if_base_moved(model_name_or_path, adapter, hub_kwargs)
         # An adapter repository without tokenizer files is opened as its base, with the adapter put on top.
         bare_adapter = adapter is not None and not has_file(model_name_or_path, "tokenizer_config.json", hub_kwargs)
         if adapter is not None and bare_adapter:
@@ -112,6 +123,16 @@ class PromptEOLTransformer(Transformer):
         else:
             self.template = get_template("prompteol" if template is None else template)
 
+    def _load_config(
+        self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
+    ) -> tuple[PretrainedConfig, bool]:
+        """Reads the configuration of the LLM; upstream takes the newest one of an adapter's base, here the pinned."""
+        adapter = load_adapter_config(model_name_or_path, hub_kwargs_of(config_kwargs))
+        if adapter is None or backend != "torch":
+            config, is_peft_model = super()._load_config(model_name_or_path, backend, config_kwargs)
+            return config, is_peft_model
+        return load_decoder_config(model_name_or_path, adapter, config_kwargs), True
+
     def _load_model(
         self,
         model_name_or_path: str,
@@ -128,6 +149,8 @@ class PromptEOLTransformer(Transformer):
             adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
             source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
         model: PreTrainedModel = super()._load_model(source, transformer_task, config, backend, False, **model_kwargs)
+        # upstream's own attribute, which it no longer fills: adapters and results are recorded with it
+        model.config._commit_hash = opened_commit(source, hub_kwargs_of(model_kwargs))
         keep_nf4_scales(model)
         if is_peft_model:
             load_adapter(model, model_name_or_path, **hub_kwargs)
@@ -144,6 +167,7 @@ class PromptEOLTransformer(Transformer):
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
         unpack_nf4(self.model)
+        record_base_revision(self.model)
         super().save(output_path, *args, **kwargs)
 
     @property

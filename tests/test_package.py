@@ -15,6 +15,8 @@ import st_prompteol
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "st_prompteol"
 
+# Against the arrow: upstream's method `push_to_hub` of a model is ours when it is called
+EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
     {"template", "files", "failures", "adapters", "decoders", "shared_head"},
@@ -22,6 +24,7 @@ RANKS = [
     {"modules"},
     {"model"},
     {"corpus", "evaluation"},
+    {"hub"},
     {"cli"},
 ]
 
@@ -55,6 +58,8 @@ def test_imports_follow_the_arrows() -> None:
     for path in files:
         room = room_of(path)
         for other in imported_rooms(path) - {room}:
+            if (room, other) in EXCEPTIONS:
+                continue
             assert ranks[other] < ranks[room], f"{path.relative_to(ROOT)} imports {other}, against the arrow"
 
 
@@ -101,4 +106,4 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
         "st_prompteol",
         f"st_prompteol-{st_prompteol.__version__}.dist-info",
     }
-    assert "st_prompteol/py.typed" in names
+    assert {"st_prompteol/py.typed", "st_prompteol/hub/model_card.md.jinja"} <= set(names)

@@ -7,16 +7,21 @@ import io
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
+from st_prompteol import PromptEOL
 from st_prompteol.cli import app
 
 from .conftest import build_senteval, build_tokenizer
+from .hubserver import Hub
 from .test_adapters import publish_adapter
+from .test_evaluation_data import hub_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,9 +67,30 @@ def test_commands_run(stand_ins: Path) -> None:
     shown = {shlex.split(command)[1] for command in commands}
     assert shown == {command.callback.__name__ for command in app.registered_commands if command.callback}
     for command in commands:
+        if command.startswith("st-prompteol push"):
+            continue  # needs a Hub, see below
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, (command, result.output)
     assert os.path.getsize("embeddings.npy") > 0
+
+
+@pytest.mark.slow
+def test_push_commands_run(stand_ins: Path) -> None:
+    PromptEOL("facebook/opt-125m").save_pretrained("opt-125m-prompteol")
+    commands = [line for block in blocks("bash") for line in block.splitlines() if "push" in line]
+    hub = Hub(tokens={"hf_token": "user"})
+    hub.seed("model", "facebook/opt-125m", stand_ins / "facebook/opt-125m")
+    with hub:
+        environment = {**hub_environment(hub.url, stand_ins / "home"), "HF_TOKEN": "hf_token", "PYTHONPATH": str(ROOT)}
+        for command in commands:
+            done = subprocess.run(
+                [sys.executable, "-c", "from st_prompteol.cli import app; app()", *shlex.split(command)[1:]],
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert {name for _, name in hub.repos} == {"facebook/opt-125m", "user/my-adapter", "user/my-merged-model"}
 
 
 def test_the_tree_is_the_tree() -> None:

@@ -1,0 +1,144 @@
+"""A clean process, in which this package cannot be imported, to see what a stranger would get."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from st_prompteol.model import PromptEOL
+
+# What preprocessing, quotes, truncation and odd characters do must be the same inside and outside
+SENTENCES = [
+    "A jockey riding a horse.",
+    "What is this",
+    "Is it raining?",
+    'He said "no" twice',
+    "une phrase en français, et une autre",
+    "😀 emoji! ",
+    "A long sentence goes on and on. " * 40,
+    "",
+]
+_SCRIPT = """
+import json, sys
+sys.modules["st_prompteol"] = None
+import torch
+from sentence_transformers import SentenceTransformer
+torch.set_num_threads(int(sys.argv[1]))
+for line in sys.stdin:
+    request = json.loads(line)
+    sentences, model_kwargs = request.pop("sentences"), request.pop("model_kwargs")
+    model_kwargs["dtype"] = getattr(torch, model_kwargs["dtype"])
+    quantization = model_kwargs.pop("quantization_config", None)
+    try:
+        if quantization:
+            from transformers import BitsAndBytesConfig
+            model_kwargs["quantization_config"] = BitsAndBytesConfig(**quantization)
+        model = SentenceTransformer(**request, model_kwargs=model_kwargs)
+        answer = {"embeddings": model.encode(sentences, convert_to_tensor=True).float().tolist()}
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    print("ANSWER" + json.dumps(answer), flush=True)
+"""
+
+
+class CleanProcess:
+    """A process that opens models with plain `SentenceTransformer`, started where it is made, ended as a context."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="st_prompteol-")
+        # Started in an empty folder: there, no folder can be mistaken for a repository of the same name.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT, str(torch.get_num_threads())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=self._folder.name,
+        )
+
+    def __enter__(self) -> CleanProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._folder.cleanup()
+
+    def compare(
+        self,
+        model: PromptEOL,
+        expected: npt.NDArray[np.float32],
+        name: str,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str | None:
+        """Returns what is wrong with a folder or repository, None if it embeds as the model in memory does.
+
+        Args:
+            model: The model in memory.
+            expected: What `embed` gives for it.
+            name: The folder or repository.
+            revision: Its commit. Defaults to None.
+            token: As in `huggingface_hub`. Defaults to None.
+        """
+        body = model[0].model
+        model_kwargs: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
+        options: dict[str, Any] = {"model_name_or_path": name, "device": str(model.device), "token": token}
+        if is_adapter := model.adapters != []:
+            if getattr(body, "is_quantized", False):
+                model_kwargs["quantization_config"] = _plain(body.config.quantization_config)
+        elif revision is not None:
+            # a full model is read from a cache of its own, which goes with this process; a base would be read again
+            options["cache_folder"] = self._folder.name
+        if revision is not None:
+            options["revision"] = revision
+            if is_adapter:  # sentence-transformers hands `revision` to the adapter's files, but not to its weights
+                model_kwargs["adapter_kwargs"] = {"revision": revision}
+        answer = self._ask({**options, "model_kwargs": model_kwargs, "sentences": SENTENCES})
+        if "error" in answer:
+            return f"it does not open: {answer['error'].splitlines()[0]}"
+        embeddings = np.array(answer["embeddings"], dtype=np.float32)
+        if embeddings.shape != expected.shape:
+            return f"its embeddings have the shape {embeddings.shape}, not {expected.shape}"
+        exact = model.dtype == torch.float32
+        tolerance = 1e-5 if exact and not getattr(body, "is_quantized", False) else 2e-2
+        difference = float(np.abs(embeddings - expected).max() / np.abs(expected).max())
+        if not difference <= tolerance:
+            return f"its embeddings differ by {difference:.1e} of the largest number, where {tolerance:.0e} is allowed"
+        return None
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError("the clean process has no pipes")
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass
+        for line in stdout:
+            if line.startswith("ANSWER"):
+                answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER"))
+                return answer
+        return {"error": "RuntimeError: the process that opens it ended"}
+
+
+def embed(model: PromptEOL) -> npt.NDArray[np.float32]:
+    """Returns the embeddings of the fixed sentences, in float32."""
+    embeddings: npt.NDArray[np.float32] = model.encode(SENTENCES, convert_to_tensor=True).float().cpu().numpy()
+    return embeddings
+
+
+def _plain(quantization: Any) -> dict[str, Any]:
+    config = quantization.to_dict()
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "quant_method"}

@@ -1,0 +1,194 @@
+"""What was measured, from results files: rows of a table, `model-index`, and the Hub's `.eval_results`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
+from sentence_transformers import SentenceTransformer
+
+from st_prompteol.evaluation.data import REPOSITORY
+from st_prompteol.evaluation.report import SHORT_NAMES, Row
+from st_prompteol.evaluation.results import Run, revision_of
+from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
+from st_prompteol.hub.markdown import one_line
+
+_SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
+# Of a run's settings, those that do not change what is measured beyond rounding, or only name it
+_FREE_SETTINGS = ("method", "dtype", "quantization", "adapters")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The results that belong to a card.
+
+    Args:
+        own: Task -> what the results file says, for the model itself.
+        base: Rows of its base model.
+    """
+
+    own: Mapping[str, Mapping[str, Any]]
+    base: tuple[Row, ...]
+
+    def row(self, model: str, method: str) -> Row:
+        """Returns the model's own row of a table."""
+        return Row(model, method, {task: content["score"] for task, content in self.own.items()})
+
+
+def read_results(
+    results_dir: str | os.PathLike[str], model: SentenceTransformer, source: str, base_model: str | None
+) -> Measured:
+    """Reads what `st-prompteol evaluate` has measured of a model and of its base.
+
+    Args:
+        results_dir: Its `--results-dir`.
+        model: The model, open.
+        source: The folder or repository that was evaluated.
+        base_model: The base model, as it was evaluated. Without one there are no rows of it.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If no result belongs to this model as it is now.
+    """
+    if not Path(results_dir).is_dir():
+        raise FileNotFoundError(
+            f"{os.fspath(results_dir)!r} is not a folder of results: pass the one that evaluate wrote."
+        )
+    revision = revision_of(source, model.transformers_model)
+    settings = _comparable(Run.of(model, source).settings)
+    own: dict[str, dict[str, Any]] = {}
+    base: dict[str, dict[str, float]] = {}
+    others = set()
+    for content in [*_senteval_results(results_dir), *_mteb_results(results_dir, revision)]:
+        task, score = content["task"], float(content["score"])
+        is_own = content["revision"] == revision and (
+            "settings" not in content or _comparable(content["settings"]) == settings
+        )
+        if is_own:
+            own[task] = {**content, "score": score}
+        elif base_model is not None and content["model"] == base_model:
+            base.setdefault(content["method"], {})[task] = score
+        else:
+            others.add(str(content["model"]))
+    if not own:
+        raise ValueError(
+            f"{os.fspath(results_dir)!r} holds no result of {source!r} as it is now"
+            + (f", but of {one_line(', '.join(sorted(others)))[:200]}" if others else "")
+            + f": run `st-prompteol evaluate {source}` with this --results-dir first."
+        )
+    rows = (Row(str(base_model), f"{method}, no training", scores) for method, scores in base.items())
+    return Measured(own, tuple(rows))
+
+
+def eval_results(measured: Measured) -> list[EvalResult]:
+    """Returns the results as entries of a card's `model-index`, scores x100."""
+    entries = []
+    for task, content in measured.own.items():
+        dataset = _dataset(task, content)
+        is_sts = _is_similarity(task, content)
+        entries.append(
+            EvalResult(
+                task_type="semantic-similarity" if is_sts else "text-classification",
+                task_name="Semantic Similarity" if is_sts else "Classification",
+                dataset_type=dataset["id"],
+                dataset_name=f"{'MTEB' if 'dataset' in content else 'SentEval'} {SHORT_NAMES.get(task, task)}",
+                dataset_config=dataset["task_id"],
+                dataset_split="dev" if task == STS_DEV_TASK else "test",
+                dataset_revision=dataset.get("revision"),
+                metric_type="spearman_cosine" if is_sts else "accuracy",
+                metric_name="Spearman cosine x100" if is_sts else "Main score x100",
+                metric_value=round(content["score"], 4),
+            )
+        )
+    return entries
+
+
+def eval_result_files(measured: Measured) -> dict[str, str]:
+    """Returns the files of `.eval_results/`, name -> YAML, one a dataset, as the Hub reads them."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for task, content in measured.own.items():
+        dataset = _dataset(task, content)
+        settings = content.get("settings", {})
+        notes = ["Spearman of cosines x100" if _is_similarity(task, content) else "main score x100"]
+        notes += [one_line(f"{key} {settings[key]}") for key in ("method", "dtype") if settings.get(key)]
+        entry = {"dataset": dataset, "value": round(content["score"], 4), "notes": ", ".join(notes)}
+        if re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}Z", str(content.get("date"))):
+            entry["date"] = content["date"]
+        name = re.sub(r"[^\w.-]+", "_", dataset["id"].split("/")[-1])
+        files.setdefault(f"{name}.yaml", []).append(entry)
+    return {name: yaml_dump(entries, sort_keys=False) for name, entries in files.items()}
+
+
+def _is_similarity(task: str, content: Mapping[str, Any]) -> bool:
+    if "dataset" in content:
+        return str(content.get("metric", "")).endswith("spearman")
+    return task in (*STS_TASKS, STS_DEV_TASK)
+
+
+def _dataset(task: str, content: Mapping[str, Any]) -> dict[str, str]:
+    dataset: dict[str, str] = dict(content.get("dataset") or {"id": REPOSITORY, "task_id": task})
+    return dataset
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in settings.items() if key not in _FREE_SETTINGS}
+    comparable: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return comparable
+
+
+def _senteval_results(results_dir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    for path in sorted(Path(results_dir).rglob("*.json")):
+        if path.stem in _SENTEVAL and (content := _read(path, ("model", "revision", "method", "task", "score"))):
+            yield content
+
+
+def _mteb_results(results_dir: str | os.PathLike[str], revision: str) -> Iterator[dict[str, Any]]:
+    """Yields mteb's own files for the model's revision, in the shape of ours: `<model>/<revision>/<task>.json`."""
+    for path in sorted(Path(results_dir, "mteb").rglob("*.json")):
+        if path.parent.name != revision and not path.parent.name.startswith(f"{revision}-"):
+            continue
+        content = _read(path, ("task_name", "scores"))
+        if not content:
+            continue
+        scores = [subset["main_score"] for split in content["scores"].values() for subset in split]
+        dataset, metric = _mteb_dataset(content["task_name"])
+        yield {
+            "model": path.parent.parent.name,
+            "revision": revision,
+            "method": "MTEB",
+            "task": f"{content['task_name']} (MTEB)",
+            "score": 100 * sum(scores) / len(scores),
+            "metric": metric,
+            "dataset": {
+                "id": dataset,
+                "task_id": content["task_name"],
+                "revision": str(content.get("dataset_revision")),
+            },
+        }
+
+
+def _mteb_dataset(task: str) -> tuple[str, str]:
+    try:
+        import mteb
+    except ImportError as error:
+        raise ImportError("MTEB results need the package mteb: pip install 'st-prompteol[eval]'.") from error
+    metadata = mteb.get_task(task).metadata
+    return str(metadata.dataset["path"]), str(metadata.main_score)
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not all(key in content for key in keys):
+            return None
+        float(content.get("score", 0))
+    except (ValueError, TypeError):
+        return None
+    return content

@@ -1,0 +1,169 @@
+"""Model cards: valid metadata whatever names hold, nothing injected, results of this model and no other."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import EvalResult, ModelCard, metadata_load, parse_eval_result_entries
+
+from st_prompteol import Demonstration, PromptEOL, PromptTemplate, build_model_card
+from st_prompteol.evaluation.results import Run
+from st_prompteol.evaluation.runner import run_tasks
+from st_prompteol.hub.markdown import code, escape, fence, section
+from st_prompteol.hub.measured import eval_result_files, read_results
+
+from .conftest import build_senteval
+
+EVIL = [
+    '"quoted"\n---\nlicense: stolen\n---\n# Heading',
+    "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1)) ![](https://evil.invalid/x) https://evil.invalid",
+    "``` \n</code></pre> `tick` ``two``",
+    "a | b | c\\| {{ 7 * 7 }} {% raw %} ${x} \u202e\x1b[31m",
+    "- item\n1. one\n> quote\n<!-- comment",
+]
+
+
+def without_code(text: str) -> str:
+    """The text outside blocks of code and inline code, as a renderer sees them."""
+    text = re.sub(r"^(`{3,})[^\n]*\n.*?^\1$", "", text, flags=re.M | re.S)
+    return re.sub(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", "", text)
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_nothing_that_others_chose_acts_in_a_card(causal_lms: dict[str, str], tmp_path: Path, evil: str) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    shot = Demonstration(" ".join(evil.split()), "Word")
+    model.template = PromptTemplate(f"{evil} {{sentence}} means", (shot,), preprocessing="none")
+    model.model_card_data.model_name = evil
+    model.model_card_data.language = [evil]
+    model.model_card_data.license = evil
+    model.model_card_data.tags.append(evil)
+    model.model_card_data.train_datasets = [{"name": evil, "columns": ["a"], "size": 3, "loss": {"fullname": evil}}]
+    model.model_card_data.all_hyperparameters = {"x": evil}
+    card = build_model_card(model, "alice/model", hardware=evil)
+    (tmp_path / "README.md").write_text(str(card), encoding="utf-8")
+    metadata = metadata_load(tmp_path / "README.md")
+    assert metadata is not None
+    assert set(metadata) >= {"library_name", "pipeline_tag", "tags", "license"}
+    assert metadata["license"] != "stolen"
+    assert "\n" not in metadata["license"] + "".join(metadata["tags"])
+    assert str(ModelCard(str(card)).data.to_dict()["library_name"]) == "sentence-transformers"
+    text = without_code(card.text)
+    assert not re.search(r"<(?!/?(details|summary|code|ul|li|br)\b)[a-z!]", text)
+    assert not re.search(r"(?<!\\)\]\(javascript:", text)
+    assert "](https://evil" not in text
+    assert "\n# Heading" not in text
+    assert "\x1b" not in card.content
+    assert "\u202e" not in card.text.split("## Training Details")[0]
+    assert card.text.count("\n## Licence") == 1
+
+
+def test_text_in_markdown_is_shown_as_it_is() -> None:
+    assert escape("a_b *c* [d](e) <f> | `g`\nh") == r"a\_b \*c\* \[d\](e) &lt;f&gt; \| \`g\` h"
+    assert code("a `b` c") == "``a `b` c``"
+    assert code("`b`") == "`` `b` ``"
+    assert fence("a\n```\nb") == "````\na\n```\nb\n````"
+    assert section("# a\n## b\ntext <b>x</b><script>\n```\n## not <script>\n```\n## c", "## b") == (
+        "text <b>x</b>&lt;script&gt;\n```\n## not <script>\n```"
+    )
+    assert section("# a", "## b") is None
+
+
+@pytest.fixture(scope="module")
+def measured(causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A saved model on a base, and results of both."""
+    folder = tmp_path_factory.mktemp("measured")
+    data = build_senteval(folder / "senteval")
+    base = causal_lms["llama"]
+    model = PromptEOL(base)
+    model.save(str(folder / "saved"), create_model_card=False)
+    for name, opened in ((base, model), (str(folder / "saved"), PromptEOL(str(folder / "saved")))):
+        run_tasks(
+            opened,
+            Run.of(opened, name, "PromptEOL"),
+            data,
+            ["STSBenchmark", "MR"],
+            results_dir=folder / "results",
+            fast=True,
+        )
+    return str(folder / "saved"), folder / "results"
+
+
+def test_results_stand_in_table_metadata_and_result_files(measured: tuple[str, Path]) -> None:
+    saved, results_dir = measured
+    model = PromptEOL(saved)
+    card = build_model_card(
+        model, "alice/model", source=saved, results_dir=results_dir, license="mit", language="en", datasets=["a/b"]
+    )
+    results = read_results(results_dir, model, saved, None)
+    score = results.own["STSBenchmark"]["score"]
+    assert f"| alice/model | this model | {score:.2f} |" in card.text
+    data: Any = ModelCard(str(card)).data
+    assert (data.license, data.language, data.datasets) == ("mit", ["en"], ["a/b"])
+    assert {"prompteol", "sentence-transformers"} <= set(data.tags)
+    assert data.model_name == "alice/model"
+    values = {result.dataset_config: result for result in data.eval_results}
+    assert isinstance(values["STSBenchmark"], EvalResult)
+    assert values["STSBenchmark"].metric_value == pytest.approx(score, abs=1e-4)
+    entries = [
+        entry
+        for text in eval_result_files(results).values()
+        for entry in parse_eval_result_entries(yaml.safe_load(text))
+    ]
+    assert {entry.task_id: entry.value for entry in entries}["STSBenchmark"] == pytest.approx(score, abs=1e-4)
+    assert {entry.dataset_id for entry in entries} == {"princeton-nlp/datasets-for-simcse"}
+
+
+def test_results_of_another_model_are_refused(measured: tuple[str, Path], tmp_path: Path) -> None:
+    saved, results_dir = measured
+    model = PromptEOL(saved)
+    model.template = "prompt"
+    with pytest.raises(ValueError, match=r"holds no result of .* as it is now"):
+        build_model_card(model, "alice/model", source=saved, results_dir=results_dir)
+    model = PromptEOL(saved, layer=-2)
+    model.save(str(tmp_path / "other"), create_model_card=False)
+    with pytest.raises(ValueError, match=r"evaluate .* with this --results-dir first"):
+        build_model_card(
+            PromptEOL(str(tmp_path / "other")), "alice/model", source=str(tmp_path / "other"), results_dir=results_dir
+        )
+    (results_dir / "MR.json").write_text("no JSON", encoding="utf-8")
+    (results_dir / "CR.json").write_text(json.dumps({"task": "CR"}), encoding="utf-8")
+    build_model_card(PromptEOL(saved), "alice/model", source=saved, results_dir=results_dir)
+
+
+def test_what_was_known_of_training_stays_when_a_model_is_opened_and_published_again(
+    causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    data = model.model_card_data
+    data.add_tags("generated_from_trainer")
+    data.non_default_hyperparameters = data.all_hyperparameters = {"learning_rate": 0.0005}
+    data.training_logs = [{"Epoch": 1, "Step": 1, "Training Loss": 2.5}]
+    model.save(str(tmp_path / "run"))
+    (tmp_path / "run" / "curves.png").write_bytes(b"")
+    for number in range(2):  # sentence-transformers' card, then ours
+        opened = PromptEOL(str(tmp_path / "run"))
+        card = build_model_card(opened, "alice/model", source=str(tmp_path / "run"), hardware="2 x Abacus")
+        assert "- `learning_rate`: 0.0005" in card.text, number
+        assert card.text.count("### Training Logs") == 1
+        assert card.text.count("2 x Abacus") == 1
+        assert "![Training loss" in card.text
+        assert card.text.count("### Framework Versions") == 1
+        assert card.text.count("@inproceedings{jiang") == 1
+        (tmp_path / "run" / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def test_the_cards_of_released_models_are_those_that_are_listed() -> None:
+    folder = Path(__file__).resolve().parents[1] / "hub_cards"
+    names = runpy.run_path(str(folder / "push.py"))
+    listed = {names["card_file"](release) for release in names["RELEASED"]}
+    assert listed == set(folder.glob("*.md"))
+    for card in listed:
+        assert ModelCard.load(card).data.to_dict()["library_name"] == "sentence-transformers"
