@@ -98,7 +98,8 @@ def test_the_tiny_recipe_reaches_its_scores(
     assert found["dev"][0] < 25
     assert found["dev"][1] >= dev
     assert found["test"][1] >= 48
-    assert taken < 15 * 60
+    if quantization == "none":
+        assert taken < 15 * 60
     pairs = load_sts_benchmark("dev", str(shared / "senteval"))
     by_us = spearman(PromptEOL(str(tmp_path / "run")).encode, pairs)
     by_plain = spearman(lambda sentences: plain.encode(tmp_path / "run", sentences), pairs)
