@@ -42,14 +42,17 @@ def opened_commit(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> str | 
     if os.path.isdir(model_name_or_path):
         return None
     revision = hub_kwargs.get("revision")
-    path = try_to_load_from_cache(
-        model_name_or_path,
-        "config.json",
-        cache_dir=hub_kwargs.get("cache_dir"),
-        revision=getattr(revision, "resolved", revision),
-    )
-    snapshot = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", path) if isinstance(path, str) else None
-    return snapshot[1] if snapshot else None
+    for filename in ("config.json", "adapter_config.json", "modules.json"):
+        path = try_to_load_from_cache(
+            model_name_or_path,
+            filename,
+            cache_dir=hub_kwargs.get("cache_dir"),
+            revision=getattr(revision, "resolved", revision),
+        )
+        snapshot = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", path) if isinstance(path, str) else None
+        if snapshot:
+            return snapshot[1]
+    return None
 
 
 def warn_if_base_moved(model_name_or_path: str, adapter: PeftConfig, hub_kwargs: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 
+from st_prompteol.decoders import opened_commit
 from st_prompteol.evaluation.senteval import TaskResult, task_files
 from st_prompteol.files import replacing_file
 
@@ -94,11 +94,7 @@ class Run:
 def revision_of(name: str, revision: str | None = None) -> str:
     """Returns the commit of a Hub model that is in the cache, or, for a folder, a hash of the files that make it."""
     if not os.path.isdir(name):
-        for filename in ("config.json", "adapter_config.json", "modules.json"):
-            cached = try_to_load_from_cache(name, filename, revision=revision)
-            if isinstance(cached, str):
-                return Path(cached).parent.name  # snapshots/<commit>/<filename>
-        return "unknown"
+        return opened_commit(name, {"revision": revision}) or "unknown"
     digest = hashlib.sha256()
     for path in sorted(Path(name).rglob("*")):
         if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt") and path.is_file():
