@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, metadata_load, parse_eval_res
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate, build_model_card
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import run_tasks
+from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
 from st_prompteol.hub.measured import eval_result_files, read_results
 
@@ -102,7 +103,7 @@ def test_results_stand_in_table_metadata_and_result_files(measured: tuple[str, P
     card = build_model_card(
         model, "alice/model", source=saved, results_dir=results_dir, license="mit", language="en", datasets=["a/b"]
     )
-    results = read_results(results_dir, model, saved, None)
+    results = read_results(results_dir, run_of(model, saved), None)
     score = results.own["STSBenchmark"]["score"]
     assert f"| alice/model | this model | {score:.2f} |" in card.text
     data: Any = ModelCard(str(card)).data
