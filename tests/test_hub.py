@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
+from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.hub.upload import check_no_secrets, select_files
 
 from .conftest import SENTENCES
 from .hubserver import Hub
-from .test_adapters import publish_adapter
+from .test_adapters import peft_oracle, publish_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"hf_AliceSecretWrite": "alice"}
@@ -112,8 +116,8 @@ class Client:
         for process in self._processes.values():
             process.kill()
             process.communicate()
-        errors = (self.folder / "errors").read_text(encoding="utf-8")
-        assert not any(secret in errors for secret in (WRITE, READ, WRONG))
+        for errors in self.folder.glob("errors"):
+            assert not any(secret in errors.read_text(encoding="utf-8") for secret in (WRITE, READ, WRONG))
 
 
 class Trouble:
@@ -483,21 +487,27 @@ def test_xet_and_a_private_repository_without_its_token(
     store.mkdir()
     other = Hub(tokens=TOKENS, xet_cas=str(store))
     other.seed("model", "tiny/llama", causal_lms["llama"])
+    seed_adapter(other, tmp_path / "published", causal_lms, "bob/adapter", binary=True)
     with other:
         through_xet = Client(other, tmp_path)
         pushed = through_xet.run(
             """
             from st_prompteol import PromptEOL, push_to_hub
             model = PromptEOL("tiny/llama")
-            RESULT["commit"] = push_to_hub(model, "alice/xet", private=True).commit
+            push_to_hub(model, "alice/xet", private=True)
             RESULT["embeddings"] = model.encode(SENTENCES).tolist()
+            model = PromptEOL("bob/adapter")
+            push_to_hub(model, "alice/xet-adapter")
+            RESULT["adapter"] = model.encode(SENTENCES).tolist()
             """,
             xet=True,
         )
         assert head(other, "alice/xet")["model.safetensors"]["xet"]
+        assert head(other, "alice/xet-adapter")["adapter_model.safetensors"]["xet"]
         opened = through_xet.run(
             """
             RESULT["embeddings"] = SentenceTransformer("alice/xet", device="cpu").encode(SENTENCES).tolist()
+            RESULT["adapter"] = SentenceTransformer("alice/xet-adapter", device="cpu").encode(SENTENCES).tolist()
             try:
                 SentenceTransformer("alice/xet", token=False, cache_folder=ARGUMENTS[0])
             except Exception as error:
@@ -510,7 +520,45 @@ def test_xet_and_a_private_repository_without_its_token(
         )
         through_xet.close()
     assert close(opened["embeddings"], pushed["embeddings"])
+    assert close(opened["adapter"], pushed["adapter"])
     assert "without" in opened
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_an_adapter_of_the_size_of_opt_125m_opens_from_a_bin_file_without_tokenizer(
+    shared: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    base = OPTForCausalLM(OPTConfig())  # the defaults are those of facebook/opt-125m
+    config = base.config
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (768, 12, 50272)
+    base.save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(shared / "tokenizers/opt" / name, tmp_path / "base" / name)
+    server = Hub(tokens=TOKENS)
+    server.seed("model", "facebook/opt-125m", tmp_path / "base")
+    publish_adapter(str(tmp_path / "base"), tmp_path / "adapter", binary=True, target_modules=["q_proj", "v_proj"])
+    adapter_config = tmp_path / "adapter/adapter_config.json"
+    text = adapter_config.read_text(encoding="utf-8").replace(str(tmp_path / "base"), "facebook/opt-125m")
+    adapter_config.write_text(text, encoding="utf-8")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.bin", "README.md",
+    }  # fmt: skip
+    server.seed("model", "user/adapter", tmp_path / "adapter")
+    with server:
+        client = Client(server, tmp_path)
+        opened = client.run(
+            """
+            from st_prompteol import PromptEOL
+            RESULT["embeddings"] = PromptEOL("user/adapter", device="cpu").encode(SENTENCES).tolist()
+            """
+        )
+        client.close()
+    rendered = [TEMPLATES["prompteol"].render(sentence) for sentence in SENTENCES]
+    expected = peft_oracle(str(tmp_path / "base"), str(tmp_path / "adapter"), rendered)
+    assert close(opened["embeddings"], expected)
+    assert not close(PromptEOL(str(tmp_path / "base")).encode(SENTENCES), expected)  # the adapter does something
 
 
 @pytest.mark.slow

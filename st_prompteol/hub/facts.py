@@ -18,7 +18,7 @@ from peft import PeftConfig
 from st_prompteol.evaluation.comparison import method_name
 from st_prompteol.evaluation.results import Run
 from st_prompteol.hub.markdown import code, escape, fence, one_line, section
-from st_prompteol.hub.upstream import citations, upstream_card
+from st_prompteol.hub.upstream import citations, upstream_card, was_trained_here
 from st_prompteol.model import PromptEOL
 from st_prompteol.template import HOLE
 
@@ -101,7 +101,7 @@ def run_of(model: PromptEOL, source: str | None) -> Run | None:
         model: The model.
         source: The folder or repository that holds it as it is now. None: what it was opened from.
     """
-    if source is None and model.model_card_data.training_logs:
+    if source is None and was_trained_here(model):
         return None
     commit = None if model.adapters else getattr(model[0].config, "_commit_hash", None)
     return Run.of(model, source or str(model[0].config.name_or_path), method_name(model), revision=commit)
@@ -333,7 +333,7 @@ def _merge_source(repo_id: str) -> str:
 
 def _this_machine(model: PromptEOL) -> str | None:
     """The accelerators of this machine, if the model was trained in this process."""
-    if not model.model_card_data.training_logs:
+    if not was_trained_here(model):
         return None
     if torch.cuda.is_available():
         return escape(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")

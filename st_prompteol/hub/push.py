@@ -152,6 +152,30 @@ def push_to_hub(
         return replace(report, merged=_push(contents, replace(target, repo_id=merge_to), clean))
 
 
+def check_push(
+    model: PromptEOL,
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    branch: str | None = None,
+) -> None:
+    """Raises what a push would raise whatever is in the weights, so that it is met before they are trained.
+
+    Args:
+        model: The model, with its adapter on it.
+        repo_id: As in `push_to_hub`.
+        token: As in `push_to_hub`. Defaults to None.
+        private: As in `push_to_hub`. Defaults to None.
+        branch: As in `push_to_hub`. Defaults to None.
+    """
+    _check_base(model, repo_id)
+    api = HfApi(token=token)
+    with explained_push(repo_id):
+        target = _with_namespace(api, _Target(repo_id, token, private, branch))
+        _check_target(api, target, bool(model.adapters))
+
+
 @dataclass(frozen=True)
 class _Contents:
     """What goes: the model, what errors call it, and what `push_to_hub` was told to say of it.
@@ -175,16 +199,16 @@ class _Target:
     """Where a model goes, and how: the parameters of `push_to_hub`."""
 
     repo_id: str
-    token: str | bool | None
-    private: bool | None
-    branch: str | None
-    tag: str | None
-    create_pr: bool
-    dry_run: bool
-    force: bool
-    exist_ok: bool
-    replace_model_card: bool
-    commit_message: str | None
+    token: str | bool | None = None
+    private: bool | None = None
+    branch: str | None = None
+    tag: str | None = None
+    create_pr: bool = False
+    dry_run: bool = False
+    force: bool = False
+    exist_ok: bool = True
+    replace_model_card: bool = True
+    commit_message: str | None = None
 
 
 def _push(contents: _Contents, target: _Target, clean: CleanProcess) -> PushReport:
@@ -232,17 +256,21 @@ def _push(contents: _Contents, target: _Target, clean: CleanProcess) -> PushRepo
 def _new_base(model: PromptEOL, name: str, base_model: str | None, token: str | bool | None) -> dict[str, str] | None:
     """Returns what adapters shall name as their base; raises ValueError if only this machine has the one they name."""
     if base_model is None:
-        for adapter in getattr(model[0].model, "peft_config", {}).values():
-            base = str(adapter.base_model_name_or_path)
-            if os.path.exists(base):
-                raise ValueError(
-                    f"The adapter {name!r} sits on {base!r}, a folder that nobody else has: say which repository it "
-                    "is a copy of by --base-model (base_model=…), or merge and push the full model."
-                )
+        _check_base(model, name)
         return None
     with explained(base_model):
         commit = retrying(lambda: HfApi(token=token).model_info(base_model)).sha
     return {"base_model_name_or_path": base_model, "revision": str(commit)}
+
+
+def _check_base(model: PromptEOL, name: str) -> None:
+    for adapter in getattr(model[0].model, "peft_config", {}).values():
+        base = str(adapter.base_model_name_or_path)
+        if os.path.exists(base):
+            raise ValueError(
+                f"The adapter {name!r} sits on {base!r}, a folder that nobody else has: give `st-prompteol push` "
+                "the repository that it is a copy of by --base-model (base_model=…), or merge and push the full model."
+            )
 
 
 def _with_namespace(api: HfApi, target: _Target) -> _Target:
