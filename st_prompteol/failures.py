@@ -73,6 +73,9 @@ def explained(model_name_or_path: str | None) -> Iterator[None]:
                 f"{name} could not be opened, because the disk is full: free space, or set HF_HOME to a folder on "
                 "another disk, then do it again."
             ) from error
+        # a sentence already, of an adapter's base, which is opened on the way
+        if type(error) is FileNotFoundError and error.errno is None and error.__cause__ is not None:
+            raise
         for kind, builtin, sentence in _FAILURES:
             for cause in (error, error.__cause__):
                 if isinstance(cause, kind):

@@ -147,8 +147,11 @@ def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
         with urllib.request.urlopen(f"{environment['HF_ENDPOINT']}/alice/adapter/resolve/main/curves.png") as answer:
             assert answer.read() == (tmp_path / "run/curves.png").read_bytes()
         refused = subprocess.run(
-            [sys.executable, str(ROOT / "training/train.py"), *argv, "--output_dir", str(tmp_path / "second")],
-            env={**environment, "HF_TOKEN": "hf_unknown"},
+            [
+                *(sys.executable, str(ROOT / "training/train.py"), *argv, "--output_dir", str(tmp_path / "second")),
+                *("--hub_private_repo", "true"),
+            ],
+            env=environment,
             capture_output=True,
             text=True,
         )
@@ -165,7 +168,7 @@ def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
     assert "### Training Logs" in card
     assert "![Training loss" in card
     assert str(tmp_path) not in card
-    assert refused.stderr.splitlines()[-1].startswith("train.py: 'alice/adapter' was not pushed to: the Hub does not")
+    assert refused.stderr.splitlines()[-1].startswith("train.py: 'alice/adapter' exists and is public: make")
     assert not (tmp_path / "second/checkpoint-4").exists()
     embeddings = np.array(json.loads(plainly.stdout.partition("ANSWER")[2]))
     config = json.loads((tmp_path / "run/adapter_config.json").read_text(encoding="utf-8"))
