@@ -518,6 +518,23 @@ def test_results_of_a_model_from_the_hub_are_found_by_its_commit(hub: Any, clien
     assert "| alice/model | this model |" in result["card"]
 
 
+def test_a_quantised_model_is_published_as_such_and_opens(
+    hub: Any, client: Client, causal_lms: dict[str, str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    result = client.run(
+        """
+        from st_prompteol import PromptEOL, push_to_hub
+        model = PromptEOL(ARGUMENTS[0], quantization="nf4", device="cpu")
+        RESULT["commit"] = push_to_hub(model, "alice/nf4", base_model="tiny/llama").commit  # opened on both sides of it
+        """,
+        causal_lms["opt-64"],
+    )
+    assert hub.repos["model", "alice/nf4"].branches["main"] == result["commit"]
+    assert "base_model_relation: quantized" in text_of(hub, "alice/nf4", "README.md")
+    assert json.loads(text_of(hub, "alice/nf4", "config.json"))["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+
+
 def test_an_adapter_stays_with_the_base_it_was_made_on_when_that_moves(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, metadata_load, parse_eval_result_entries
@@ -21,7 +20,8 @@ from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
 from st_prompteol.hub.measured import eval_result_files, read_results
 
-from .conftest import SENTENCES, PlainProcess, build_senteval
+from .conftest import build_senteval
+from .test_adapters import publish_adapter
 
 EVIL = [
     '"quoted"\n---\nlicense: stolen\n---\n# Heading',
@@ -160,6 +160,22 @@ def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_pa
     )
 
 
+def test_a_base_that_was_a_folder_goes_by_its_repository(
+    measured: tuple[str, Path], causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    _, results_dir = measured
+    adapter = publish_adapter(causal_lms["llama"], tmp_path / "adapter")
+    model = PromptEOL(adapter)
+    run = Run.of(model, adapter, "PromptEOL + adapter")
+    run_tasks(model, run, results_dir.parent / "senteval", ["STSBenchmark"], results_dir=results_dir)
+    card = build_model_card(
+        model, "alice/model", source=adapter, base_model="user/llama", license="mit", results_dir=results_dir
+    )
+    assert "| user/llama | PromptEOL, no training |" in card.text
+    assert "| alice/model | this model |" in card.text
+    assert causal_lms["llama"] not in str(card)
+
+
 def test_results_of_a_base_are_not_those_of_what_was_trained_on_it(measured: tuple[str, Path]) -> None:
     saved, results_dir = measured
     model = PromptEOL(saved)
@@ -170,16 +186,6 @@ def test_results_of_a_base_are_not_those_of_what_was_trained_on_it(measured: tup
     model.model_card_data.add_tags("generated_from_trainer")  # as a trainer does
     with pytest.raises(ValueError, match="trained since it was opened: save it, run `st-prompteol evaluate`"):
         build_model_card(model, "alice/model", results_dir=results_dir)
-
-
-def test_a_quantised_model_says_so_and_opens(causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess) -> None:
-    pytest.importorskip("bitsandbytes")
-    model = PromptEOL(causal_lms["opt-64"], quantization="nf4", device="cpu")
-    card = build_model_card(model, "alice/model", base_model="facebook/opt-125m")
-    assert card.data.to_dict()["base_model_relation"] == "quantized"
-    expected = model.encode(SENTENCES)
-    model.save(str(tmp_path / "quantised"))
-    assert np.abs(plain.encode(tmp_path / "quantised", SENTENCES) - expected).max() <= 2e-2 * np.abs(expected).max()
 
 
 def test_results_of_another_model_are_refused(measured: tuple[str, Path], tmp_path: Path) -> None:

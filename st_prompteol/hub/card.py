@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,4 +125,5 @@ def _link(repository: str) -> str:
 def _evaluation_table(facts: CardFacts, measured: Measured) -> str:
     own = measured.row(facts.repo_id, "this model")
     published = published_rows([Row(facts.base, "", {})]) if facts.base else []
-    return markdown_table(table([own, *measured.base, *published]))
+    base = [replace(row, model=facts.base or row.model) for row in measured.base]  # which a folder may have stood for
+    return markdown_table(table([own, *base, *published]))
