@@ -526,7 +526,7 @@ def test_a_quantised_model_is_published_as_such_and_opens(
         """
         from st_prompteol import PromptEOL, push_to_hub
         model = PromptEOL(ARGUMENTS[0], quantization="nf4", device="cpu")
-        RESULT["commit"] = push_to_hub(model, "alice/nf4", base_model="tiny/llama").commit  # opened on both sides of it
+        RESULT["commit"] = push_to_hub(model, "alice/nf4", base_model="tiny/llama").commit
         """,
         causal_lms["opt-64"],
     )
