@@ -22,8 +22,7 @@ from st_prompteol.adapters import (
     skip_unpackable_modules,
     unpack_nf4,
 )
-from st_prompteol.attention import PackedRows, computing, install
-from st_prompteol.blocks import run_to_layer
+from st_prompteol.attention import install
 from st_prompteol.decoders import (
     check_layer,
     has_file,
@@ -33,7 +32,7 @@ from st_prompteol.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
-from st_prompteol.shared_head import HeadCache, SharedHead
+from st_prompteol.shared_head import HeadCache, is_exact, run_behind
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
 
@@ -118,6 +117,7 @@ class PromptEOLTransformer(Transformer):
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 
         self._can_share = install(self.model)
+        self._is_exact: bool | None = None  # found out when it is first needed
         self._head: tuple[str, torch.Tensor] | None = None
 
         tokenizer = self.tokenizer
@@ -283,10 +283,17 @@ class PromptEOLTransformer(Transformer):
         if length == 0:
             return super().forward(features, **kwargs)  # type: ignore[no-any-return]
         ids, mask = features["input_ids"], features["attention_mask"].bool()
+        if self._is_exact is None:
+            self._is_exact = is_exact(self.model, self.layer)
+        if not self._is_exact:
+            return super().forward(features, **kwargs)  # type: ignore[no-any-return]
         head = _HEADS.get(self.model, self._head_ids(), self.layer)[length]
         parts = _split(mask[:, length:].sum(dim=1)) if ids.device.type == "cpu" else [slice(None)]
-        hidden = torch.cat([self._compute(head, ids[part], mask[part]) for part in parts])
-        if _last_tokens_suffice.get():
+        last_only = _last_tokens_suffice.get()
+        hidden = torch.cat(
+            [run_behind(self.model, head, ids[part], mask[part], self.layer, last_only=last_only) for part in parts]
+        )
+        if last_only:
             last = mask.sum(dim=1, keepdim=True) - 1
             features |= {"input_ids": ids.gather(1, last), "attention_mask": torch.ones_like(last)}
             features["token_embeddings"] = hidden[:, None]
@@ -296,22 +303,6 @@ class PromptEOLTransformer(Transformer):
             embeddings[:, length:][mask[:, length:].to(hidden.device)] = hidden
             features["token_embeddings"] = embeddings
         return features
-
-    def _compute(self, head: SharedHead, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Returns the hidden states of the rows' own tokens, `(num_tokens, hidden_size)`, or of each row's last."""
-        own = slice(len(head.ids), int(mask.sum(dim=1).max()))
-        rows = PackedRows(head, mask[:, own])
-        positions = torch.arange(own.start, own.stop, device=ids.device).expand_as(rows.mask)
-        with computing(rows):
-            hidden = run_to_layer(
-                self.model,
-                self.layer,
-                last_only=_last_tokens_suffice.get(),
-                input_ids=ids[:, own][rows.mask][None],
-                position_ids=positions[rows.mask][None],
-                use_cache=False,
-            )
-        return hidden[0]
 
     def _head_ids(self) -> torch.Tensor:
         """The tokens that every row begins with, `(head_length,)`, on the model's device."""
@@ -328,8 +319,9 @@ class PromptEOLTransformer(Transformer):
             return 0
         if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or ids.ndim != 2:
             return 0
-        window = getattr(self.config.get_text_config(), "sliding_window", None)
-        if window is not None and ids.shape[1] > window:
+        config = self.config.get_text_config()
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        if any(window is not None and ids.shape[1] > window for window in windows):
             return 0
         head = self._head_ids()
         head = head[: int(mask.sum(dim=1).min()) - 1]  # every row keeps a token of its own
