@@ -24,7 +24,7 @@ RANKS = [
     {"modules"},
     {"model"},
     {"corpus", "evaluation"},
-    {"hub"},
+    {"demonstrations", "hub"},
     {"cli"},
 ]
 
