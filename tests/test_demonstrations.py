@@ -25,9 +25,8 @@ VENISON = Demonstration("meat from a deer.", "Venison")
 SPELLED = 'This_sentence_:_"A_jockey_riding_a_horse."_means_in_one_word:"Equestrian".This_sentence_:_"*sent_0*"_means_in_one_word:"'  # noqa: E501
 
 
-@pytest.fixture
-def wordnet(tmp_path: Path) -> Path:
-    """A folder in WordNet's format: offsets are bytes into the data file, two spaces begin its licence."""
+def write_wordnet(folder: Path) -> Path:
+    """Writes a folder in WordNet's format: offsets are bytes into the data file, two spaces begin its licence."""
     senses = {
         "noun": [
             ("horse", 5, ["horse", "Equus_caballus"], 'solid-hoofed herbivorous quadruped; "he rode"'),
@@ -37,9 +36,11 @@ def wordnet(tmp_path: Path) -> Path:
             ("race_horse", 3, ["race_horse"], "a horse bred for racing"),
             ("short", 3, ["short"], "too short"),
         ],
-        "adj": [("swiss", 1, ["Swiss(a)"], "of or relating to Switzerland or its people"), ("horse", 1, ["horse"], "of or like a horse")],  # noqa: E501
+        "adj": [
+            ("swiss", 1, ["Swiss(a)"], "of or relating to Switzerland or its people"),
+            ("horse", 1, ["horse"], "of or like a horse"),
+        ],
     }
-    folder = tmp_path / "wordnet"
     folder.mkdir()
     for part, entries in senses.items():
         data = "  1 This is the licence.  \n"
@@ -52,6 +53,11 @@ def wordnet(tmp_path: Path) -> Path:
         (folder / f"data.{part}").write_text(data, encoding="utf-8")
         (folder / f"index.{part}").write_text(index, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path) -> Path:
+    return write_wordnet(tmp_path / "wordnet")
 
 
 @pytest.mark.parametrize("name", ["candidates.jsonl", "candidates.tsv"])
@@ -146,12 +152,18 @@ def test_a_dictionary_that_is_a_table(tmp_path: Path) -> None:
     assert found == Candidate(VENISON, "mine")
 
 
+def test_a_seed_draws_the_same_again(wordnet: Path) -> None:
+    draws = [sample_dictionary(wordnet, 2, seed=seed) for seed in (0, 0, 1, 2, 3, 4)]
+    assert draws[0] == draws[1]
+    assert any(draw != draws[0] for draw in draws)
+
+
 def test_damaged_dictionaries_are_named(wordnet: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither a folder"):
         read_dictionary(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match=r"neither index\.noun"):
         read_dictionary(tmp_path)
-    with pytest.raises(ValueError, match="3 entries .* but 4 are asked for"):
+    with pytest.raises(ValueError, match=r"3 entries .* but 4 are asked for"):
         sample_dictionary(wordnet, 4)
     index = wordnet / "index.noun"
     original = index.read_text(encoding="utf-8")
@@ -169,15 +181,11 @@ def test_the_real_wordnet(tmp_path: Path) -> None:
     candidates = build_demonstrations(tmp_path / "c.jsonl", dictionary=WORDNET, seed=1)
     assert len({one.demonstration.word for one in candidates}) == 300
     assert read_candidates(tmp_path / "c.jsonl") == candidates
-    again = build_demonstrations(tmp_path / "d.jsonl", dictionary=WORDNET, seed=1)
-    other = build_demonstrations(tmp_path / "e.jsonl", dictionary=WORDNET, seed=2, dictionary_count=7)
-    assert candidates == again
-    assert len(other) == 7
-    assert len(set(other) & set(candidates)) < 7
     entries = {one.demonstration.word: one.demonstration.sentence for one in read_dictionary(WORDNET)}
     assert len(entries) > 10_000
-    assert entries["Venison"] == "meat from a deer used as food."
-    assert entries["Swiss"] == "of or relating to Switzerland or its people or culture."
+    assert entries["Swiss"] == "the natives or inhabitants of Switzerland."
+    assert entries["Horse"] == "solid-hoofed herbivorous quadruped domesticated since prehistoric times."
+    assert "Venison" not in entries  # occurs in none of the tagged texts
     for word, sentence in entries.items():
         assert word.replace("-", "").isalpha()
         assert word[0].isupper()
@@ -186,7 +194,7 @@ def test_the_real_wordnet(tmp_path: Path) -> None:
 
 
 def test_pairs_of_files_and_of_sts_b(tmp_path: Path) -> None:
-    rows = [("a \"b\", c", "d", 1.5), ("e", "f", 0.0)]
+    rows = [('a "b", c', "d", 1.5), ("e", "f", 0.0)]
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps(dict(zip(("sentence1", "sentence2", "score"), row, strict=True))) + "\n" for row in rows),
         encoding="utf-8",

@@ -69,7 +69,6 @@ class Measurer:
         count = [sum(sentence in subset for subset in subsets_of) for sentence in range(self.distinct)]
         self._recurring = {sentence for sentence in range(self.distinct) if count[sentence] > 1}
         self._vectors: dict[tuple[Shots, int], dict[int, Any]] = {}  # of those that recur in a later subset
-        self.encodings = 0
         models = _replicas(model, devices)
         self._encoders = [ShotEncoder(one, list(sentences), self.layers, batch_size) for one in models]
         template = replace(model.template, demonstrations=())
@@ -93,6 +92,12 @@ class Measurer:
         for arm, subsets, sentences, embeddings, seconds in self._encode(work):
             self._note(arm, subsets, sentences, embeddings, seconds)
             progress()
+
+    @property
+    def encodings(self) -> int:
+        """How many sentences all measurements take, each distinct one once per arm, those of the log included."""
+        arms = {arm for arm, _ in self._known}
+        return sum(len(np.unique(self._pairs[: self.seen(arm)])) for arm in arms)
 
     def seen(self, arm: Shots) -> int:
         """Returns on how many pairs an arm was measured."""
@@ -124,7 +129,6 @@ class Measurer:
         for layer, similarities in zip(self.layers, found, strict=True):
             if similarities is not None:
                 self._known.setdefault((arm, layer), []).append(similarities)
-        self.encodings += len(self._new_sentences(arm, [subset]))
         return True
 
     def _new_sentences(self, arm: Shots, subsets: Sequence[Subset]) -> list[int]:
@@ -179,7 +183,6 @@ class Measurer:
                 measured[layer] = similarities, self._score(arm, layer, subset[1])
             share = (subset[1] - subset[0]) / sum(stop - start for start, stop in subsets)
             self._log.add(arm, measured, subset, round(share * len(sentences)), share * seconds)
-        self.encodings += len(sentences)
 
 
 def check_pairs(pairs: Iterable[ScoredPair], seed: int) -> list[ScoredPair]:

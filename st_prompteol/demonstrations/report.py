@@ -135,7 +135,8 @@ def plot(result: SearchResult, path: str | Path) -> None:
         for place, source in enumerate(sources)
     ]
     axes.legend(handles=handles, fontsize=8)
-    title = f"best: {_words(result.winner)}, {result.winner.score:.2f}; no demonstration {result.baseline.score:.2f}"
+    # without its word, for which a plot's font may have no letters
+    title = f"best {result.winner.score:.2f}, no demonstration {result.baseline.score:.2f}"
     figure.suptitle(title, fontsize=9)
     for suffix in (".png", ".svg"):
         with replacing_file(path.with_suffix(suffix)) as staged:
