@@ -2,11 +2,12 @@
 
     python benchmarks/search.py --tokenizer TOKENIZER --data-dir SENTEVAL
 
-Random weights of the shape of OPT-125M, a real tokenizer, STS-B dev. The reference encodes both sentences of every pair
-from scratch for each candidate: causal LM with logits and all hidden states, 32 at a time, padded on the left,
-unsorted. A whole search of 300 candidates takes it days of a CPU, so a part is measured and multiplied: some batches of
-each way for some candidates, which take turns. What the extrapolation assumes is that every candidate and batch takes
-as long as the measured ones; the sentences of a way are drawn from all, and lengths are what they are.
+Random weights of the shape of OPT-125M, a real tokenizer, STS-B dev. The reference encodes both sentences of every
+pair from scratch for each candidate: causal LM with logits and all hidden states, 32 at a time, padded on the left,
+unsorted. A whole search of 300 candidates takes it days of a CPU, so a part is measured and multiplied: some sentences
+of each way for some candidates, the ways in turns. That assumes that every candidate and sentence takes as long as
+those measured, which are drawn at random; ours computes a candidate's head once per measured part, as in a round of
+halving.
 """
 
 from __future__ import annotations

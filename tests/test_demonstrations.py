@@ -94,6 +94,7 @@ def test_rendered_prompts_are_those_of_the_reference() -> None:
         ("a.jsonl", '{"sentence": "x"}', "line 1: .* must be a JSON object with a sentence and a word"),
         ("a.jsonl", '{"sentence": "x", "word": 7}', "line 1: A demonstration's word must be one line"),
         ("a.jsonl", '{"sentence": "x\\ny", "word": "w"}', "line 1: A demonstration's sentence must be one line"),
+        ("a.jsonl", '{"sentence": "x", "word": "w\\n"}', "line 1: A demonstration's word must be one line"),
         ("a.jsonl", '{"sentence": "x", "word": "a\\"b"}', "line 1: .* must not hold a double quote"),
         ("a.tsv", "sentence\tword\nfine\tFine\nonly", "line 3: .* has 1 tab-separated"),
         ("a.tsv", "fine\t ", "line 1: A demonstration's word must be"),
@@ -224,7 +225,7 @@ def test_spearman_and_its_resamples_are_scipys() -> None:
     scores = bootstrap.scores(similarities)
     assert scores.shape == (250,)
     for draw in (0, 100, 249):
-        drawn = np.repeat(np.arange(60), bootstrap.counts[draw])
+        drawn = np.repeat(np.arange(60), bootstrap.counts[draw].astype(int))
         assert len(drawn) == 60
         assert scores[draw] == pytest.approx(100 * spearmanr(similarities[drawn], gold[drawn]).statistic)
 

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from st_prompteol.demonstrations.candidates import Candidate
 from st_prompteol.demonstrations.encoder import ShotEncoder
@@ -234,4 +235,6 @@ def fitting(model: PromptEOL, tried: Sequence[Tried]) -> list[Tried]:
 def _replicas(model: PromptEOL, devices: Sequence[str] | None) -> list[PromptEOL]:
     if not devices:
         return [model]
-    return [model.to(devices[0]), *(copy.deepcopy(model).to(device) for device in devices[1:])]
+    if torch.device(devices[0]) != model.device:  # quantised weights stay where they were made
+        model.to(devices[0])
+    return [model, *(copy.deepcopy(model).to(device) for device in devices[1:])]

@@ -120,14 +120,14 @@ def plot(result: SearchResult, path: str | Path) -> None:
     for pairs in dict.fromkeys(trial.pairs for trial in result.trials):
         count = sum(trial.pairs == pairs for trial in result.trials)
         axes.annotate(
-            f"{pairs} pairs",
+            str(pairs),
             (start + count / 2 + 0.5, 1.01),
             xycoords=("data", "axes fraction"),
             fontsize=7,
             ha="center",
         )
         start += count
-    axes.set_xlabel("rank (those on most pairs first)")
+    axes.set_xlabel("rank, those on most pairs first (their number above)")
     axes.set_ylabel("gain over no demonstration, Spearman x100, with 95 % interval")
     axes.grid(alpha=0.3, axis="y")
     handles = [

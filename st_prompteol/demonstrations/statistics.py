@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy.typing as npt
 from scipy import stats
 
 Array = npt.NDArray[Any]
-
-_CHUNK = 200  # resamples that are ranked together: what memory it takes
 
 
 @dataclass(frozen=True)
@@ -56,16 +53,18 @@ class Bootstrap:
 
     def __init__(self, gold: Array, resamples: int = 1000, seed: int = 0) -> None:
         n = len(gold)
-        self.counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.int32)
-        self._gold = gold
+        self.counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+        ranks = _ranks_of_draws(gold, self.counts)
+        self._weighted = self.counts * ranks  # (resamples, n)
+        self._scale = np.sqrt((self._weighted * ranks).sum(axis=1))
 
     def scores(self, similarities: Array) -> Array:
         """Returns Spearman's correlation, x100, of similarities `(n,)` with gold in every draw, `(resamples,)`."""
-        return np.concatenate([_spearman_of_draws(similarities, self._gold, counts) for counts in self._chunks()])
-
-    def _chunks(self) -> Iterator[Array]:
-        for start in range(0, len(self.counts), _CHUNK):
-            yield self.counts[start : start + _CHUNK].astype(np.float64)
+        ranks = _ranks_of_draws(similarities, self.counts)
+        scale = self._scale * np.sqrt((self.counts * ranks * ranks).sum(axis=1))
+        covariance = (self._weighted * ranks).sum(axis=1)
+        result: Array = np.divide(100 * covariance, scale, out=np.zeros_like(scale), where=scale > 0)
+        return result
 
 
 def gain(value: float, scores: Array, over: Array) -> Gain:
@@ -80,20 +79,11 @@ def gain(value: float, scores: Array, over: Array) -> Gain:
     return Gain(value, float(low), float(high))
 
 
-def _spearman_of_draws(similarities: Array, gold: Array, counts: Array) -> Array:
-    """Spearman of draws that hold pair `i` `counts[:, i]` times; ranks are those within the draw, ties shared."""
-    n = counts.shape[1]
-    a, b = (_ranks_of_draws(values, counts) - (n + 1) / 2 for values in (similarities, gold))
-    covariance = np.einsum("rn,rn,rn->r", counts, a, b)
-    scale = np.sqrt(np.einsum("rn,rn,rn->r", counts, a, a) * np.einsum("rn,rn,rn->r", counts, b, b))
-    result: Array = np.divide(100 * covariance, scale, out=np.zeros_like(scale), where=scale > 0)
-    return result
-
-
 def _ranks_of_draws(values: Array, counts: Array) -> Array:
-    _, group = np.unique(values, return_inverse=True)  # equal values share a rank
+    """Ranks within draws that hold value `i` `counts[:, i]` times, less their mean; equal values share a rank."""
+    _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(group.max() + 1))
     sizes = np.add.reduceat(counts[:, order], starts, axis=1)  # (resamples, groups)
-    ranks: Array = (sizes.cumsum(axis=1) - sizes / 2 + 0.5)[:, group]
+    ranks: Array = (sizes.cumsum(axis=1) - sizes / 2 + 0.5 - (counts.shape[1] + 1) / 2)[:, group]
     return ranks
