@@ -170,7 +170,7 @@ def test_keys_that_are_not_set_are_missed_before_anything_is_asked(
         assert server.requests == []
         build_demonstrations(tmp_path / "c.jsonl", llm=endpoint(server), sentences=SENTENCES)
         assert not any("hf_secret" in str(key) for key in server.keys)  # not that server's business
-    monkeypatch.setattr("st_prompteol.demonstrations.llm.get_token", lambda: None)
+    monkeypatch.setattr("st_prompteol.demonstrations.endpoint.get_token", lambda: None)
     with pytest.raises(ValueError, match="providers need a token"):
         build_demonstrations(tmp_path / "d.jsonl", llm=Endpoint("user/model"), sentences=SENTENCES)
 

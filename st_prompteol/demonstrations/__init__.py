@@ -2,7 +2,8 @@
 
 from st_prompteol.demonstrations.build import build_demonstrations
 from st_prompteol.demonstrations.candidates import Candidate, read_candidates, write_candidates
-from st_prompteol.demonstrations.llm import Endpoint, LocalLM
+from st_prompteol.demonstrations.endpoint import Endpoint
+from st_prompteol.demonstrations.local_lm import LocalLM
 from st_prompteol.demonstrations.pairs import read_pairs, sts_b_dev
 from st_prompteol.demonstrations.search import SearchResult, Trial, search_demonstrations
 
