@@ -7,6 +7,7 @@ computed once per state of the weights; the rows then run without them, and atte
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache, PreTrainedModel
 
 from st_prompteol.attention import PackedRows, computing
-from st_prompteol.blocks import run_to_layer
+from st_prompteol.blocks import run_to_layers
 
 logger = logging.getLogger(__name__)
 
@@ -76,39 +77,40 @@ def compute_head(model: PreTrainedModel, ids: Tensor, layer: int) -> SharedHead:
     """Runs the model over the tokens `ids` `(head_length,)` and keeps their keys, values and hidden states."""
     cache = DynamicCache()
     with torch.no_grad():
-        hidden = run_to_layer(model, layer, input_ids=ids[None], past_key_values=cache, use_cache=True)
+        hidden = run_to_layers(model, [layer], input_ids=ids[None], past_key_values=cache, use_cache=True)[layer]
     return SharedHead(ids, [entry.keys for entry in cache.layers], [entry.values for entry in cache.layers], hidden)
 
 
 def run_behind(
-    model: PreTrainedModel, head: SharedHead, ids: Tensor, mask: Tensor, layer: int, *, last_only: bool = False
-) -> Tensor:
+    model: PreTrainedModel,
+    head: SharedHead,
+    ids: Tensor,
+    mask: Tensor,
+    layers: Sequence[int],
+    *,
+    last_only: bool = False,
+) -> dict[int, Tensor]:
     """Computes what rows hold behind their head.
 
     Args:
         model: One that `attention.install` has prepared.
-        head: What all rows begin with.
+        head: What all rows begin with, at least as deep as the layers.
         ids: Whole rows, padded on the right, `(batch_size, sequence_length)`.
         mask: Where they have tokens, boolean, likewise; each row has at least one behind the head.
-        layer: As `run_to_layer` takes it.
+        layers: As `run_to_layers` takes them.
         last_only: Whether the last token of each row is enough. Defaults to False.
 
     Returns:
-        The hidden states of all tokens behind the head, row after row, `(num_tokens, hidden_size)`; with `last_only`
-        those of the last ones, `(batch_size, hidden_size)`.
+        By layer the hidden states of all tokens behind the head, row after row, `(num_tokens, hidden_size)`; with
+        `last_only` those of the last ones, `(batch_size, hidden_size)`.
     """
     own = slice(len(head.ids), int(mask.sum(dim=1).max()))
     rows = PackedRows(head, mask[:, own])
     positions = torch.arange(own.start, own.stop, device=ids.device).expand_as(rows.mask)
+    inputs = {"input_ids": ids[:, own][rows.mask][None], "position_ids": positions[rows.mask][None]}
     with computing(rows):
-        return run_to_layer(
-            model,
-            layer,
-            last_only=last_only,
-            input_ids=ids[:, own][rows.mask][None],
-            position_ids=positions[rows.mask][None],
-            use_cache=False,
-        )[0]
+        hidden = run_to_layers(model, layers, last_only=last_only, use_cache=False, **inputs)
+    return {layer: states[0] for layer, states in hidden.items()}
 
 
 def is_exact(model: PreTrainedModel, layer: int) -> bool:
@@ -123,11 +125,11 @@ def is_exact(model: PreTrainedModel, layer: int) -> bool:
     mask[1, 7:] = False
     inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
     with torch.no_grad():
-        whole = run_to_layer(model, layer, **inputs)
+        whole = run_to_layers(model, [layer], **inputs)[layer]
         try:
             head = compute_head(model, ids[0, :4], layer)
-            rows = run_behind(model, head, ids, mask, layer)
-            last = run_behind(model, head, ids, mask, layer, last_only=True)
+            rows = run_behind(model, head, ids, mask, [layer])[layer]
+            last = run_behind(model, head, ids, mask, [layer], last_only=True)[layer]
         except Exception as error:  # whatever a family trips over, it has a way that works
             logger.info("%s computes every sentence whole: %s", type(model).__name__, error)
             return False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from st_prompteol.decoders import check_layer
 from st_prompteol.model import PromptEOL
-from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, inner_embeddings, reading_last_tokens
 from st_prompteol.template import Demonstration
 
 _PROBES = 16  # sentences that are tokenised behind every candidate
@@ -42,7 +42,8 @@ class ShotEncoder:
         for layer in layers:
             check_layer(layer, model[0].config)
         kinds = tuple(map(type, model))
-        if len(layers) > 1 and kinds != (PromptEOLTransformer, LastTokenPooling):
+        self._reads_last_tokens = kinds == (PromptEOLTransformer, LastTokenPooling)
+        if len(layers) > 1 and not self._reads_last_tokens:
             names = ", ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"Several layers at once need a model of transformer and last token only, not {names}.")
         self.model, self.sentences, self.batch_size = model, list(sentences), batch_size
@@ -77,13 +78,14 @@ class ShotEncoder:
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
         model.eval()
         pieces: dict[int, list[torch.Tensor]] = {layer: [] for layer in self.layers}
-        with torch.inference_mode(), self._reading() as read:
+        inner = self.layers[1:]
+        with torch.inference_mode(), reading_last_tokens(inner) if self._reads_last_tokens else nullcontext():
             for start in range(0, len(order), self.batch_size):
                 batch = [rows[row] for row in order[start : start + self.batch_size]]
-                features = self._features(batch)
-                deepest = model(features)["sentence_embedding"]
-                for layer in self.layers:
-                    vectors = deepest if layer == self.layers[0] else read(layer, batch)
+                outputs = model(self._features(batch))
+                names = ["sentence_embedding", *map(inner_embeddings, inner)]
+                for layer, name in zip(self.layers, names, strict=True):
+                    vectors = outputs[name]
                     pieces[layer].append(vectors[:, : model.truncate_dim].float().cpu())
         embeddings = {}
         for layer, vectors_of in pieces.items():
@@ -128,34 +130,3 @@ class ShotEncoder:
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         device = self.model.device
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-
-    @contextmanager
-    def _reading(self) -> Iterator[Any]:
-        """Keeps the last forward pass's hidden states of the inner layers; yields what reads a batch's last tokens."""
-        count = self.model[0].config.get_text_config().num_hidden_layers
-        body = self.model[0].model
-        blocks = next(m for m in body.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
-        states: dict[int, torch.Tensor] = {}
-
-        def keeper(layer: int) -> Any:
-            def keep(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                states[layer] = args[0] if args else kwargs["hidden_states"]
-
-            return keep
-
-        def read(layer: int, rows: list[list[int]]) -> torch.Tensor:
-            hidden = states.pop(layer)  # (batch_size, sequence_length - what all rows share, hidden_size)
-            shared = max(map(len, rows)) - hidden.shape[1]
-            last = torch.tensor([len(row) - shared - 1 for row in rows], device=hidden.device)
-            return hidden[torch.arange(len(rows), device=hidden.device), last]
-
-        # the hidden state of a layer is what the block above it takes in
-        hooks = [
-            blocks[count + layer + 1].register_forward_pre_hook(keeper(layer), with_kwargs=True)
-            for layer in self.layers[1:]
-        ]
-        try:
-            yield read
-        finally:
-            for hook in hooks:
-                hook.remove()
