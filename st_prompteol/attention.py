@@ -10,16 +10,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-if TYPE_CHECKING:
-    from st_prompteol.shared_head import SharedHead
 
 _PREFIX = "shared_head_"
 _SHORT = 64  # tokens up to which a CPU attends causally faster by plain matrix products than by the flash kernel
@@ -37,6 +35,32 @@ _WITHOUT_EFFECT = {
     "use_cache",
 }
 _current = threading.local()  # .rows: the PackedRows that this thread's forward pass computes
+
+
+@dataclass(frozen=True)
+class SharedHead:
+    """What a model has computed for the tokens that every row begins with.
+
+    Args:
+        ids: Token ids, `(head_length,)`.
+        keys: Per layer, `(1, num_key_value_heads, head_length, head_dim)`, positions applied.
+        values: Per layer, likewise.
+        hidden: What the model reads off for them, `(1, head_length, hidden_size)`.
+    """
+
+    ids: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden: Tensor
+
+    def __getitem__(self, length: int) -> SharedHead:
+        """Returns the head cut to its first `length` tokens: causal attention makes that their own head."""
+        return SharedHead(
+            self.ids[:length],
+            [key[:, :, :length] for key in self.keys],
+            [value[:, :, :length] for value in self.values],
+            self.hidden[:, :length],
+        )
 
 
 class PackedRows:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,36 +18,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache, PreTrainedModel
 
-from st_prompteol.attention import PackedRows, computing
+from st_prompteol.attention import PackedRows, SharedHead, computing
 from st_prompteol.blocks import run_to_layers
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SharedHead:
-    """What a model has computed for the tokens that every row begins with.
-
-    Args:
-        ids: Token ids, `(head_length,)`.
-        keys: Per layer, `(1, num_key_value_heads, head_length, head_dim)`, positions applied.
-        values: Per layer, likewise.
-        hidden: What the model reads off for them, `(1, head_length, hidden_size)`.
-    """
-
-    ids: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
-    hidden: Tensor
-
-    def __getitem__(self, length: int) -> SharedHead:
-        """Returns the head cut to its first `length` tokens: causal attention makes that their own head."""
-        return SharedHead(
-            self.ids[:length],
-            [key[:, :, :length] for key in self.keys],
-            [value[:, :, :length] for value in self.values],
-            self.hidden[:, :length],
-        )
 
 
 class HeadCache:

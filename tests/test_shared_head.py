@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate, modules
+from st_prompteol.attention import SharedHead
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
-from st_prompteol.shared_head import SharedHead
 
 from . import conftest
 from .conftest import SENTENCES, SIZES, build_tokenizer
