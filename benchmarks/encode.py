@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ class Reference:
         return torch.cat(rows)
 
 
-def measure(folder: str, sentences: list[str], shots: int, dtype: torch.dtype, rounds: int) -> dict[str, float]:
+def measure(
+    folder: str, sentences: list[str], shots: int, dtype: torch.dtype, batch_size: int, rounds: int
+) -> dict[str, float]:
     """Returns medians over interleaved rounds.
 
     Sentences per second of each way; the machine's matrix products in FLOP/s; FLOPs that a sentence needs; the largest
@@ -103,7 +106,10 @@ def measure(folder: str, sentences: list[str], shots: int, dtype: torch.dtype, r
     with tempfile.TemporaryDirectory() as saved:
         ours.save_pretrained(saved, create_model_card=False)
         plain = SentenceTransformer(saved, device="cpu", model_kwargs={"dtype": dtype})
-    ways: dict[str, Callable[[list[str]], Any]] = {"plain": plain.encode, "ours": ours.encode}
+    ways: dict[str, Callable[[list[str]], Any]] = {
+        "plain": partial(plain.encode, batch_size=batch_size),
+        "ours": partial(ours.encode, batch_size=batch_size),
+    }
     if dtype == torch.float32:
         ways["reference"] = Reference(ours, folder).encode
     some = sentences[:: min(2 * (shots + 1), max(1, len(sentences) // 32))]
@@ -214,6 +220,9 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--demonstrations", nargs="+", type=int, default=[0, 1, 4, 16])
     parser.add_argument("--count", type=int, default=512, help="sentences per round")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="of all ways but the reference's, which has its own"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--scaling", nargs="*", type=int, default=[1_000, 10_000, 100_000], help="numbers of sentences"
@@ -231,7 +240,9 @@ def main() -> None:
             make_model(shape, arguments.tokenizer, folder)
             for dtype in arguments.dtype:
                 for shots in arguments.demonstrations:
-                    row = measure(folder, sentences, shots, getattr(torch, dtype), arguments.rounds)
+                    row = measure(
+                        folder, sentences, shots, getattr(torch, dtype), arguments.batch_size, arguments.rounds
+                    )
                     rows.append({"shape": shape, "dtype": dtype, "demonstrations": shots, **row})
                     print(to_markdown(rows, []).splitlines()[-1], flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -246,6 +257,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "sentences": len(sentences),
+        "batch_size": arguments.batch_size,
         "rows": rows,
         "scaling": scaling,
     }

@@ -380,3 +380,11 @@ def test_the_saved_configuration_names_no_attention_of_ours(causal_lms: dict[str
     for path in tmp_path.rglob("*.json"):
         assert "shared_head" not in path.read_text(encoding="utf-8"), path
     assert isinstance(model[0], PromptEOLTransformer)
+
+
+def test_a_compiled_model_embeds_the_same(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"], demonstrations=SHOTS)
+    expected = without_head(model)
+    model.compile(backend="eager")
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, **SAME)
+    np.testing.assert_allclose(model.encode(SENTENCES[:1]), expected[:1], **SAME)
