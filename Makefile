@@ -14,10 +14,10 @@ demo: $(VENV)/.core ## Install, then make a SentenceTransformer of a decoder LLM
 	MODEL=$(MODEL) $(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev ## Install what tests need, then run them
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.dev ## Run the long end-to-end tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
