@@ -15,7 +15,7 @@ _DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter fai
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(script: str = "train.py") -> Iterator[None]:
     """Ends the process with status 1 and one sentence where that says more than a traceback."""
     try:
         yield
@@ -23,7 +23,7 @@ def explained() -> Iterator[None]:
         sentence = explain(error)
         if sentence is None:
             raise
-        sys.exit(f"train.py: {sentence}")
+        sys.exit(f"{script}: {sentence}")
 
 
 def explain(error: BaseException) -> str | None:
