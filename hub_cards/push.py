@@ -1,7 +1,17 @@
 """Renders the cards of released models into this folder, and pushes what is listed: `python hub_cards/push.py --help`.
 
-A model is released by adding it to `RELEASED`, rendering its card with `--render`, and reviewing the difference. No
-model has been released yet, so the list and the folder are empty.
+To release a model:
+
+1. add it to `RELEASED`; `path` is the folder that training wrote, from the root of the checkout;
+2. measure it and its base into `hub_cards/<user>__<name>/evaluation`, from the root too:
+   `st-prompteol evaluate PATH BASE --results-dir hub_cards/<user>__<name>/evaluation`;
+3. `python hub_cards/push.py --render` asks the model for what the card says of it (training report, template,
+   dimensions: `hub_cards/<user>__<name>/facts.json`) and renders `hub_cards/<user>__<name>.md`;
+4. commit all three after reading the card; a test renders it anew from the other two, without the model;
+5. `python hub_cards/push.py --dry-run`, then without it.
+
+No number of a card is typed: a new measurement or another template of the card shows as a difference after `--render`.
+No model has been released yet, so the list is empty.
 """
 
 from __future__ import annotations
@@ -10,9 +20,15 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from st_prompteol import PromptEOL, build_model_card, push_to_hub
+from huggingface_hub import ModelCard
+
+from st_prompteol import PromptEOL, push_to_hub
+from st_prompteol.hub.card import render_card
+from st_prompteol.hub.facts import CardFacts, CardOptions, collect_facts, run_of
+from st_prompteol.hub.measured import read_results
 
 FOLDER = Path(__file__).parent
+COMMAND = "python hub_cards/push.py --render"
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,6 @@ class Release:
     Args:
         path: The folder that training wrote.
         repo_id: The repository.
-        results_dir: Where `st-prompteol evaluate` has put its results.
         license: Its licence.
         language: Its languages.
         hardware: What it was trained on.
@@ -31,7 +46,6 @@ class Release:
 
     path: str
     repo_id: str
-    results_dir: str
     license: str
     language: tuple[str, ...]
     hardware: str
@@ -46,18 +60,30 @@ def card_file(release: Release, folder: Path = FOLDER) -> Path:
     return folder / f"{release.repo_id.replace('/', '__')}.md"
 
 
+def facts_file(release: Release, folder: Path = FOLDER) -> Path:
+    """Returns where that lies which the card says of the model itself."""
+    return card_file(release, folder).with_suffix("") / "facts.json"
+
+
+def results_folder(release: Release, folder: Path = FOLDER) -> Path:
+    """Returns where the results of a release lie, the `--results-dir` of `st-prompteol evaluate`."""
+    return card_file(release, folder).with_suffix("") / "evaluation"
+
+
+def rendered(release: Release, folder: Path = FOLDER) -> ModelCard:
+    """Renders the card of a release from its files in the folder."""
+    facts = CardFacts.from_json(facts_file(release, folder).read_text(encoding="utf-8"))
+    return render_card(facts, read_results(results_folder(release, folder), facts.run, facts.evaluated_base))
+
+
 def render(release: Release, folder: Path = FOLDER) -> Path:
-    """Writes the card of a release, for review."""
-    card = build_model_card(
-        PromptEOL(release.path),
-        release.repo_id,
-        source=release.path,
-        results_dir=release.results_dir,
-        license=release.license,
-        language=release.language,
-        hardware=release.hardware,
-    )
-    card_file(release, folder).write_text(str(card), encoding="utf-8")
+    """Writes what the model says of itself, and the card of a release, for review."""
+    model = PromptEOL(release.path)
+    options = CardOptions(license=release.license, language=release.language, hardware=release.hardware)
+    run = run_of(model, release.path)
+    facts = collect_facts(model, release.repo_id, release.path, options, run=run, token=None)
+    facts_file(release, folder).write_text(facts.to_json(), encoding="utf-8")
+    card_file(release, folder).write_text(str(rendered(release, folder)), encoding="utf-8")
     return card_file(release, folder)
 
 
@@ -81,7 +107,7 @@ def main() -> None:
         report = push_to_hub(
             release.path,
             release.repo_id,
-            results_dir=release.results_dir,
+            results_dir=results_folder(release),
             license=release.license,
             language=release.language,
             hardware=release.hardware,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -34,32 +35,7 @@ _FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
         "{name} is no folder, is not in the cache and could not be downloaded: check the spelling and the connection.",
     ),
 )
-
-
-@contextmanager
-def explained(model_name_or_path: str | None) -> Iterator[None]:
-    """Turns the many exceptions of opening a model into one sentence of a built-in one."""
-    name = repr(model_name_or_path)
-    try:
-        yield
-    except Exception as error:
-        for kind, builtin, sentence in _FAILURES:
-            for cause in (error, error.__cause__):
-                if isinstance(cause, kind):
-                    raise builtin(sentence.format(name=name, error=cause)) from error
-        if (status := status_of(error)) is not None and status in _STATUSES:
-            builtin, sentence = _STATUSES[status]
-            raise builtin(f"{name} could not be read: {sentence}") from error
-        if type(error) is OSError:  # transformers' own, of several lines
-            raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
-        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-            raise ValueError(
-                f"The weights of {name} do not fit its config.json: they are of another model."
-            ) from error
-        raise
-
-
-# What a server's answer means to a user, in opening and in pushing alike
+# What a server's answer means to a user, in opening and in pushing alike; what is a ConnectionError may pass
 _STATUSES: dict[int, tuple[type[Exception], str]] = {
     401: (PermissionError, "the Hub does not know the token (401): log in anew with `hf auth login`."),
     403: (PermissionError, "the Hub forbids it (403): use a token of someone who may."),
@@ -81,7 +57,64 @@ _PUSH_STATUSES: dict[int, tuple[type[Exception], str]] = {
     409: (FileExistsError, "the Hub sees a conflict (409), something of that name is there: choose another name."),
     412: (FileExistsError, "someone else has pushed meanwhile (412): look at it, then push again."),
 }
-_PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
+# How libraries that are not written in Python say that a disk is full
+_DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
+
+
+@contextmanager
+def explained(model_name_or_path: str | None) -> Iterator[None]:
+    """Turns the many exceptions of opening a model into one sentence of a built-in one."""
+    name = repr(model_name_or_path)
+    try:
+        yield
+    except Exception as error:
+        if any(map(is_disk_full, _causes(error))):
+            raise OSError(
+                f"{name} could not be opened, because the disk is full: free space, or set HF_HOME to a folder on "
+                "another disk, then do it again."
+            ) from error
+        # a sentence already, of an adapter's base, which is opened on the way
+        if type(error) is FileNotFoundError and error.errno is None and error.__cause__ is not None:
+            raise
+        for kind, builtin, sentence in _FAILURES:
+            for cause in (error, error.__cause__):
+                if isinstance(cause, kind):
+                    raise builtin(sentence.format(name=name, error=cause)) from error
+        if (status := status_of(error)) is not None and status in _STATUSES:
+            builtin, sentence = _STATUSES[status]
+            raise builtin(f"{name} could not be read: {sentence}") from error
+        if type(error) is OSError:  # transformers' own, of several lines
+            raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
+            raise ValueError(
+                f"The weights of {name} do not fit its config.json: they are of another model."
+            ) from error
+        raise
+
+
+@contextmanager
+def explained_push(repo_id: str) -> Iterator[None]:
+    """Turns the many exceptions of a push into one sentence of a built-in one, which never holds a header or token."""
+    try:
+        yield
+    except Exception as error:
+        status = status_of(error)
+        if any(map(is_disk_full, _causes(error))):
+            raise OSError(
+                f"{repo_id!r} was not pushed to, because the disk is full: free space, or set TMPDIR to a folder on "
+                "another disk, then push again."
+            ) from error
+        if isinstance(error, HFValidationError):
+            raise ValueError(f"{repo_id!r} cannot be the name of a repository: {error}") from None
+        if status in _PUSH_STATUSES:
+            builtin, sentence = _PUSH_STATUSES[status]
+            detail = getattr(error, "server_message", None) or HTTPStatus(status).phrase
+            raise builtin(f"{repo_id!r} was not pushed to: {sentence.format(error=detail)}") from error
+        if is_broken_connection(error):
+            raise ConnectionError(
+                f"{repo_id!r} was not pushed to: the connection broke. Nothing is half there; push again."
+            ) from error
+        raise
 
 
 def status_of(error: BaseException) -> int | None:
@@ -100,27 +133,20 @@ def is_broken_connection(error: BaseException) -> bool:
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same request can succeed a little later."""
-    return status_of(error) in _PASSING_STATUSES or is_broken_connection(error)
+    kind, _ = _STATUSES.get(status_of(error) or 0, (None, ""))
+    return kind is ConnectionError or is_broken_connection(error)
 
 
-@contextmanager
-def explained_push(repo_id: str) -> Iterator[None]:
-    """Turns the many exceptions of a push into one sentence of a built-in one, which never holds a header or token."""
-    try:
-        yield
-    except Exception as error:
-        status = status_of(error)
-        if isinstance(error, HFValidationError):
-            raise ValueError(f"{repo_id!r} cannot be the name of a repository: {error}") from None
-        if status in _PUSH_STATUSES:
-            builtin, sentence = _PUSH_STATUSES[status]
-            detail = getattr(error, "server_message", None) or HTTPStatus(status).phrase
-            raise builtin(f"{repo_id!r} was not pushed to: {sentence.format(error=detail)}") from error
-        if is_broken_connection(error):
-            raise ConnectionError(
-                f"{repo_id!r} was not pushed to: the connection broke. Nothing is half there; push again."
-            ) from error
-        raise
+def was_turned_away(error: BaseException) -> bool:
+    """Whether the server said that it has done nothing, so that a request cannot have its effect twice."""
+    return status_of(error) in (429, 503)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception is that of a disk without room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, (SafetensorError, RuntimeError)) and any(sign in str(error) for sign in _DISK_FULL)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -129,4 +155,4 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

@@ -6,19 +6,20 @@ import json
 import os
 import re
 from collections.abc import MutableMapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import get_device_name
 
 from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
 from st_prompteol.failures import explained
 from st_prompteol.files import replacing_folder
-from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, reading_last_tokens
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
 
 # What a save may write: of these names, a folder that is saved over keeps nothing from before. Whatever else lies in
@@ -292,6 +293,20 @@ class PromptEOL(SentenceTransformer):
             create_pr=create_pr,
         )
         return str(report.url)
+
+    def _inference(self, inputs: list[Any], *, output_value: str | None, **kwargs: Any) -> Any:
+        """Encodes each distinct sentence once; where only embeddings are asked for, nothing that they do not read."""
+        sentences = list(dict.fromkeys(inputs)) if all(isinstance(sentence, str) for sentence in inputs) else inputs
+        behind = [type(module) for module in self.children()][1:]
+        only_embeddings = output_value == "sentence_embedding"
+        last_only = only_embeddings and behind in ([LastTokenPooling], [LastTokenPooling, Normalize])
+        with reading_last_tokens() if last_only else nullcontext():
+            outputs = super()._inference(sentences, output_value=output_value, **kwargs)
+        if len(sentences) == len(inputs):
+            return outputs
+        place = {sentence: index for index, sentence in enumerate(sentences)}
+        order = [place[sentence] for sentence in inputs]
+        return outputs[order] if isinstance(outputs, torch.Tensor) else [outputs[index] for index in order]
 
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import takewhile
 from typing import Any
 
@@ -20,6 +22,8 @@ from st_prompteol.adapters import (
     skip_unpackable_modules,
     unpack_nf4,
 )
+from st_prompteol.attention import PackedRows, computing, install
+from st_prompteol.blocks import run_to_layer
 from st_prompteol.decoders import (
     check_layer,
     has_file,
@@ -29,12 +33,14 @@ from st_prompteol.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
-from st_prompteol.shared_head import HeadCache, attending_to, install, run_to_layer
+from st_prompteol.shared_head import HeadCache, SharedHead
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
 
 _FILLERS = ("0.", "1 2 3'")  # sentences that begin and end differently, after preprocessing too
 _HEADS = HeadCache()
+_CPU_TOKENS = 1024  # that a CPU computes at once: its matrix products gain nothing by more, its caches lose
+_last_tokens_suffice: ContextVar[bool] = ContextVar("last_tokens_suffice", default=False)
 
 
 class PromptEOLTransformer(Transformer):
@@ -267,22 +273,45 @@ class PromptEOLTransformer(Transformer):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `token_embeddings` `(batch_size, sequence_length, hidden_size)` to the features.
 
-        Outside of training, the tokens that all rows begin with are computed once and kept, and no block above the
-        layer runs; the result is the same.
+        Outside of training, the tokens that all rows begin with are computed once and kept, rows are computed without
+        padding, and no block above the layer runs; the result is the same. Within `reading_last_tokens` the features
+        are afterwards those of the last tokens only, with a `sequence_length` of 1.
         """
         if torch.is_grad_enabled():  # whoever asks for gradients is about to change the weights
             _HEADS.forget(self.model)
         length = self._shared_length(features)
         if length == 0:
             return super().forward(features, **kwargs)  # type: ignore[no-any-return]
-        ids = features["input_ids"]
+        ids, mask = features["input_ids"], features["attention_mask"].bool()
         head = _HEADS.get(self.model, self._head_ids(), self.layer)[length]
-        rows = ids[:, length:]
-        positions = torch.arange(length, ids.shape[1], device=ids.device).expand_as(rows)
-        with attending_to(head):
-            own = run_to_layer(self.model, self.layer, input_ids=rows, position_ids=positions, use_cache=False)
-        features["token_embeddings"] = torch.cat([head.hidden.expand(len(ids), -1, -1).to(own.device), own], dim=1)
+        parts = _split(mask[:, length:].sum(dim=1)) if ids.device.type == "cpu" else [slice(None)]
+        hidden = torch.cat([self._compute(head, ids[part], mask[part]) for part in parts])
+        if _last_tokens_suffice.get():
+            last = mask.sum(dim=1, keepdim=True) - 1
+            features |= {"input_ids": ids.gather(1, last), "attention_mask": torch.ones_like(last)}
+            features["token_embeddings"] = hidden[:, None]
+        else:
+            embeddings = hidden.new_zeros(*ids.shape, hidden.shape[-1])
+            embeddings[:, :length] = head.hidden
+            embeddings[:, length:][mask[:, length:].to(hidden.device)] = hidden
+            features["token_embeddings"] = embeddings
         return features
+
+    def _compute(self, head: SharedHead, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Returns the hidden states of the rows' own tokens, `(num_tokens, hidden_size)`, or of each row's last."""
+        own = slice(len(head.ids), int(mask.sum(dim=1).max()))
+        rows = PackedRows(head, mask[:, own])
+        positions = torch.arange(own.start, own.stop, device=ids.device).expand_as(rows.mask)
+        with computing(rows):
+            hidden = run_to_layer(
+                self.model,
+                self.layer,
+                last_only=_last_tokens_suffice.get(),
+                input_ids=ids[:, own][rows.mask][None],
+                position_ids=positions[rows.mask][None],
+                use_cache=False,
+            )
+        return hidden[0]
 
     def _head_ids(self) -> torch.Tensor:
         """The tokens that every row begins with, `(head_length,)`, on the model's device."""
@@ -346,6 +375,27 @@ class LastTokenPooling(Pooling):
         rows = torch.arange(mask.shape[0], device=token_embeddings.device)
         features["sentence_embedding"] = token_embeddings[rows, last.to(token_embeddings.device)]
         return features
+
+
+@contextmanager
+def reading_last_tokens() -> Iterator[None]:
+    """Lets `PromptEOLTransformer` compute of its last block what belongs to the last token of each sentence only."""
+    token = _last_tokens_suffice.set(True)
+    try:
+        yield
+    finally:
+        _last_tokens_suffice.reset(token)
+
+
+def _split(lengths: torch.Tensor) -> list[slice]:
+    """Cuts rows of these lengths into parts of at most `_CPU_TOKENS` tokens, or of one row."""
+    starts, tokens = [0], 0
+    for row, length in enumerate(lengths.tolist()):
+        tokens += length
+        if tokens > _CPU_TOKENS and row > starts[-1]:
+            starts.append(row)
+            tokens = length
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], len(lengths)], strict=True)]
 
 
 def _modality_config(layer: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, metadata_load, parse_eval_result_entries
 
-from st_prompteol import Demonstration, PromptEOL, PromptTemplate, build_model_card
+from st_prompteol import Demonstration, PromptEOL, PromptTemplate, build_model_card, lora_config
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import run_tasks
+from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
 from st_prompteol.hub.measured import eval_result_files, read_results
 
 from .conftest import build_senteval
+from .test_adapters import publish_adapter
 
 EVIL = [
     '"quoted"\n---\nlicense: stolen\n---\n# Heading',
@@ -46,7 +49,8 @@ def test_nothing_that_others_chose_acts_in_a_card(causal_lms: dict[str, str], tm
     model.model_card_data.license = evil
     model.model_card_data.tags.append(evil)
     model.model_card_data.train_datasets = [{"name": evil, "columns": ["a"], "size": 3, "loss": {"fullname": evil}}]
-    model.model_card_data.all_hyperparameters = {"x": evil}
+    model.model_card_data.all_hyperparameters = {"learning_rate": evil, evil: 1}
+    model.model_card_data.non_default_hyperparameters = model.model_card_data.all_hyperparameters
     card = build_model_card(model, "alice/model", hardware=evil)
     (tmp_path / "README.md").write_text(str(card), encoding="utf-8")
     metadata = metadata_load(tmp_path / "README.md")
@@ -63,10 +67,14 @@ def test_nothing_that_others_chose_acts_in_a_card(causal_lms: dict[str, str], tm
     assert "\x1b" not in card.content
     assert "\u202e" not in card.text.split("## Training Details")[0]
     assert card.text.count("\n## Licence") == 1
+    assert "- `learning_rate`: " in card.text
 
 
 def test_text_in_markdown_is_shown_as_it_is() -> None:
     assert escape("a_b *c* [d](e) <f> | `g`\nh") == r"a\_b \*c\* \[d\](e) &lt;f&gt; \| \`g\` h"
+    assert [escape(text) for text in ("# a", "- a", "1. a", "---", "-1.5", "2 x a", "a - b")] == [
+        r"\# a", r"\- a", r"1\. a", r"\---", "-1.5", "2 x a", "a - b",
+    ]  # fmt: skip
     assert code("a `b` c") == "``a `b` c``"
     assert code("`b`") == "`` `b` ``"
     assert fence("a\n```\nb") == "````\na\n```\nb\n````"
@@ -102,7 +110,7 @@ def test_results_stand_in_table_metadata_and_result_files(measured: tuple[str, P
     card = build_model_card(
         model, "alice/model", source=saved, results_dir=results_dir, license="mit", language="en", datasets=["a/b"]
     )
-    results = read_results(results_dir, model, saved, None)
+    results = read_results(results_dir, run_of(model, saved), None)
     score = results.own["STSBenchmark"]["score"]
     assert f"| alice/model | this model | {score:.2f} |" in card.text
     data: Any = ModelCard(str(card)).data
@@ -119,6 +127,65 @@ def test_results_stand_in_table_metadata_and_result_files(measured: tuple[str, P
     ]
     assert {entry.task_id: entry.value for entry in entries}["STSBenchmark"] == pytest.approx(score, abs=1e-4)
     assert {entry.dataset_id for entry in entries} == {"princeton-nlp/datasets-for-simcse"}
+
+
+def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_path: Path) -> None:
+    mteb = pytest.importorskip("mteb")
+    saved, _ = measured
+    model = PromptEOL(saved)
+    run = run_of(model, saved)
+    assert run is not None
+    subset = {"main_score": 0.625, "cosine_spearman": 0.625, "hf_subset": "default", "languages": ["eng-Latn"]}
+    for revision, score in {run.revision: 0.625, f"{run.revision}-0123abcd": 0.9}.items():  # the other: other settings
+        result = mteb.get_task("STS12")
+        content = mteb.results.TaskResult.from_task_results(
+            result, {"test": {"default": {**subset, "main_score": score}}}, 1
+        )
+        path = tmp_path / "mteb/results/local__saved" / revision / "STS12.json"
+        path.parent.mkdir(parents=True)
+        content.to_disk(path)
+    card = build_model_card(model, "alice/model", source=saved, results_dir=tmp_path)
+    assert "STS12 (MTEB)" in card.text
+    assert "62.50" in card.text
+    assert "90.00" not in card.text
+    (entry,) = ModelCard(str(card)).data.eval_results
+    assert (entry.dataset_type, entry.metric_value, entry.metric_type) == ("mteb/sts12-sts", 62.5, "spearman_cosine")
+    ((name, text),) = eval_result_files(read_results(tmp_path, run, None)).items()
+    (parsed,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (name, parsed.dataset_id, parsed.task_id, parsed.value) == (
+        "sts12-sts.yaml",
+        "mteb/sts12-sts",
+        "STS12",
+        62.5,
+    )
+
+
+def test_a_base_that_was_a_folder_goes_by_its_repository(
+    measured: tuple[str, Path], causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    _, results_dir = measured
+    adapter = publish_adapter(causal_lms["llama"], tmp_path / "adapter")
+    model = PromptEOL(adapter)
+    run = Run.of(model, adapter, "PromptEOL + adapter")
+    run_tasks(model, run, results_dir.parent / "senteval", ["STSBenchmark"], results_dir=results_dir)
+    card = build_model_card(
+        model, "alice/model", source=adapter, base_model="user/llama", license="mit", results_dir=results_dir
+    )
+    assert "| user/llama | PromptEOL, no training |" in card.text
+    assert "| alice/model | this model |" in card.text
+    assert causal_lms["llama"] not in str(card)
+
+
+def test_results_of_a_base_are_not_those_of_what_was_trained_on_it(measured: tuple[str, Path]) -> None:
+    saved, results_dir = measured
+    model = PromptEOL(saved)
+    model.add_adapter(lora_config(r=4))
+    with pytest.raises(ValueError, match="holds no result of"):
+        build_model_card(model, "alice/model", results_dir=results_dir)
+    model = PromptEOL(saved)
+    model.model_card_data.add_tags("generated_from_trainer")  # as a trainer does
+    with pytest.raises(ValueError, match="trained since it was opened: save it, run `st-prompteol evaluate`"):
+        build_model_card(model, "alice/model", results_dir=results_dir)
 
 
 def test_results_of_another_model_are_refused(measured: tuple[str, Path], tmp_path: Path) -> None:
@@ -160,10 +227,32 @@ def test_what_was_known_of_training_stays_when_a_model_is_opened_and_published_a
         (tmp_path / "run" / "README.md").write_text(str(card), encoding="utf-8")
 
 
-def test_the_cards_of_released_models_are_those_that_are_listed() -> None:
-    folder = Path(__file__).resolve().parents[1] / "hub_cards"
-    names = runpy.run_path(str(folder / "push.py"))
+def released() -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).resolve().parents[1] / "hub_cards/push.py"))
+
+
+def test_the_cards_of_released_models_are_those_that_their_facts_and_results_give() -> None:
+    names = released()
     listed = {names["card_file"](release) for release in names["RELEASED"]}
-    assert listed == set(folder.glob("*.md"))
-    for card in listed:
+    assert listed == set(names["FOLDER"].glob("*.md"))
+    for release in names["RELEASED"]:
+        card = names["card_file"](release)
+        assert str(names["rendered"](release)) == card.read_text(encoding="utf-8"), f"run {names['COMMAND']}"
         assert ModelCard.load(card).data.to_dict()["library_name"] == "sentence-transformers"
+
+
+def test_a_released_card_follows_its_results_without_the_model(measured: tuple[str, Path], tmp_path: Path) -> None:
+    saved, results_dir = measured
+    names = released()
+    release = names["Release"](saved, "alice/model", license="mit", language=("en",), hardware="1 x Abacus")
+    shutil.copytree(results_dir, names["results_folder"](release, tmp_path))
+    card = names["render"](release, tmp_path)
+    direct = build_model_card(
+        PromptEOL(saved), "alice/model", source=saved, results_dir=results_dir, license="mit", language=("en",),
+        hardware="1 x Abacus",
+    )  # fmt: skip
+    assert card.read_text(encoding="utf-8") == str(direct) == str(names["rendered"](release, tmp_path))
+    for path in names["results_folder"](release, tmp_path).rglob("STSBenchmark.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**content, "score": 98.76}), encoding="utf-8")
+    assert "| alice/model | this model | 98.76 |" in str(names["rendered"](release, tmp_path))

@@ -19,8 +19,9 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {"template", "files", "failures", "adapters", "decoders", "shared_head"},
-    {"tokens"},
+    {"template", "files", "failures", "adapters", "decoders", "attention"},
+    {"tokens", "blocks"},
+    {"shared_head"},
     {"modules"},
     {"model"},
     {"corpus", "evaluation"},

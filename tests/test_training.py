@@ -341,6 +341,9 @@ def test_what_a_user_cannot_mend_keeps_its_traceback() -> None:
         (["--quantization", "int3"], "Unknown quantization 'int3'"),
         (["--lorra_r", "3"], "Unknown flag '--lorra_r': did you mean '--lora_r'?"),
         (["--matryoshka_dims", "64"], "cannot exceed the model's embedding dimension of 32"),
+        (["--push_to_hub"], "The adapter 'run' sits on '.*', a folder that nobody else has: give `st-prompteol push`"),
+        (["--push_to_hub", "--hub_strategy", "every_save"], "hub_strategy='every_save' .* would publish checkpoints"),
+        (["--hub_always_push", "true"], "hub_always_push=True would publish checkpoints"),
         (["--config", "gone.yaml"], "No such file or directory: 'gone.yaml'"),
     ],
 )

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from st_prompteol import PromptEOL
 
@@ -134,12 +136,25 @@ def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
         argv = ["--model_name_or_path=tinyllamas/stories260k", "--dataset_name=nli/snli-triplets", "--streaming"]
         argv += ["--output_dir", str(tmp_path / "run"), "--max_steps=4", "--per_device_train_batch_size=8"]
         argv += ["--eval_strategy=no", "--precision=float32", "--learning_rate=1e-2", "--warmup_steps=1"]
-        argv += ["--push_to_hub", "--hub_model_id=alice/adapter", "--shuffle_buffer_size=50"]
+        argv += ["--push_to_hub", "--hub_model_id=alice/adapter", "--shuffle_buffer_size=50", "--logging_steps=1"]
         run = subprocess.run(
             [sys.executable, str(ROOT / "training/train.py"), *argv], env=environment, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr[-3000:]
         assert "pushed: " in run.stdout
+        with urllib.request.urlopen(f"{environment['HF_ENDPOINT']}/alice/adapter/resolve/main/README.md") as answer:
+            card = answer.read().decode()
+        with urllib.request.urlopen(f"{environment['HF_ENDPOINT']}/alice/adapter/resolve/main/curves.png") as answer:
+            assert answer.read() == (tmp_path / "run/curves.png").read_bytes()
+        refused = subprocess.run(
+            [
+                *(sys.executable, str(ROOT / "training/train.py"), *argv, "--output_dir", str(tmp_path / "second")),
+                *("--hub_private_repo", "true"),
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         sentences = ["A man rides a horse.", "It rains"]
         plainly = subprocess.run(
             [sys.executable, "-c", PLAIN, *sentences], env=environment, capture_output=True, text=True
@@ -148,6 +163,13 @@ def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
     finally:
         hub.terminate()
         hub.wait()
+    assert ModelCard(card).data.to_dict()["base_model_relation"] == "adapter"
+    assert "- `learning_rate`: 0.01" in card
+    assert "### Training Logs" in card
+    assert "![Training loss" in card
+    assert str(tmp_path) not in card
+    assert refused.stderr.splitlines()[-1].startswith("train.py: 'alice/adapter' exists and is public: make")
+    assert not (tmp_path / "second/checkpoint-4").exists()
     embeddings = np.array(json.loads(plainly.stdout.partition("ANSWER")[2]))
     config = json.loads((tmp_path / "run/adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "tinyllamas/stories260k"

@@ -150,7 +150,7 @@ class RunArguments(SentenceTransformerTrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Upstream's: hides NaN losses in logs."})
     report_to: str | None = field(default="none", metadata={"help": "wandb, tensorboard, mlflow, …, all or none."})
-    hub_strategy: str = field(default="end", metadata={"help": "The result is pushed, checkpoints are not."})
+    hub_strategy: str = field(default="end", metadata={"help": "Only end: the result is pushed, checkpoints are not."})
 
     precision_reason: str = field(default="", init=False)
     planned_steps: int = field(default=-1, init=False)
@@ -172,6 +172,16 @@ class RunArguments(SentenceTransformerTrainingArguments):
         self.push_result, self.push_to_hub = self.push_to_hub, False
         self.planned_steps = self.max_steps
         self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if self.hub_strategy != "end" or self.hub_always_push:
+            raise ValueError(
+                f"hub_strategy={str(self.hub_strategy)!r} and hub_always_push={self.hub_always_push} would publish "
+                "checkpoints unchecked: leave them out, and --push_to_hub publishes the checked result at the end."
+            )
+        if self.push_result and self.sharded:
+            raise ValueError(
+                "push_to_hub does not work with sharded weights, which are not whole in any process: leave it out, "
+                "and run `st-prompteol push` on the output_dir afterwards."
+            )
         if self.sharded:  # an evaluator does not see the weights that other processes hold
             self.eval_strategy = "no"
         if self.eval_strategy == "no":

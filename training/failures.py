@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from safetensors import SafetensorError
+
+from st_prompteol.failures import is_disk_full
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-_DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
 
 
 @contextmanager
@@ -37,9 +36,7 @@ def explain(error: BaseException) -> str | None:
             "then --gradient_checkpointing, then --quantization nf4; checkpoints up to here are whole, and "
             "--resume_from_checkpoint auto goes on from the last one."
         )
-    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
-        isinstance(error, (SafetensorError, RuntimeError)) and any(sign in text for sign in _DISK_FULL)
-    ):
+    if is_disk_full(error):
         return (
             "The disk is full, so the last checkpoint was not written: free space or lower --save_total_limit, then "
             "go on with --resume_from_checkpoint auto."

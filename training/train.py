@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is ru
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers import EarlyStoppingCallback, set_seed
 
-from st_prompteol import PromptEOL
+from st_prompteol import PromptEOL, push_to_hub
+from st_prompteol.hub.push import check_push
 from st_prompteol.tokens import write_chat_template
 from training.arguments import DataArguments, ModelArguments, Preprocessing, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_saved, save_merged
@@ -46,6 +47,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     set_seed(run_args.seed)
     model = build_model(model_args, run_args)
     model.template = replace(model.template, preprocessing=training_preprocessing(data_args.preprocessing)[1])
+    repository = {
+        "repo_id": run_args.hub_model_id or Path(run_args.output_dir).name,
+        "token": run_args.hub_token,
+        "private": run_args.hub_private_repo,
+        "branch": run_args.hub_revision,
+    }
+    if run_args.push_result:
+        check_push(model, **repository)
 
     # 2. the data: triplets, and STS-B dev to choose the checkpoint by
     triplets = load_triplets(data_args, model.tokenizer, run_args.seed)
@@ -105,8 +114,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     if run_args.merge:
         say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype)}")
     if run_args.push_result:
-        repository = run_args.hub_model_id or Path(run_args.output_dir).name
-        say(f"pushed: {model.push_to_hub(repository, token=run_args.hub_token, private=run_args.hub_private_repo)}")
+        report = push_to_hub(model, source=run_args.output_dir, **repository)
+        say(f"pushed: {report.url}")
     return model
 
 

@@ -147,7 +147,7 @@ class Comparison:
                 # a sentence-transformers model around an LLM, of another form than ours
                 yield AS_IT_IS, SentenceTransformer(name, **_upstream_options(options))
             else:
-                yield _method_name(model), model
+                yield method_name(model), model
         else:
             yield AS_IT_IS, SentenceTransformer(name, **_upstream_options(options))
 
@@ -174,7 +174,8 @@ def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
     return {**places, "model_kwargs": model_kwargs}
 
 
-def _method_name(model: PromptEOL) -> str:
+def method_name(model: PromptEOL) -> str:
+    """Returns what tables call the way that a model takes the vector."""
     shots = len(model.template.demonstrations)
     name = "PromptEOL" if "in one word" in model.template.text else f"template {model.template.text!r}"
     if shots:

@@ -17,6 +17,7 @@ def one_line(text: object) -> str:
 def escape(text: object) -> str:
     """Returns text that Markdown shows as it is, in a paragraph, a heading, a table or a link's text."""
     plain = re.sub(r"([\\`*_\[\]|~])", r"\\\1", one_line(text))
+    plain = re.sub(r"^(\d*)([#+=.)-])(?=[\s#=-]|$)", r"\1\\\2", plain)  # no heading, list or rule
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"://|\bwww\.", lambda match: match[0].replace(":", "&#58;").replace(".", "&#46;"), plain)
 

@@ -12,17 +12,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
-from sentence_transformers import SentenceTransformer
 
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.evaluation.report import SHORT_NAMES, Row
-from st_prompteol.evaluation.results import Run, revision_of
+from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from st_prompteol.hub.markdown import one_line
 
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
 # Of a run's settings, those that do not change what is measured beyond rounding, or only name it
-_FREE_SETTINGS = ("method", "dtype", "quantization", "adapters")
+_FREE_SETTINGS = ("method", "dtype")
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,12 @@ class Measured:
         return Row(model, method, {task: content["score"] for task, content in self.own.items()})
 
 
-def read_results(
-    results_dir: str | os.PathLike[str], model: SentenceTransformer, source: str, base_model: str | None
-) -> Measured:
+def read_results(results_dir: str | os.PathLike[str], run: Run | None, base_model: str | None) -> Measured:
     """Reads what `st-prompteol evaluate` has measured of a model and of its base.
 
     Args:
         results_dir: Its `--results-dir`.
-        model: The model, open.
-        source: The folder or repository that was evaluated.
+        run: The model as it is now. None for one that was trained since it was opened.
         base_model: The base model, as it was evaluated. Without one there are no rows of it.
 
     Raises:
@@ -61,15 +57,18 @@ def read_results(
         raise FileNotFoundError(
             f"{os.fspath(results_dir)!r} is not a folder of results: pass the one that evaluate wrote."
         )
-    revision = revision_of(source, model.transformers_model)
-    settings = _comparable(Run.of(model, source).settings)
+    if run is None:
+        raise ValueError(
+            f"No result in {os.fspath(results_dir)!r} can be of a model that was trained since it was opened: save "
+            "it, run `st-prompteol evaluate` on the folder, and give the folder in place of the model."
+        )
     own: dict[str, dict[str, Any]] = {}
     base: dict[str, dict[str, float]] = {}
     others = set()
-    for content in [*_senteval_results(results_dir), *_mteb_results(results_dir, revision)]:
+    for content in [*_senteval_results(results_dir), *_mteb_results(results_dir, run)]:
         task, score = content["task"], float(content["score"])
-        is_own = content["revision"] == revision and (
-            "settings" not in content or _comparable(content["settings"]) == settings
+        is_own = content["revision"] == run.revision and (
+            "settings" not in content or _comparable(content["settings"]) == _comparable(run.settings)
         )
         if is_own:
             own[task] = {**content, "score": score}
@@ -79,9 +78,9 @@ def read_results(
             others.add(str(content["model"]))
     if not own:
         raise ValueError(
-            f"{os.fspath(results_dir)!r} holds no result of {source!r} as it is now"
+            f"{os.fspath(results_dir)!r} holds no result of {run.model!r} as it is now"
             + (f", but of {one_line(', '.join(sorted(others)))[:200]}" if others else "")
-            + f": run `st-prompteol evaluate {source}` with this --results-dir first."
+            + f": run `st-prompteol evaluate {run.model}` with this --results-dir first."
         )
     rows = (Row(str(base_model), f"{method}, no training", scores) for method, scores in base.items())
     return Measured(own, tuple(rows))
@@ -139,6 +138,7 @@ def _dataset(task: str, content: Mapping[str, Any]) -> dict[str, str]:
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in _FREE_SETTINGS}
+    kept["adapters"] = bool(settings.get("adapters"))  # not by what they are called
     comparable: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return comparable
 
@@ -149,10 +149,11 @@ def _senteval_results(results_dir: str | os.PathLike[str]) -> Iterator[dict[str,
             yield content
 
 
-def _mteb_results(results_dir: str | os.PathLike[str], revision: str) -> Iterator[dict[str, Any]]:
-    """Yields mteb's own files for the model's revision, in the shape of ours: `<model>/<revision>/<task>.json`."""
+def _mteb_results(results_dir: str | os.PathLike[str], run: Run) -> Iterator[dict[str, Any]]:
+    """Yields mteb's own files for a model, in the shape of ours: `<model>/<revision>/<task>.json`."""
     for path in sorted(Path(results_dir, "mteb").rglob("*.json")):
-        if path.parent.name != revision and not path.parent.name.startswith(f"{revision}-"):
+        # the settings stand behind the revision where the files alone do not say them
+        if path.parent.name not in (run.revision, f"{run.revision}-{run.digest}"):
             continue
         content = _read(path, ("task_name", "scores"))
         if not content:
@@ -161,7 +162,7 @@ def _mteb_results(results_dir: str | os.PathLike[str], revision: str) -> Iterato
         dataset, metric = _mteb_dataset(content["task_name"])
         yield {
             "model": path.parent.parent.name,
-            "revision": revision,
+            "revision": run.revision,
             "method": "MTEB",
             "task": f"{content['task_name']} (MTEB)",
             "score": 100 * sum(scores) / len(scores),

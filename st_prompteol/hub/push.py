@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from st_prompteol.failures import explained_push, status_of
-from st_prompteol.hub.card import build_model_card
+from st_prompteol.evaluation.results import Run
+from st_prompteol.failures import explained, explained_push, status_of
+from st_prompteol.hub.card import render_card
 from st_prompteol.hub.check import CleanProcess, embed
+from st_prompteol.hub.facts import CardOptions, collect_facts, run_of
 from st_prompteol.hub.measured import eval_result_files, read_results
 from st_prompteol.hub.upload import (
     RETRY_WAITS,
@@ -65,6 +66,7 @@ def push_to_hub(
     model: PromptEOL | str | os.PathLike[str],
     repo_id: str,
     *,
+    source: str | None = None,
     token: str | bool | None = None,
     private: bool | None = None,
     branch: str | None = None,
@@ -93,6 +95,7 @@ def push_to_hub(
     Args:
         model: The model, or the folder or repository to open it from.
         repo_id: The repository, `user/name` or `organisation/name`; made if it does not exist.
+        source: As in `build_model_card`; a licence and curves that lie in that folder go along. Defaults to None.
         token: As in `huggingface_hub`. Defaults to None: the one that is logged in.
         private: Whether a new repository is private. Defaults to None: as the account says.
         branch: Branch to push to, made if it does not exist. Defaults to None: `main`.
@@ -126,33 +129,69 @@ def push_to_hub(
     """
     if create_pr and (branch not in (None, "main") or tag is not None):
         raise ValueError("A pull request goes to main and has no commit to tag yet: leave out branch and tag.")
+    options = CardOptions(base_model, license, language, datasets, hardware, limits)
     if not isinstance(model, PromptEOL):
-        source, model = os.fspath(model), PromptEOL(os.fspath(model), token=token)
-    else:
-        source = str(model[0].config.name_or_path)
+        source = os.fspath(model)
+        model = PromptEOL(source, token=token)
+    name = source or str(model[0].config.name_or_path)
     if merge_to is not None and not model.adapters:
-        raise ValueError(f"{source!r} has no adapter to merge: leave out merge_to={merge_to!r}.")
+        raise ValueError(f"{name!r} has no adapter to merge: leave out merge_to={merge_to!r}.")
     if merge_to == repo_id:
         raise ValueError(f"{repo_id!r} cannot hold both the adapter and the merged model: give merge_to another name.")
-    _check_base(model, source, base_model)
-    card: dict[str, Any] = {
-        "base_model": base_model,
-        "license": license,
-        "language": language,
-        "datasets": datasets,
-        "hardware": hardware,
-        "limits": limits,
-        "results_dir": results_dir,
-    }
+    contents = _Contents(
+        model, name, source, options, _new_base(model, name, base_model, token), run_of(model, source), results_dir
+    )
     target = _Target(
         repo_id, token, private, branch, tag, create_pr, dry_run, force, exist_ok, replace_model_card, commit_message
     )
     with CleanProcess() as clean:
-        report = _push(model, target, source, card, clean)
+        report = _push(contents, target, clean)
         if merge_to is None:
             return report
         model.merge_adapter()
-        return replace(report, merged=_push(model, replace(target, repo_id=merge_to), source, card, clean))
+        return replace(report, merged=_push(contents, replace(target, repo_id=merge_to), clean))
+
+
+def check_push(
+    model: PromptEOL,
+    repo_id: str,
+    *,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    branch: str | None = None,
+) -> None:
+    """Raises what a push would raise whatever is in the weights, so that it is met before they are trained.
+
+    Args:
+        model: The model, with its adapter on it.
+        repo_id: As in `push_to_hub`.
+        token: As in `push_to_hub`. Defaults to None.
+        private: As in `push_to_hub`. Defaults to None.
+        branch: As in `push_to_hub`. Defaults to None.
+    """
+    _check_base(model, repo_id)
+    api = HfApi(token=token)
+    with explained_push(repo_id):
+        target = _with_namespace(api, _Target(repo_id, token, private, branch))
+        _check_target(api, target, bool(model.adapters))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What goes: the model, what errors call it, and what `push_to_hub` was told to say of it.
+
+    Args:
+        new_base: What adapters name as their base from now on. None: what they name already.
+        run: What results are filed under, of the merged model too.
+    """
+
+    model: PromptEOL
+    name: str
+    source: str | None
+    options: CardOptions
+    new_base: dict[str, str] | None
+    run: Run | None
+    results_dir: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -160,53 +199,53 @@ class _Target:
     """Where a model goes, and how: the parameters of `push_to_hub`."""
 
     repo_id: str
-    token: str | bool | None
-    private: bool | None
-    branch: str | None
-    tag: str | None
-    create_pr: bool
-    dry_run: bool
-    force: bool
-    exist_ok: bool
-    replace_model_card: bool
-    commit_message: str | None
+    token: str | bool | None = None
+    private: bool | None = None
+    branch: str | None = None
+    tag: str | None = None
+    create_pr: bool = False
+    dry_run: bool = False
+    force: bool = False
+    exist_ok: bool = True
+    replace_model_card: bool = True
+    commit_message: str | None = None
 
 
-def _push(model: PromptEOL, target: _Target, source: str, card: dict[str, Any], clean: CleanProcess) -> PushReport:
-    api = HfApi(token=target.token)
+def _push(contents: _Contents, target: _Target, clean: CleanProcess) -> PushReport:
+    api, model = HfApi(token=target.token), contents.model
     with explained_push(target.repo_id):
         target = _with_namespace(api, target)
         state = _check_target(api, target, bool(model.adapters))
     expected = embed(model)
-    with tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
+    with explained_push(target.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
         folder = Path(temporary, "model")
-        _write_folder(api, model, target, source, card, folder)
+        _write_folder(contents, target, folder)
         files, left_out = select_files(folder)
         check_no_secrets(folder, files, target.token)
         if problem := clean.compare(model, expected, str(folder), token=target.token):
             raise ValueError(
-                f"{source!r} was not pushed, because a stranger would get something else than you have: {problem}."
+                f"{contents.name!r} was not pushed, because a stranger would get something else than you have: "
+                f"{problem}."
             )
         sizes = {path.as_posix(): (folder / path).stat().st_size for path in files}
         report = PushReport(target.repo_id, sizes, tuple(path.as_posix() for path in left_out), None, None)
         if target.dry_run:
             return report
-        with explained_push(target.repo_id):
-            if state is None and not target.create_pr:
-                retrying(lambda: api.create_repo(target.repo_id, private=target.private, exist_ok=True))
-            commit = commit_folder(
-                api,
-                folder,
-                files,
-                target.repo_id,
-                branch=target.branch,
-                create_pr=target.create_pr,
-                message=target.commit_message or f"Add PromptEOL {'adapter' if model.adapters else 'model'}",
-                keep_card=not target.replace_model_card,
-            )
-        _check_pushed(
-            lambda: clean.compare(model, expected, target.repo_id, str(commit.oid), target.token), target, commit
+        if state is None and not target.create_pr:
+            retrying(lambda: api.create_repo(target.repo_id, private=target.private, exist_ok=True))
+        commit = commit_folder(
+            api,
+            folder,
+            files,
+            target.repo_id,
+            branch=target.branch,
+            create_pr=target.create_pr,
+            message=target.commit_message or f"Add PromptEOL {'adapter' if model.adapters else 'model'}",
+            keep_card=not target.replace_model_card,
         )
+    _check_pushed(
+        lambda: clean.compare(model, expected, target.repo_id, str(commit.oid), target.token), target, commit
+    )
     if target.tag is not None:
         with explained_push(target.repo_id):
             retrying(lambda: _tag(api, target, str(commit.oid)))
@@ -214,14 +253,23 @@ def _push(model: PromptEOL, target: _Target, source: str, card: dict[str, Any], 
     return replace(report, url=str(url), commit=str(commit.oid))
 
 
-def _check_base(model: PromptEOL, source: str, base_model: str | None) -> None:
-    """Raises ValueError for an adapter on a base that only this machine has."""
+def _new_base(model: PromptEOL, name: str, base_model: str | None, token: str | bool | None) -> dict[str, str] | None:
+    """Returns what adapters shall name as their base; raises ValueError if only this machine has the one they name."""
+    if base_model is None:
+        _check_base(model, name)
+        return None
+    with explained(base_model):
+        commit = retrying(lambda: HfApi(token=token).model_info(base_model)).sha
+    return {"base_model_name_or_path": base_model, "revision": str(commit)}
+
+
+def _check_base(model: PromptEOL, name: str) -> None:
     for adapter in getattr(model[0].model, "peft_config", {}).values():
         base = str(adapter.base_model_name_or_path)
-        if base_model is None and os.path.exists(base):
+        if os.path.exists(base):
             raise ValueError(
-                f"The adapter {source!r} sits on {base!r}, a folder that nobody else has: say which repository it is "
-                "a copy of by --base-model (base_model=…), or merge and push the full model."
+                f"The adapter {name!r} sits on {base!r}, a folder that nobody else has: give `st-prompteol push` "
+                "the repository that it is a copy of by --base-model (base_model=…), or merge and push the full model."
             )
 
 
@@ -263,25 +311,24 @@ def _check_target(api: HfApi, target: _Target, is_adapter: bool) -> State | None
     return state
 
 
-def _write_folder(
-    api: HfApi, model: PromptEOL, target: _Target, source: str, card: dict[str, Any], folder: Path
-) -> None:
+def _write_folder(contents: _Contents, target: _Target, folder: Path) -> None:
     """Saves the model with its card, results and the files that go along."""
+    model, source = contents.model, contents.source or contents.name
     model.save(str(folder), create_model_card=False)
-    base_model, results_dir = card["base_model"], card["results_dir"]
     config_file = folder / "adapter_config.json"
-    if base_model is not None and config_file.is_file():
-        with explained_push(base_model):
-            commit = retrying(lambda: api.model_info(base_model)).sha
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        config |= {"base_model_name_or_path": base_model, "revision": commit}
+    if contents.new_base and config_file.is_file():
+        config = json.loads(config_file.read_text(encoding="utf-8")) | contents.new_base
         config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    readme = build_model_card(model, target.repo_id, source=source, token=target.token, **card)
-    (folder / "README.md").write_text(str(readme), encoding="utf-8")
-    if results_dir is not None:
+    facts = collect_facts(
+        model, target.repo_id, contents.source, contents.options, run=contents.run, token=target.token
+    )
+    measured = None
+    if contents.results_dir is not None:
+        measured = read_results(contents.results_dir, facts.run, facts.evaluated_base)
         (folder / ".eval_results").mkdir()
-        for name, text in eval_result_files(read_results(results_dir, model, source, None)).items():
+        for name, text in eval_result_files(measured).items():
             (folder / ".eval_results" / name).write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(str(render_card(facts, measured)), encoding="utf-8")
     for name in _COMPANIONS:
         if os.path.isfile(os.path.join(source, name)):
             shutil.copyfile(os.path.join(source, name), folder / name)

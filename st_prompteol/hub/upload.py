@@ -14,8 +14,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
-from st_prompteol.failures import may_pass, status_of
-from st_prompteol.hub.card import TAG
+from st_prompteol.failures import may_pass, was_turned_away
+from st_prompteol.hub.facts import TAG
 from st_prompteol.model import SAVED_NAMES
 
 T = TypeVar("T")
@@ -35,9 +35,13 @@ LEFT_OUT = (
 _HIDDEN_KEPT = (".eval_results", ".gitattributes")
 _SECRETS = {
     "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{30,}"),
-    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "an AWS key": re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY( BLOCK)?-----"),
+    "an AWS key": re.compile(rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a Google key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}"),
     "a GitHub token": re.compile(rb"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{60,})"),
+    "a GitLab token": re.compile(rb"\bglpat-[0-9A-Za-z_-]{20}"),
+    "a Slack token": re.compile(rb"\bxox[abeoprs]-[0-9A-Za-z-]{10,}"),
+    "a password in an address": re.compile(rb"://[^/\s:@\"'<>]+:[^/\s@\"'<>]+@[\w.-]"),
     "an API key": re.compile(rb"\bsk-(proj-|ant-)?[A-Za-z0-9_-]{40,}"),
 }
 _TEXT_SUFFIXES = (".json", ".md", ".jinja", ".yaml", ".yml", ".txt", ".toml", ".cfg", ".ini", ".py", "")
@@ -178,8 +182,7 @@ def commit_folder(
         )
 
     # Of a request for a pull request that got no clear answer, nobody knows whether it was opened.
-    clear = (lambda error: status_of(error) in (429, 503)) if create_pr else None
-    return retrying(attempt, clear)
+    return retrying(attempt, was_turned_away if create_pr else may_pass)
 
 
 def _is_of_a_model(name: str) -> bool:
@@ -189,15 +192,15 @@ def _is_of_a_model(name: str) -> bool:
     return SAVED_NAMES.fullmatch(first) is not None and (not rest or "." not in first)
 
 
-def retrying(call: Callable[[], T], is_passing: Callable[[BaseException], bool] | None = None) -> T:
+def retrying(call: Callable[[], T], is_passing: Callable[[BaseException], bool] = may_pass) -> T:
     """Calls until it succeeds, a few times, as long as failures are of those that pass."""
     for wait in RETRY_WAITS:
         try:
             return call()
         except Exception as error:
-            if not (is_passing or may_pass)(error):
+            if not is_passing(error):
                 raise
-            time.sleep(max(wait, _retry_after(error)) if wait else 0)
+            time.sleep(max(wait, _retry_after(error)))
     return call()
 
 

@@ -1,0 +1,105 @@
+"""Running the blocks of a decoder that an embedding needs, and in the last of them only the last tokens."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from st_prompteol.attention import Captured, PackedRows, current_rows
+
+# Of this thread's forward pass: .stop_before, the block that it need not run; .narrow_at, the last one that it runs;
+# .narrowed, the same while it runs for the last tokens only
+_current = threading.local()
+
+
+def run_to_layer(model: PreTrainedModel, layer: int, *, last_only: bool = False, **inputs: Any) -> Tensor:
+    """Runs the blocks that a hidden state needs and no others.
+
+    Args:
+        model: The body of a decoder LLM.
+        layer: -1 for the last hidden state, after the final norm; -2 for the output of the last but one block, …
+        last_only: Whether the last tokens of the packed rows that are computed are enough. Defaults to False.
+        **inputs: As the model takes them.
+
+    Returns:
+        `(batch_size, sequence_length, hidden_size)`; of packed rows `(1, num_tokens, hidden_size)`, or with
+        `last_only` `(1, num_rows, hidden_size)`.
+    """
+    blocks = _blocks(model)
+    rows = current_rows() if last_only else None
+    _current.narrow_at = _hooked(blocks[layer]) if rows is not None else None
+    _current.stop_before = _hooked(blocks[layer + 1]) if layer < -1 else None
+    try:
+        hidden: Tensor = model(**inputs).last_hidden_state
+    except _Reached as reached:
+        hidden = reached.hidden
+    finally:
+        _current.narrow_at = _current.narrowed = _current.stop_before = None
+    return hidden if rows is None else hidden[:, rows.last.to(hidden.device)]
+
+
+def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+    count = model.config.get_text_config().num_hidden_layers
+    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
+
+
+class _Reached(Exception):
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+def _hooked(block: torch.nn.Module) -> torch.nn.Module:
+    if _before_block not in block._forward_pre_hooks.values():
+        block.register_forward_pre_hook(_before_block, with_kwargs=True)
+        block.register_forward_hook(_after_block)
+    return block
+
+
+def _before_block(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if getattr(_current, "stop_before", None) is block:
+        raise _Reached(args[0] if args else kwargs["hidden_states"])
+    rows = current_rows()
+    if getattr(_current, "narrow_at", None) is block and rows is not None:
+        _current.narrow_at = None
+        return _narrow(block, rows, args, kwargs)
+    return None
+
+
+def _narrow(block: torch.nn.Module, rows: PackedRows, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Computes keys and values of all tokens, and leaves the block the last token of each row to compute."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if hidden.shape[:2] != (1, len(rows.tokens)) or len(rows.last) == len(rows.tokens):
+        return None
+    rows.capturing = True
+    try:
+        block(*args, **kwargs)
+    except Captured:
+        pass
+    finally:
+        rows.capturing = False
+    if rows.keys_values is None:  # no attention in this block
+        return None
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.shape[:2] == hidden.shape[:2]:
+            return value[:, rows.last.to(value.device)]
+        return type(value)(map(cut, value)) if type(value) in (tuple, list) else value
+
+    _current.narrowed = block
+    return cut(args), {name: cut(value) for name, value in kwargs.items()}
+
+
+def _after_block(block: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Puts the last tokens back in their places, as what comes after a block relies on its shape."""
+    rows = current_rows()
+    if getattr(_current, "narrowed", None) is not block or rows is None:
+        return None
+    _current.narrowed = None
+    hidden = output[0] if isinstance(output, tuple) else output
+    whole = hidden.new_zeros(1, len(rows.tokens), hidden.shape[-1])
+    whole[:, rows.last.to(hidden.device)] = hidden
+    return (whole, *output[1:]) if isinstance(output, tuple) else whole
