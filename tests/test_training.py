@@ -32,6 +32,7 @@ pytest.importorskip("accelerate")
 
 from training import train as script
 from training.arguments import ModelArguments, RunArguments
+from training.data import load_sts_benchmark
 from training.failures import explain
 from training.loss import build_loss
 from training.trainer import find_checkpoint
@@ -252,7 +253,7 @@ def test_all_weights_are_trained_and_saved_small(
     world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
 ) -> None:
     run = tmp_path / "run"
-    full = ["--lora_r", "0", "--learning_rate", "1e-3", "--merge", "--merge_dtype", "float16"]
+    full = ["--lora_r", "0", "--learning_rate", "1e-3", "--precision", "bf16", "--merge", "--merge_dtype", "float16"]
     script.main(words(world, causal_lms["llama"], run, *full))
     before, trained, small = (PromptEOL(str(path)) for path in (causal_lms["llama"], run, run / "merged"))
     assert trained.adapters == []
@@ -261,6 +262,8 @@ def test_all_weights_are_trained_and_saved_small(
     state = json.loads((run / "checkpoint-24/trainer_state.json").read_text(encoding="utf-8"))
     best, kept = (load_file(Path(path) / "model.safetensors") for path in (state["best_model_checkpoint"], run))
     assert all(torch.equal(best[name], kept[name]) for name in best)
+    dev = load_sts_benchmark("dev", world["sts_data_dir"]).evaluator("sts-dev", 64)
+    assert dev(trained)["sts-dev_spearman_cosine"] == pytest.approx(state["best_metric"], abs=1e-6)
     embeddings = trained.encode(SENTENCES)
     scale = np.abs(embeddings).max()
     np.testing.assert_allclose(small.encode(SENTENCES) / scale, embeddings / scale, atol=0.02)

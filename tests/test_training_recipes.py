@@ -46,7 +46,7 @@ def test_a_paper_s_recipe_has_its_values(name: str, batch: int) -> None:
 
 
 def test_there_is_a_recipe_for_every_base() -> None:
-    modern = {"qwen3-0.6b", "llama-3.2-1b", "smollm2-135m", "tiny"}
+    modern = {"qwen3-0.6b", "llama-3.2-1b", "smollm2-135m", "tiny", "prompteol-tiny"}
     assert names() == {*PAPER, *modern, "opt-30b", "opt-66b", "llama-30b"}
 
 

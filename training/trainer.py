@@ -48,6 +48,22 @@ class AdapterTrainer(SentenceTransformerTrainer):
             )
         return result
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as upstream; what is computed afterwards is computed as the model will be used."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            vars(self.model).pop("forward", None)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates as upstream, but as the model will be used: not in the precision of training."""
+        forward = vars(self.model).pop("forward", None)  # accelerate's, which is that of the class within autocast
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if forward is not None:
+                self.model.forward = forward
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
