@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -103,8 +104,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     )
     (folder / "nli").mkdir()
     table = [
-        {"premise": f"{invent(draw)} {number}", "hypothesis": f"{invent(draw)} {number} {label}", "label": label}
-        for number in range(100)
+        {"premise": premise, "hypothesis": f"{invent(draw)} {number} {label}", "label": label}
+        for number, premise in enumerate(f"{invent(draw)} {number}" for number in range(100))
         for label in (0, 1, 2)[: 1 + number % 3]
     ]
     pq.write_table(pa.Table.from_pylist(table), folder / "nli/rows.parquet")
@@ -322,7 +323,9 @@ def test_triplets_come_from_everything_but_evaluation(
     world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "runs/triplets.jsonl"
-    monkeypatch.setattr("sys.argv", ["x", *(f"--{k}={v}" for k, v in world.items()), f"--output={path}"])
+    monkeypatch.setattr(
+        "sys.argv", ["x", *(f"--{key}_dir={world[f'{key}_dir']}" for key in ("senteval", "nli")), f"--output={path}"]
+    )
     tiny_triplets.main()
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert f"{len(rows):,} triplets" in capsys.readouterr().out
@@ -331,13 +334,16 @@ def test_triplets_come_from_everything_but_evaluation(
         assert list(row) == ["anchor", "positive", "negative"]
         for sentence in row.values():
             assert "".join(filter(str.isalnum, sentence.lower())) not in forbidden
-    found = {(row["anchor"], row["positive"]) for row in rows}
-    assert ("a tool that drives nails; it pulls them, too", "hammer, claw hammer") in found
-    assert ("A secret sentence of a test .", "What stands beside it.") in found
+    pairs = Counter((row["anchor"], row["positive"]) for row in rows)
+    assert pairs["A secret sentence of a test .", "What stands beside it."] == 1
     assert not any("stands beside that" in row["positive"] for row in rows)
-    assert not any(word in row["positive"] for row in rows for word in ("Helvetia", "plane"))
-    sisters = {row["negative"] for row in rows if row["anchor"] == "a tool with teeth that parts wood"}
-    assert sisters <= {"hammer, claw hammer", "Helvetia", "plane"}
+    entailments = [row for row in rows if re.fullmatch(r".*\. \d+ 0", row["positive"])]
+    assert len(entailments) == 100
+    for row in entailments:
+        number = row["anchor"].rsplit(" ", 1)[1]
+        assert row["positive"].endswith(f" {number} 0")
+        if int(number) % 3 == 2:  # there is a contradiction
+            assert row["negative"].endswith(f" {number} 2")
 
 
 def test_the_recipe_s_model_fits_into_eight_megabytes_of_float16(tokenizer: Any) -> None:

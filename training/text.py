@@ -54,18 +54,14 @@ class Synset:
     """A meaning in WordNet.
 
     Args:
-        offset: Its part of speech and place in the file, which pointers name.
         words: The words and phrases that have it.
         definition: What it is.
         examples: Sentences that use one of the words.
-        hypernyms: Offsets of the more general meanings.
     """
 
-    offset: str
     words: tuple[str, ...]
     definition: str
     examples: tuple[str, ...]
-    hypernyms: tuple[str, ...]
 
 
 def normalise(sentence: str) -> str:
@@ -154,16 +150,11 @@ def read_wordnet(wordnet_dir: str) -> list[Synset]:
 def _read_synset(line: str) -> Synset:
     data, _, gloss = line.partition(" | ")
     fields = data.split()
-    kind, count = fields[2].replace("s", "a"), int(fields[3], 16)
-    words = tuple(word.partition("(")[0].replace("_", " ") for word in fields[4 : 4 + 2 * count : 2])
-    rest = fields[5 + 2 * count :]
-    pointers = [rest[start : start + 4] for start in range(0, 4 * int(fields[4 + 2 * count]), 4)]
+    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
     return Synset(
-        offset=kind + fields[0],
-        words=words,
+        words=tuple(word.partition("(")[0].replace("_", " ") for word in words),
         definition=gloss.partition('"')[0].strip(" ;:"),
         examples=tuple(example.strip() for example in re.findall(r'"([^"]+)"', gloss)),
-        hypernyms=tuple(pointer[2] + pointer[1] for pointer in pointers if pointer[0] in ("@", "@i")),
     )
 
 
