@@ -2,15 +2,18 @@
 
     python benchmarks/encode.py --tokenizer TOKENIZER --sentences FILE --output benchmarks/encode
 
-Random weights of the shape of OPT-125M, a real tokenizer, real sentences (one a line). The three ways take turns, so
-that a machine that slows down slows them all. Medians and ratios are printed and written as JSON, Markdown and PNG.
+Random weights in the shape of well-known models, a real tokenizer, real sentences (one a line). The ways take turns,
+so that a machine that slows down slows them all; medians and ratios are what counts. The slower ways encode fewer
+of the sentences, evenly chosen. Ends with time and memory from 1,000 to 100,000 sentences. Writes JSON, Markdown, PNG.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -21,7 +24,8 @@ from typing import Any
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, OPTConfig, PretrainedConfig
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, OPTConfig, PretrainedConfig, Qwen3Config
 
 from st_prompteol import Demonstration, PromptEOL
 
@@ -38,17 +42,44 @@ SHAPES: dict[str, Callable[[int], PretrainedConfig]] = {
         max_position_embeddings=8192,
         tie_word_embeddings=True,
     ),
+    "qwen3-0.6b": lambda vocabulary: Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "stories260k": lambda vocabulary: LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    ),
+}
+# What we set out for on two cores: how many times as fast as the reference, which runs in float32, and as plain
+# sentence-transformers in the same precision
+TARGETS = {
+    ("opt-125m", "float32"): {0: (2.7, 1.5), 1: (4.2, 2.5), 4: (9.5, 6), 16: (35, 20)},
+    ("opt-125m", "bfloat16"): {0: (9, None), 1: (14, None), 4: (32, None), 16: (100, None)},
 }
 
 
 class Reference:
     """The reference's way: the causal LM with logits and all hidden states, left padding, 16 at a time, unsorted."""
 
-    def __init__(self, model: PromptEOL, folder: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: PromptEOL, folder: str) -> None:
         self.template = model.template
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def encode(self, sentences: list[str]) -> torch.Tensor:
@@ -59,42 +90,85 @@ class Reference:
             batch = self.tokenizer(texts, padding=True, return_tensors="pt")
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             rows.append(self.model(**inputs, output_hidden_states=True).hidden_states[-1][:, -1])
-        return torch.cat(rows).float()
+        return torch.cat(rows)
 
 
-def measure(
-    folder: str, sentences: list[str], shots: int, dtype: torch.dtype, rounds: int, reference_sentences: int
-) -> dict[str, float]:
-    """Returns sentences per second of each way, medians over interleaved rounds, and the largest difference."""
-    options = {"demonstrations": [JOCKEY] * shots, "model_kwargs": {"dtype": dtype}}
-    ours = PromptEOL(folder, **options)
+def measure(folder: str, sentences: list[str], shots: int, dtype: torch.dtype, rounds: int) -> dict[str, float]:
+    """Returns medians over interleaved rounds.
+
+    Sentences per second of each way; the machine's matrix products in FLOP/s; FLOPs that a sentence needs; the largest
+    difference of ours to plain sentence-transformers, relative to the largest number.
+    """
+    ours = PromptEOL(folder, demonstrations=[JOCKEY] * shots, model_kwargs={"dtype": dtype})
     with tempfile.TemporaryDirectory() as saved:
         ours.save_pretrained(saved, create_model_card=False)
-        plain = SentenceTransformer(saved, model_kwargs={"dtype": dtype})
-    ways = {"reference": Reference(ours, folder, dtype).encode, "plain": plain.encode, "ours": ours.encode}
-    counts = {"reference": reference_sentences, "plain": len(sentences), "ours": len(sentences)}
+        plain = SentenceTransformer(saved, device="cpu", model_kwargs={"dtype": dtype})
+    ways: dict[str, Callable[[list[str]], Any]] = {"plain": plain.encode, "ours": ours.encode}
+    if dtype == torch.float32:
+        ways["reference"] = Reference(ours, folder).encode
+    some = sentences[:: min(2 * (shots + 1), max(1, len(sentences) // 32))]
     expected = torch.as_tensor(plain.encode(sentences[:32])).float()
     difference = (torch.as_tensor(ours.encode(sentences[:32])).float() - expected).abs().max() / expected.abs().max()
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
+    with FlopCounterMode(display=False) as counter:  # one by one: no padding, nothing shared
+        ours.encode(sentences[::8], batch_size=1)
+    square = torch.randn(2048, 2048).to(dtype)
+    measured: dict[str, list[float]] = {way: [] for way in [*ways, "peak"]}
     for _ in range(rounds):
         for way, encode in ways.items():
-            start = time.perf_counter()
-            encode(sentences[: counts[way]])
-            speeds[way].append(counts[way] / (time.perf_counter() - start))
-    return {way: statistics.median(values) for way, values in speeds.items()} | {"difference": float(difference)}
+            chosen = sentences if way == "ours" else some
+            measured[way].append(len(chosen) / _seconds(lambda encode=encode, chosen=chosen: encode(chosen)))
+        measured["peak"].append(10 * 2 * 2048**3 / _seconds(lambda: [torch.mm(square, square) for _ in range(10)]))
+    medians = {way: statistics.median(values) for way, values in measured.items()}
+    return {**medians, "flops": counter.get_total_flops() / len(sentences[::8]), "difference": float(difference)}
 
 
-def to_markdown(rows: list[dict[str, Any]]) -> str:
-    """Writes the rows as a Markdown table."""
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
+    """Encodes `count` distinct sentences in a process of its own: seconds per sentence and bytes at the peak."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_scale, (folder, sentences, count))
+
+
+def _scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
+    model = PromptEOL(folder)
+    model.encode(sentences[:64])
+    many = [f"{sentences[number % len(sentences)]} {number}" for number in range(count)]
+    seconds = _seconds(lambda: model.encode(many))
+    status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage's peak would be the parent's
+    peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+    return {"sentences": count, "seconds_per_sentence": seconds / count, "peak_bytes": peak}
+
+
+def to_markdown(rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> str:
+    """Writes the measurements as Markdown tables, targets in brackets."""
+    references = {(row["shape"], row["demonstrations"]): row["reference"] for row in rows if "reference" in row}
     lines = [
-        "| shape | dtype | demonstrations | reference | plain | PromptEOL | vs reference | vs plain | difference |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| shape | dtype | demonstrations | reference, float32 | plain | PromptEOL | vs reference | vs plain "
+        "| of the peak | difference |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        speeds = [row[way] for way in ("reference", "plain", "ours")]
-        cells = [row["shape"], row["dtype"], str(row["demonstrations"]), *(f"{speed:.1f}" for speed in speeds)]
-        cells += [f"{speeds[2] / speeds[0]:.1f}x", f"{speeds[2] / speeds[1]:.1f}x", f"{row['difference']:.0e}"]
+        shots = row["demonstrations"]
+        reference = references.get((row["shape"], shots))
+        aims = TARGETS.get((row["shape"], row["dtype"]), {}).get(shots, (None, None))
+        ratios = [
+            (f"{row['ours'] / other:.1f}x" if other else "") + (f" ({aim}x)" if aim else "")
+            for other, aim in zip((reference, row["plain"]), aims, strict=True)
+        ]
+        cells = [row["shape"], row["dtype"], str(shots), f"{reference:.1f}" if reference else ""]
+        cells += [f"{row['plain']:.1f}", f"{row['ours']:.1f}", *ratios]
+        cells += [f"{row['ours'] * row['flops'] / row['peak']:.0%}", f"{row['difference']:.0e}"]
         lines.append("| " + " | ".join(cells) + " |")
+    if scaling:
+        lines += ["", "| sentences | ms a sentence | peak MiB |", "| ---: | ---: | ---: |"]
+    for row in scaling:
+        milliseconds, mebibytes = row["seconds_per_sentence"] * 1e3, row["peak_bytes"] / 2**20
+        lines.append(f"| {row['sentences']:,} | {milliseconds:.3f} | {mebibytes:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -104,18 +178,30 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
-    for shape in dict.fromkeys(row["shape"] for row in rows):
-        mine = [row for row in rows if row["shape"] == shape]
+    names = {"ours": "PromptEOL", "plain": "plain sentence-transformers", "reference": "the reference's way"}
+    shape = rows[0]["shape"]
+    for dtype, color in (("float32", "tab:blue"), ("bfloat16", "tab:orange")):
+        mine = [row for row in rows if (row["shape"], row["dtype"]) == (shape, dtype)]
         for way, style in (("ours", "o-"), ("plain", "s--"), ("reference", "^:")):
-            label = f"{shape}, {'PromptEOL' if way == 'ours' else way}"
-            axes.plot([row["demonstrations"] for row in mine], [row[way] for row in mine], style, label=label)
+            if mine and way in mine[0]:
+                shots = [row["demonstrations"] for row in mine]
+                label = f"{names[way]}, {dtype}"
+                axes.plot(shots, [row[way] for row in mine], style, color=color, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("demonstrations")
     axes.set_ylabel("sentences per second (log scale)")
+    axes.set_title(f"Encoding with a model of the shape of {shape}")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=160)
+
+
+def make_model(shape: str, tokenizer: str, folder: str) -> None:
+    """Saves a model of random weights with a real tokenizer."""
+    opened = AutoTokenizer.from_pretrained(tokenizer)
+    opened.save_pretrained(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(SHAPES[shape](len(opened))).save_pretrained(folder)
 
 
 def main() -> None:
@@ -125,17 +211,34 @@ def main() -> None:
     parser.add_argument("--sentences", required=True, help="text file, one sentence a line")
     parser.add_argument("--output", default="benchmarks/encode", help="where to write, without suffix")
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["opt-125m"])
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--demonstrations", nargs="+", type=int, default=[0, 1, 4, 16])
     parser.add_argument("--count", type=int, default=512, help="sentences per round")
-    parser.add_argument("--reference-count", type=int, default=128, help="of them for the reference, which is slow")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--scaling", nargs="*", type=int, default=[1_000, 10_000, 100_000], help="numbers of sentences"
+    )
     arguments = parser.parse_args()
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    sentences = Path(arguments.sentences).read_text(encoding="utf-8").splitlines()[: arguments.count]
+    lines = Path(arguments.sentences).read_text(encoding="utf-8").splitlines()
+    sentences = list(dict.fromkeys(lines))[: arguments.count]
     rows: list[dict[str, Any]] = []
+    scaling: list[dict[str, Any]] = []
+    for shape in arguments.shape:
+        with tempfile.TemporaryDirectory() as folder:
+            make_model(shape, arguments.tokenizer, folder)
+            for dtype in arguments.dtype:
+                for shots in arguments.demonstrations:
+                    row = measure(folder, sentences, shots, getattr(torch, dtype), arguments.rounds)
+                    rows.append({"shape": shape, "dtype": dtype, "demonstrations": shots, **row})
+                    print(to_markdown(rows, []).splitlines()[-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        make_model("stories260k", arguments.tokenizer, folder)
+        for count in arguments.scaling:
+            scaling.append(scale(folder, sentences, count))
+            print(to_markdown([], scaling).splitlines()[-1], flush=True)
     results = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
@@ -144,29 +247,13 @@ def main() -> None:
         "transformers": transformers.__version__,
         "sentences": len(sentences),
         "rows": rows,
+        "scaling": scaling,
     }
-    for shape in arguments.shape:
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-            tokenizer.save_pretrained(folder)
-            torch.manual_seed(0)
-            AutoModelForCausalLM.from_config(SHAPES[shape](len(tokenizer))).save_pretrained(folder)
-            for dtype in arguments.dtype:
-                for shots in arguments.demonstrations:
-                    row = measure(
-                        folder,
-                        sentences,
-                        shots,
-                        getattr(torch, dtype),
-                        arguments.rounds,
-                        min(arguments.reference_count, len(sentences)),
-                    )
-                    rows.append({"shape": shape, "dtype": dtype, "demonstrations": shots, **row})
-                    print(to_markdown(rows).splitlines()[-1], flush=True)
     output = Path(arguments.output)
     output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    output.with_suffix(".md").write_text(to_markdown(rows), encoding="utf-8")
-    plot(rows, output.with_suffix(".png"))
+    output.with_suffix(".md").write_text(to_markdown(rows, scaling), encoding="utf-8")
+    if rows:
+        plot(rows, output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

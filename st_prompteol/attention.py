@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 
 _PREFIX = "shared_head_"
 _SHORT = 64  # tokens up to which a CPU attends causally faster by plain matrix products than by the flash kernel
+# What an attention function may be told that changes nothing: positions are in keys and queries already, dropout is
+# off, and a window holds every row
+_WITHOUT_EFFECT = {
+    "cache_position",
+    "dropout",
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "position_embeddings",
+    "position_ids",
+    "sliding_window",
+    "use_cache",
+}
 _current = threading.local()  # .rows: the PackedRows that this thread's forward pass computes
 
 
@@ -97,13 +110,13 @@ def install(model: PreTrainedModel) -> bool:
 
 def _sdpa_attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
     if (rows := current_rows()) is not None:
-        return _attend(module, rows, query, key, value, **kw)
+        return _attend(module, rows, query, key, value, *args, **kw)
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kw)
 
 
 def _eager_attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
     if (rows := current_rows()) is not None:
-        return _attend(module, rows, query, key, value, **kw)
+        return _attend(module, rows, query, key, value, *args, **kw)
     # each family has its own, in the file of its classes
     return sys.modules[type(module).__module__].eager_attention_forward(module, query, key, value, *args, **kw)
 
@@ -114,6 +127,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
     softcap: float | None = None,
@@ -127,16 +141,21 @@ def _attend(
         query: `(1, num_heads, num_tokens, head_dim)`, of all tokens or of the last token of each row.
         key: `(1, num_key_value_heads, num_tokens, head_dim)`.
         value: Likewise.
+        attention_mask: None, for masks are those of the rows.
         scaling: What scores are multiplied by. Defaults to `head_dim ** -0.5`.
         softcap: Bounds scores by `tanh`, as Gemma 2 does. Defaults to None.
-        **kwargs: Of no effect outside of training; masks are those of the rows.
+        **kwargs: Only what is of no effect here.
 
     Returns:
         `(1, num_tokens, num_heads, head_dim)`, and None for the weights.
 
     Raises:
         Captured: If only keys and values are asked for.
+        NotImplementedError: If the family asks for another kind of attention.
     """
+    unknown = [name for name, value in kwargs.items() if value is not None and name not in _WITHOUT_EFFECT]
+    if unknown or not getattr(module, "is_causal", True):
+        raise NotImplementedError(f"attention that is not causal, or takes {unknown}")
     if rows.capturing:
         rows.keys_values = key, value
         raise Captured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,35 +12,42 @@ from transformers import PreTrainedModel
 
 from st_prompteol.attention import Captured, PackedRows, current_rows
 
-# Of this thread's forward pass: .stop_before, the block that it need not run; .narrow_at, the last one that it runs;
-# .narrowed, the same while it runs for the last tokens only
+# Of this thread's forward pass: .keep, the blocks whose inputs are asked for, and .kept, those; .stop_before, the
+# block that it need not run; .narrow_at, the last one that it runs; .narrowed, the same while it runs for the last
+# tokens only
 _current = threading.local()
 
 
-def run_to_layer(model: PreTrainedModel, layer: int, *, last_only: bool = False, **inputs: Any) -> Tensor:
-    """Runs the blocks that a hidden state needs and no others.
+def run_to_layers(
+    model: PreTrainedModel, layers: Sequence[int], *, last_only: bool = False, **inputs: Any
+) -> dict[int, Tensor]:
+    """Runs the blocks that hidden states need and no others.
 
     Args:
         model: The body of a decoder LLM.
-        layer: -1 for the last hidden state, after the final norm; -2 for the output of the last but one block, …
+        layers: -1 for the last hidden state, after the final norm; -2 for the output of the last but one block, …
         last_only: Whether the last tokens of the packed rows that are computed are enough. Defaults to False.
         **inputs: As the model takes them.
 
     Returns:
-        `(batch_size, sequence_length, hidden_size)`; of packed rows `(1, num_tokens, hidden_size)`, or with
+        By layer `(batch_size, sequence_length, hidden_size)`; of packed rows `(1, num_tokens, hidden_size)`, or with
         `last_only` `(1, num_rows, hidden_size)`.
     """
     blocks = _blocks(model)
     rows = current_rows() if last_only else None
-    _current.narrow_at = _hooked(blocks[layer]) if rows is not None else None
-    _current.stop_before = _hooked(blocks[layer + 1]) if layer < -1 else None
+    deepest = max(layers)
+    _current.keep = {_hooked(blocks[layer + 1]): layer for layer in layers if layer < -1}
+    _current.kept = kept = {}
+    _current.stop_before = blocks[deepest + 1] if deepest < -1 else None
+    _current.narrow_at = _hooked(blocks[deepest]) if rows is not None else None
     try:
-        hidden: Tensor = model(**inputs).last_hidden_state
-    except _Reached as reached:
-        hidden = reached.hidden
+        kept[-1] = model(**inputs).last_hidden_state
+    except _Reached:
+        pass
     finally:
-        _current.narrow_at = _current.narrowed = _current.stop_before = None
-    return hidden if rows is None else hidden[:, rows.last.to(hidden.device)]
+        _current.keep = {}
+        _current.kept = _current.narrow_at = _current.narrowed = _current.stop_before = None
+    return kept if rows is None else {layer: hidden[:, rows.last.to(hidden.device)] for layer, hidden in kept.items()}
 
 
 def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
@@ -48,8 +56,7 @@ def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 class _Reached(Exception):
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
+    """Raised in front of the first block that need not run."""
 
 
 def _hooked(block: torch.nn.Module) -> torch.nn.Module:
@@ -60,11 +67,14 @@ def _hooked(block: torch.nn.Module) -> torch.nn.Module:
 
 
 def _before_block(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if getattr(_current, "stop_before", None) is block:
-        raise _Reached(args[0] if args else kwargs["hidden_states"])
     rows = current_rows()
+    if rows is not None and rows.capturing:
+        return None
+    if block in getattr(_current, "keep", {}):
+        _current.kept[_current.keep[block]] = args[0] if args else kwargs["hidden_states"]
+    if getattr(_current, "stop_before", None) is block:
+        raise _Reached
     if getattr(_current, "narrow_at", None) is block and rows is not None:
-        _current.narrow_at = None
         return _narrow(block, rows, args, kwargs)
     return None
 

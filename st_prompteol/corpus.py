@@ -152,7 +152,7 @@ def _read_sentences(path: Path, column: str | None) -> Iterator[str]:
     elif path.suffix == ".parquet":
         yield from _read_parquet(path, column)
     elif path.suffix == ".jsonl":
-        for number, line in _read_lines(path):
+        for number, line in read_lines(path):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
@@ -163,10 +163,11 @@ def _read_sentences(path: Path, column: str | None) -> Iterator[str]:
     else:
         if column is not None:
             raise ValueError(f"{str(path)!r} is read as one sentence a line, so it has no column {column!r}: drop it.")
-        yield from (line for _, line in _read_lines(path))
+        yield from (line for _, line in read_lines(path))
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a UTF-8 file with their numbers; ValueError names a line that is not UTF-8."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -179,7 +180,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_csv(path: Path, column: str | None) -> Iterator[str]:
-    lines = (f"{line}\n" for _, line in _read_lines(path))
+    lines = (f"{line}\n" for _, line in read_lines(path))
     rows = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
     header = next(rows, [])
     index = header.index(_known(path, column, header))

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,16 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(staged, target)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def append_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
+    """Appends lines to a file in one write; what a crash cut short before them stays a line of its own."""
+    with open(path, "ab+") as file:
+        torn = False
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(("\n" * torn + "".join(f"{line}\n" for line in lines)).encode())
 
 
 @contextmanager

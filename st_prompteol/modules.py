@@ -22,8 +22,8 @@ from st_prompteol.adapters import (
     skip_unpackable_modules,
     unpack_nf4,
 )
-from st_prompteol.attention import PackedRows, computing, install
-from st_prompteol.blocks import run_to_layer
+from st_prompteol.attention import install
+from st_prompteol.blocks import run_to_layers
 from st_prompteol.decoders import (
     check_layer,
     has_file,
@@ -33,14 +33,15 @@ from st_prompteol.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
-from st_prompteol.shared_head import HeadCache, SharedHead
+from st_prompteol.shared_head import HeadCache, is_exact, run_behind
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
 
 _FILLERS = ("0.", "1 2 3'")  # sentences that begin and end differently, after preprocessing too
 _HEADS = HeadCache()
 _CPU_TOKENS = 1024  # that a CPU computes at once: its matrix products gain nothing by more, its caches lose
-_last_tokens_suffice: ContextVar[bool] = ContextVar("last_tokens_suffice", default=False)
+# Where only last tokens are read: the layers that are read beside the model's own
+_inner_layers: ContextVar[tuple[int, ...] | None] = ContextVar("inner_layers", default=None)
 
 
 class PromptEOLTransformer(Transformer):
@@ -118,6 +119,7 @@ class PromptEOLTransformer(Transformer):
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 
         self._can_share = install(self.model)
+        self._is_exact: bool | None = None  # found out when it is first needed
         self._head: tuple[str, torch.Tensor] | None = None
 
         tokenizer = self.tokenizer
@@ -279,39 +281,48 @@ class PromptEOLTransformer(Transformer):
         """
         if torch.is_grad_enabled():  # whoever asks for gradients is about to change the weights
             _HEADS.forget(self.model)
+        inner = _inner_layers.get()
         length = self._shared_length(features)
-        if length == 0:
-            return super().forward(features, **kwargs)  # type: ignore[no-any-return]
-        ids, mask = features["input_ids"], features["attention_mask"].bool()
-        head = _HEADS.get(self.model, self._head_ids(), self.layer)[length]
-        parts = _split(mask[:, length:].sum(dim=1)) if ids.device.type == "cpu" else [slice(None)]
-        hidden = torch.cat([self._compute(head, ids[part], mask[part]) for part in parts])
-        if _last_tokens_suffice.get():
-            last = mask.sum(dim=1, keepdim=True) - 1
-            features |= {"input_ids": ids.gather(1, last), "attention_mask": torch.ones_like(last)}
-            features["token_embeddings"] = hidden[:, None]
+        if length > 0 and self._is_exact is None:
+            self._is_exact = is_exact(self.model, self.layer)
+        if length == 0 or not self._is_exact:
+            if not inner:
+                return super().forward(features, **kwargs)  # type: ignore[no-any-return]
+            hidden = self._run_whole(features, [self.layer, *inner])
         else:
-            embeddings = hidden.new_zeros(*ids.shape, hidden.shape[-1])
-            embeddings[:, :length] = head.hidden
-            embeddings[:, length:][mask[:, length:].to(hidden.device)] = hidden
-            features["token_embeddings"] = embeddings
+            hidden = self._run_behind_head(features, length, [self.layer, *(inner or ())], last_only=inner is not None)
+        features["token_embeddings"] = hidden.pop(self.layer)
+        if inner is not None:
+            last = features["attention_mask"].sum(dim=1, keepdim=True) - 1
+            features["input_ids"] = features["input_ids"].gather(1, last)
+            features["attention_mask"] = torch.ones_like(last)
+            features |= {inner_embeddings(layer): hidden[layer][:, 0] for layer in inner}
         return features
 
-    def _compute(self, head: SharedHead, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Returns the hidden states of the rows' own tokens, `(num_tokens, hidden_size)`, or of each row's last."""
-        own = slice(len(head.ids), int(mask.sum(dim=1).max()))
-        rows = PackedRows(head, mask[:, own])
-        positions = torch.arange(own.start, own.stop, device=ids.device).expand_as(rows.mask)
-        with computing(rows):
-            hidden = run_to_layer(
-                self.model,
-                self.layer,
-                last_only=_last_tokens_suffice.get(),
-                input_ids=ids[:, own][rows.mask][None],
-                position_ids=positions[rows.mask][None],
-                use_cache=False,
-            )
-        return hidden[0]
+    def _run_whole(self, features: dict[str, Any], layers: list[int]) -> dict[int, torch.Tensor]:
+        """Returns by layer the hidden states of the last tokens, `(batch_size, 1, hidden_size)`, of whole rows."""
+        ids, mask = features["input_ids"], features["attention_mask"]
+        states = run_to_layers(self.model, layers, input_ids=ids, attention_mask=mask, use_cache=False)
+        last = mask.sum(dim=1) - 1
+        rows = torch.arange(len(ids), device=ids.device)
+        return {layer: hidden[rows, last][:, None] for layer, hidden in states.items()}
+
+    def _run_behind_head(
+        self, features: dict[str, Any], length: int, layers: list[int], *, last_only: bool
+    ) -> dict[int, torch.Tensor]:
+        """Returns by layer the hidden states of all tokens, or of the last ones, with a `sequence_length` of 1."""
+        ids, mask = features["input_ids"], features["attention_mask"].bool()
+        head = _HEADS.get(self.model, self._head_ids(), max(layers))[length]
+        parts = _split(mask[:, length:].sum(dim=1)) if ids.device.type == "cpu" else [slice(None)]
+        outputs = [run_behind(self.model, head, ids[part], mask[part], layers, last_only=last_only) for part in parts]
+        states = {layer: torch.cat([output[layer] for output in outputs]) for layer in layers}
+        if last_only:
+            return {layer: hidden[:, None] for layer, hidden in states.items()}
+        hidden = states[self.layer]
+        whole = hidden.new_zeros(*ids.shape, hidden.shape[-1])
+        whole[:, :length] = head.hidden
+        whole[:, length:][mask[:, length:].to(hidden.device)] = hidden
+        return {self.layer: whole}
 
     def _head_ids(self) -> torch.Tensor:
         """The tokens that every row begins with, `(head_length,)`, on the model's device."""
@@ -328,8 +339,9 @@ class PromptEOLTransformer(Transformer):
             return 0
         if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or ids.ndim != 2:
             return 0
-        window = getattr(self.config.get_text_config(), "sliding_window", None)
-        if window is not None and ids.shape[1] > window:
+        config = self.config.get_text_config()
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        if any(window is not None and ids.shape[1] > window for window in windows):
             return 0
         head = self._head_ids()
         head = head[: int(mask.sum(dim=1).min()) - 1]  # every row keeps a token of its own
@@ -378,13 +390,23 @@ class LastTokenPooling(Pooling):
 
 
 @contextmanager
-def reading_last_tokens() -> Iterator[None]:
-    """Lets `PromptEOLTransformer` compute of its last block what belongs to the last token of each sentence only."""
-    token = _last_tokens_suffice.set(True)
+def reading_last_tokens(inner_layers: Sequence[int] = ()) -> Iterator[None]:
+    """Lets `PromptEOLTransformer` compute of its last block what belongs to the last token of each sentence only.
+
+    Args:
+        inner_layers: Layers below the model's own whose last tokens are read from the same pass: the features then
+            hold `inner_embeddings(layer)`, `(batch_size, hidden_size)`, for each. Defaults to none.
+    """
+    token = _inner_layers.set(tuple(inner_layers))
     try:
         yield
     finally:
-        _last_tokens_suffice.reset(token)
+        _inner_layers.reset(token)
+
+
+def inner_embeddings(layer: int) -> str:
+    """Returns the name under which the features hold what is read of an inner layer."""
+    return f"layer_{layer}_embedding"
 
 
 def _split(lengths: torch.Tensor) -> list[slice]:

@@ -6,6 +6,8 @@ computed once per state of the weights; the rows then run without them, and atte
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,7 +19,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import DynamicCache, PreTrainedModel
 
-from st_prompteol.blocks import run_to_layer
+from st_prompteol.attention import PackedRows, computing
+from st_prompteol.blocks import run_to_layers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class HeadCache:
 
     def get(self, model: PreTrainedModel, ids: Tensor, layer: int) -> SharedHead:
         """Returns the head of `model` for `ids`, computed anew if anything that it depends on has changed."""
-        state = (ids.tolist(), layer, _weights_state(model), _adapter_state(model))
+        state = (ids.tolist(), layer, _state(model))
         found = self._heads.get(model)
         if found is not None and found[0] == state:
             return found[1]
@@ -72,32 +77,82 @@ def compute_head(model: PreTrainedModel, ids: Tensor, layer: int) -> SharedHead:
     """Runs the model over the tokens `ids` `(head_length,)` and keeps their keys, values and hidden states."""
     cache = DynamicCache()
     with torch.no_grad():
-        hidden = run_to_layer(model, layer, input_ids=ids[None], past_key_values=cache, use_cache=True)
+        hidden = run_to_layers(model, [layer], input_ids=ids[None], past_key_values=cache, use_cache=True)[layer]
     return SharedHead(ids, [entry.keys for entry in cache.layers], [entry.values for entry in cache.layers], hidden)
 
 
-def _weights_state(model: PreTrainedModel) -> list[Any]:
-    """What changes when a weight does: version, dtype and storage, by a weak reference, as addresses come again."""
-    return [
-        (_storage(tensor), None if tensor.is_inference() else tensor._version, tensor.dtype)
-        for tensor in chain(model.parameters(), model.buffers())
-    ]
+def run_behind(
+    model: PreTrainedModel,
+    head: SharedHead,
+    ids: Tensor,
+    mask: Tensor,
+    layers: Sequence[int],
+    *,
+    last_only: bool = False,
+) -> dict[int, Tensor]:
+    """Computes what rows hold behind their head.
+
+    Args:
+        model: One that `attention.install` has prepared.
+        head: What all rows begin with, at least as deep as the layers.
+        ids: Whole rows, padded on the right, `(batch_size, sequence_length)`.
+        mask: Where they have tokens, boolean, likewise; each row has at least one behind the head.
+        layers: As `run_to_layers` takes them.
+        last_only: Whether the last token of each row is enough. Defaults to False.
+
+    Returns:
+        By layer the hidden states of all tokens behind the head, row after row, `(num_tokens, hidden_size)`; with
+        `last_only` those of the last ones, `(batch_size, hidden_size)`.
+    """
+    own = slice(len(head.ids), int(mask.sum(dim=1).max()))
+    rows = PackedRows(head, mask[:, own])
+    positions = torch.arange(own.start, own.stop, device=ids.device).expand_as(rows.mask)
+    inputs = {"input_ids": ids[:, own][rows.mask][None], "position_ids": positions[rows.mask][None]}
+    with computing(rows):
+        hidden = run_to_layers(model, layers, last_only=last_only, use_cache=False, **inputs)
+    return {layer: states[0] for layer, states in hidden.items()}
 
 
-def _storage(tensor: Tensor) -> Any:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+def is_exact(model: PreTrainedModel, layer: int) -> bool:
+    """Tries on two short rows whether the model computes them behind a head as it computes them whole.
 
-
-def _adapter_state(model: PreTrainedModel) -> list[Any]:
-    if not getattr(model, "peft_config", None):
-        return []
-    return [
-        (
-            tuple(layer.active_adapters),
-            layer.disable_adapters,
-            tuple(layer.merged_adapters),
-            repr(getattr(layer, "scaling", None)),
+    Blocks that mix tokens otherwise than by attention, attention of another kind, or a cache of another kind make a
+    difference, or fail; such a model has to compute every row whole.
+    """
+    ids = torch.arange(24, device=model.device).view(2, 12) % model.config.get_text_config().vocab_size
+    ids[1, :4] = ids[0, :4]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, 7:] = False
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
+    with torch.no_grad():
+        whole = run_to_layers(model, [layer], **inputs)[layer]
+        try:
+            head = compute_head(model, ids[0, :4], layer)
+            rows = run_behind(model, head, ids, mask, [layer])[layer]
+            last = run_behind(model, head, ids, mask, [layer], last_only=True)[layer]
+        except Exception as error:  # whatever a family trips over, it has a way that works
+            logger.info("%s computes every sentence whole: %s", type(model).__name__, error)
+            return False
+    expected = torch.cat([whole[:, 4:][mask[:, 4:]], whole[[0, 1], [11, 6]]]).float()
+    difference = (torch.cat([rows, last]).float() - expected).abs().max() / expected.abs().max()
+    exact = bool(difference < (1e-4 if whole.dtype == torch.float32 else 5e-2))
+    if not exact:
+        logger.info(
+            "%s computes every sentence whole: a shared head differs by %.1g", type(model).__name__, difference
         )
-        for layer in model.modules()
-        if isinstance(layer, BaseTunerLayer)
-    ]
+    return exact
+
+
+def _state(model: PreTrainedModel) -> list[Any]:
+    """What changes when the model does: each weight's version, dtype and storage, and which adapters are in use."""
+    state: list[Any] = []
+    for module in model.modules():
+        for tensor in chain(module._parameters.values(), module._buffers.values()):
+            if tensor is not None:
+                # storages by a weak reference, as addresses come again
+                storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+                state.append((storage, None if tensor.is_inference() else tensor._version, tensor.dtype))
+        if isinstance(module, BaseTunerLayer):
+            scaling = repr(getattr(module, "scaling", None))
+            state.append((*module.active_adapters, module.disable_adapters, *module.merged_adapters, scaling))
+    return state

@@ -75,7 +75,7 @@ class Demonstration:
 
     def __post_init__(self) -> None:
         for name, value in (("sentence", self.sentence), ("word", self.word)):
-            if not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1:
+            if not isinstance(value, str) or not value.strip() or value.splitlines() != [value]:
                 raise ValueError(
                     f"A demonstration's {name} must be one line of text that is not blank, got {value!r}: "
                     "mend or drop this demonstration."

@@ -54,30 +54,30 @@ SENTENCES = [
 WORDS = "a the man woman dog cat horse plays rides sings walks small big red guitar beach this sentence means in"
 
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
-_SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 256}
+SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 256}
 ARCHITECTURES: dict[str, Callable[[int], Any]] = {
-    "opt": lambda vocab: OPTConfig(vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, **_SIZES),
+    "opt": lambda vocab: OPTConfig(vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, **SIZES),
     "opt-350m": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **_SIZES
+        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **SIZES
     ),
     "opt-64": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=128, word_embed_proj_dim=64, **{**_SIZES, "hidden_size": 64}
+        vocab_size=vocab, ffn_dim=128, word_embed_proj_dim=64, **{**SIZES, "hidden_size": 64}
     ),
     "gpt2": lambda vocab: GPT2Config(vocab_size=vocab, n_embd=32, n_layer=3, n_head=4, n_positions=256),
-    "gpt-neox": lambda vocab: GPTNeoXConfig(vocab_size=vocab, intermediate_size=64, **_SIZES),
-    "llama": lambda vocab: LlamaConfig(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **_SIZES),
+    "gpt-neox": lambda vocab: GPTNeoXConfig(vocab_size=vocab, intermediate_size=64, **SIZES),
+    "llama": lambda vocab: LlamaConfig(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **SIZES),
     "mistral": lambda vocab: MistralConfig(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_SIZES
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **SIZES
     ),
-    "qwen2": lambda vocab: Qwen2Config(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **_SIZES),
+    "qwen2": lambda vocab: Qwen2Config(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **SIZES),
     "qwen3": lambda vocab: Qwen3Config(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, **_SIZES
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, **SIZES
     ),
     "gemma2": lambda vocab: Gemma2Config(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **_SIZES
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **SIZES
     ),
     "gemma3": lambda vocab: Gemma3TextConfig(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **_SIZES
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **SIZES
     ),
 }
 

@@ -18,7 +18,7 @@ from st_prompteol.cli import app
 from .conftest import SENTENCES, PlainProcess
 from .test_adapters import publish_adapter
 
-COMMANDS = ["info", "encode", "similarity", "export"]
+COMMANDS = ["info", "encode", "similarity", "export", "demonstrations"]
 
 
 def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
@@ -27,7 +27,9 @@ def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS), ["demonstrations", "build"], ["demonstrations", "search"]], ids=str
+)
 def test_help_is_quick_and_needs_no_pytorch(command: list[str]) -> None:
     code = "import sys; from st_prompteol.cli import app; sys.argv = ['st-prompteol', *sys.argv[1:]]\n"
     code += "try: app()\nfinally: assert 'torch' not in sys.modules"

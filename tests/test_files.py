@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from st_prompteol import files
-from st_prompteol.files import replacing_file, replacing_folder
+from st_prompteol.files import append_lines, replacing_file, replacing_folder
 
 
 def nothing(name: str) -> bool:
@@ -22,6 +22,16 @@ def nothing(name: str) -> bool:
 def half_write(path: Path) -> None:
     path.write_text("half", encoding="utf-8")
     raise KeyError
+
+
+def test_lines_are_appended_behind_what_a_crash_left(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_lines(path, ["one", "zwö"])
+    append_lines(path, ["three"])
+    assert path.read_text(encoding="utf-8") == "one\nzwö\nthree\n"
+    path.write_text("one\ncut sh", encoding="utf-8")
+    append_lines(path, ["two"])
+    assert path.read_text(encoding="utf-8") == "one\ncut sh\ntwo\n"
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ RANKS = [
     {"modules"},
     {"model"},
     {"corpus", "evaluation"},
-    {"hub"},
+    {"demonstrations", "hub"},
     {"cli"},
 ]
 

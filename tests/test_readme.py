@@ -21,6 +21,7 @@ from st_prompteol.cli import app
 from .conftest import build_senteval, build_tokenizer
 from .hubserver import Hub
 from .test_adapters import publish_adapter
+from .test_demonstrations import write_wordnet
 from .test_evaluation_data import hub_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     publish_adapter(str(base), tmp_path / "my-adapter")
     (tmp_path / "sentences.txt").write_text("One sentence.\nAnother one.\n", encoding="utf-8")
     build_senteval(tmp_path / "senteval")
+    write_wordnet(tmp_path / "wordnet")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,11 +67,13 @@ def test_python_blocks_print_what_their_comments_say(stand_ins: Path) -> None:
 def test_commands_run(stand_ins: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("st-prompteol")]
     shown = {shlex.split(command)[1] for command in commands}
-    assert shown == {command.callback.__name__ for command in app.registered_commands if command.callback}
+    groups = {group.name for group in app.registered_groups}
+    assert shown == {command.callback.__name__ for command in app.registered_commands if command.callback} | groups
     for command in commands:
         if command.startswith("st-prompteol push"):
             continue  # needs a Hub, see below
-        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        smaller = ["--dictionary-count", "3"] if "demonstrations build" in command else []  # of a tiny WordNet
+        result = CliRunner().invoke(app, [*shlex.split(command)[1:], *smaller])
         assert result.exit_code == 0, (command, result.output)
     assert os.path.getsize("embeddings.npy") > 0
 

@@ -10,16 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    Lfm2Config,
+    MiniMaxConfig,
+    MistralConfig,
+    RecurrentGemmaConfig,
+)
 
-from st_prompteol import Demonstration, PromptEOL, PromptTemplate
-from st_prompteol.modules import PromptEOLTransformer
+from st_prompteol import Demonstration, PromptEOL, PromptTemplate, modules
+from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 from st_prompteol.shared_head import SharedHead
 
 from . import conftest
-from .conftest import SENTENCES, build_tokenizer
+from .conftest import SENTENCES, SIZES, build_tokenizer
 from .test_adapters import publish_adapter
 
 SHOTS = (Demonstration("A jockey riding a horse.", "Equestrian"), Demonstration("meat from a deer.", "Venison"))
@@ -56,7 +67,7 @@ def test_embeddings_are_those_without_it(
             num_key_value_heads=2,
             head_dim=8,
             sliding_window=256,
-            **conftest._SIZES,
+            **SIZES,
         )
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
@@ -78,6 +89,112 @@ def test_embeddings_are_those_without_it(
     twin[0]._can_share = False
     for ours, theirs in zip(tokens, twin.encode(SENTENCES[:2], output_value="token_embeddings"), strict=True):
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+
+
+# Families whose tokens meet otherwise than by plain attention to all tokens before them
+ELSEWISE: dict[str, Callable[[int], Any]] = {
+    "gpt-oss": lambda vocab: GptOssConfig(  # attention sinks
+        vocab_size=vocab,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        **SIZES,
+    ),
+    "lfm2": lambda vocab: Lfm2Config(  # convolutions over neighbouring tokens
+        vocab_size=vocab,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv"],
+        **SIZES,
+    ),
+    "minimax": lambda vocab: MiniMaxConfig(  # linear attention, in a cache of its own
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, num_local_experts=2, **SIZES
+    ),
+    "recurrent-gemma": lambda vocab: RecurrentGemmaConfig(vocab_size=vocab, intermediate_size=64, **SIZES),
+}
+
+
+@pytest.mark.parametrize("family", ELSEWISE)
+def test_families_that_cannot_share_a_head_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    tokenizer = build_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(ELSEWISE[family](len(tokenizer) + 8)).save_pretrained(tmp_path)
+    model = PromptEOL(str(tmp_path), demonstrations=SHOTS)
+    expected = without_head(model)
+    embeddings, lengths = with_head(model, monkeypatch)
+    np.testing.assert_allclose(embeddings, expected, **SAME)
+    assert set(lengths) <= {4}  # the four tokens that it is tried on
+
+
+@pytest.mark.parametrize("architecture", ["opt", "llama", "gemma2"])
+def test_long_sentences_and_large_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    configs: dict[str, Callable[[int], Any]] = {
+        "opt": conftest.ARCHITECTURES["opt"],
+        "llama": conftest.ARCHITECTURES["llama"],
+        "gemma2": lambda vocab: Gemma2Config(
+            vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, sliding_window=256, **SIZES
+        ),
+    }
+    tokenizer = build_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(configs[architecture](len(tokenizer) + 8)).save_pretrained(tmp_path)
+    model = PromptEOL(str(tmp_path))
+    sentences = [" ".join([*SENTENCES * 4][:count]) for count in range(1, 26)]
+    parts = []
+    run = modules.run_behind
+    monkeypatch.setattr(modules, "run_behind", lambda *args, **kwargs: parts.append(args[2]) or run(*args, **kwargs))
+    embeddings = model.encode(sentences, batch_size=25)
+    assert len(parts) > 1
+    assert max(len(part) for part in parts) > 1
+    twin = copy.deepcopy(model)
+    twin[0]._can_share = False
+    np.testing.assert_allclose(embeddings, twin.encode(sentences, batch_size=1), **SAME)
+
+
+def test_identical_sentences_are_computed_once(causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    many = [*SENTENCES, *reversed(SENTENCES), SENTENCES[0]]
+    single = model.encode(SENTENCES)
+    expected = np.concatenate([single, single[::-1], single[:1]])
+    rows = []
+    preprocess = model.preprocess
+    monkeypatch.setattr(model, "preprocess", lambda inputs, **kw: rows.extend(inputs) or preprocess(inputs, **kw))
+    np.testing.assert_allclose(model.encode(many, batch_size=4), expected, **SAME)
+    assert sorted(rows) == sorted(set(SENTENCES))
+    np.testing.assert_allclose(model.encode(many, convert_to_tensor=True).numpy(), expected, **SAME)
+    listed = model.encode(many, convert_to_numpy=False)
+    np.testing.assert_allclose(np.stack(listed), expected, **SAME)
+    tokens = model.encode(many, output_value="token_embeddings")
+    np.testing.assert_allclose(np.stack([row[-1].numpy() for row in tokens]), expected, **SAME)
+    assert model.encode(many, precision="ubinary").shape == (len(many), 4)
+    assert model.encode(np.array(many)).shape == expected.shape
+    assert model.encode([]).shape == (0,)
+
+
+def test_the_last_block_computes_last_tokens_only_where_nothing_reads_others(causal_lms: dict[str, str]) -> None:
+    seen: list[int] = []
+    for behind, only_last in (
+        ([LastTokenPooling(32)], True),
+        ([LastTokenPooling(32), Normalize()], True),
+        ([LastTokenPooling(32), Dense(32, 4)], False),
+        ([Pooling(32, "mean")], False),
+    ):
+        model = PromptEOL(modules=[PromptEOLTransformer(causal_lms["llama"]), *behind], device="cpu")
+        model.encode(SENTENCES)
+        hook = model[0].model.layers[-1].mlp.register_forward_hook(lambda *args: seen.append(args[2].shape[1]))
+        tokens = sum(len(ids) for ids in model[0].tokenizer(SENTENCES, add_special_tokens=False)["input_ids"])
+        model.encode(SENTENCES)
+        assert (seen[-1] == len(SENTENCES)) is only_last
+        model.encode(SENTENCES, output_value="token_embeddings")
+        assert seen[-1] >= tokens
+        hook.remove()
+        twin = copy.deepcopy(model)
+        twin[0]._can_share = False
+        np.testing.assert_allclose(model.encode(SENTENCES), twin.encode(SENTENCES), **SAME)
 
 
 def train_one_step(model: PromptEOL) -> None:
@@ -230,6 +347,21 @@ def test_many_single_calls_keep_nothing(causal_lms: dict[str, str]) -> None:
         if number % 50 == 0:
             model.template = "prompt" if number % 100 else "prompteol"
     assert tensors() - before < 10
+
+
+@pytest.mark.slow
+def test_ten_thousand_single_calls_do_not_grow(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    process = psutil.Process()
+
+    def call(count: int) -> int:
+        for number in range(count):
+            model.encode(f"sentence {number}")
+        gc.collect()
+        return int(process.memory_info().rss)
+
+    before = call(1000)
+    assert call(10_000) - before < 8 * 2**20
 
 
 def test_a_pool_of_processes_has_it_too(causal_lms: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 STS_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
 STS_DEV_TASK = "STSBenchmark-dev"
+STS_TRAIN_TASK = "STSBenchmark-train"  # read by name only, never evaluated on
 TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
@@ -257,6 +258,7 @@ _TASKS = {
     "STS16": _sts("STS16", "answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
     "STSBenchmark": _Task({"test": ("STS/STSBenchmark/sts-test.csv",)}, _read_stsb),
     STS_DEV_TASK: _Task({"dev": ("STS/STSBenchmark/sts-dev.csv",)}, _read_stsb),
+    STS_TRAIN_TASK: _Task({"train": ("STS/STSBenchmark/sts-train.csv",)}, _read_stsb),
     "SICKRelatedness": _Task({"test": ("SICK/SICK_test_annotated.txt",)}, _read_sick),
     "MR": _Task({"train": ("MR/rt-polarity.pos", "MR/rt-polarity.neg")}, _read_binary),
     "CR": _Task({"train": ("CR/custrev.pos", "CR/custrev.neg")}, _read_binary),

@@ -1,0 +1,35 @@
+"""The command `st-prompteol`: each command parses, calls one library function, shows the result."""
+
+from __future__ import annotations
+
+import typer
+
+from st_prompteol.cli import demonstrations
+from st_prompteol.cli.encode import encode
+from st_prompteol.cli.evaluate import evaluate
+from st_prompteol.cli.export import export
+from st_prompteol.cli.info import info
+from st_prompteol.cli.options import plain_errors
+from st_prompteol.cli.push import push
+from st_prompteol.cli.similarity import similarity
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=HELP_OPTIONS,
+    help="Sentence embeddings from decoder LLMs by PromptEOL.",
+)
+for _command in (info, encode, similarity, evaluate, export, push):
+    app.command()(plain_errors(_command))
+
+_demonstrations = typer.Typer(
+    no_args_is_help=True,
+    context_settings=HELP_OPTIONS,
+    help="Build candidates for demonstrations, and find the best ones for a model.",
+)
+_demonstrations.command()(plain_errors(demonstrations.build))
+_demonstrations.command()(plain_errors(demonstrations.search))
+app.add_typer(_demonstrations, name="demonstrations")

@@ -1,0 +1,98 @@
+"""`st-prompteol evaluate`: the paper's tasks and MTEB."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from st_prompteol.cli.options import Device, Layer, Quantization, Revision, Template, quiet
+
+if TYPE_CHECKING:
+    from st_prompteol.evaluation.report import Row
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Models of any kind: decoder LLMs, saved models, encoders.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task", help="sts, transfer, all, or a task (STS12, STSBenchmark-dev, MR, …); repeat for more."
+        ),
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder in SentEval's layout; downloaded if not given.")] = None,
+    mteb: Annotated[list[str] | None, typer.Option(help="MTEB task or benchmark to run; repeat for more.")] = None,
+    methods: Annotated[bool, typer.Option("--methods", help="Compare the paper's ways of taking the vector.")] = False,
+    layers: Annotated[list[int] | None, typer.Option("--at-layer", help="Layer for --methods; repeat.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="scikit-learn's classifier for the transfer tasks.")] = False,
+    results_dir: Annotated[
+        str, typer.Option(help="Where results are kept; finished tasks are not run again.")
+    ] = "results",
+    rerun: Annotated[bool, typer.Option("--rerun", help="Run finished tasks again.")] = False,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Table to write: .md, .csv or .json.")] = None,
+    plot: Annotated[str | None, typer.Option(help="Picture to write: score against size, .png and .svg.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sentences per forward pass.")] = 32,
+    template: Template = None,
+    layer: Layer = None,
+    quantization: Quantization = None,
+    device: Device = None,
+    device_map: Annotated[str | None, typer.Option(help="How to spread a model over devices, e.g. auto.")] = None,
+    revision: Revision = None,
+) -> None:
+    """Evaluate models on the paper's 7 STS and 7 transfer tasks, and on MTEB."""
+    quiet()
+    from st_prompteol.evaluation.comparison import Comparison
+    from st_prompteol.evaluation.report import published_rows, write_table
+
+    comparison = Comparison(
+        tasks=tuple(tasks or (() if mteb else ("all",))),
+        mteb=tuple(mteb or ()),
+        data_dir=data_dir,
+        results_dir=results_dir,
+        methods=methods,
+        layers=tuple(layers or (-1,)),
+        fast=fast,
+        rerun=rerun,
+        batch_size=batch_size,
+    )
+    comparison.check(output, plot)
+    options = {"template": template, "layer": layer, "quantization": quantization}
+    places = {"device": device, "device_map": device_map, "revision": revision}
+
+    def show(line: str) -> None:
+        typer.echo(line, err=True)
+
+    rows = []
+    for name in models:
+        for row in comparison.run(name, {**options, **places}, show=show, show_progress_bar=sys.stderr.isatty()):
+            rows.append(row)
+            if output:
+                write_table(rows, output)
+    rows += published_rows(rows)
+    _print_rows(rows)
+    if output:
+        write_table(rows, output)
+    if plot:
+        from st_prompteol.evaluation.report import plot_scaling
+
+        plot_scaling(rows, plot)
+
+
+def _print_rows(rows: list[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from st_prompteol.evaluation.report import table
+
+    header, *body = table(rows)
+    one_model = len({line[0] for line in body}) == 1
+    shown = Table(title=body[0][0] if one_model else None)
+    for index, name in enumerate(header):
+        if index or not one_model:
+            shown.add_column(name, justify="left" if index < 2 else "right", no_wrap=index >= 2)
+    for line in body:
+        shown.add_row(*map(Text, line[1:] if one_model else line))
+    # in a pipe there is no width to keep to
+    Console(width=None if sys.stdout.isatty() else max(sum(map(len, header)) + 3 * len(header) + 60, 80)).print(shown)

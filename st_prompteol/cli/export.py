@@ -1,0 +1,25 @@
+"""`st-prompteol export`: a folder that plain SentenceTransformer opens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from st_prompteol.cli.options import Device, Layer, Model, Revision, Template, open_model
+
+
+def export(
+    model: Model,
+    path: Annotated[str, typer.Argument(help="The folder to write.")],
+    template: Template = None,
+    layer: Layer = None,
+    device: Device = None,
+    revision: Revision = None,
+) -> None:
+    """Save a model as a folder that plain SentenceTransformer opens, an adapter merged into its base."""
+    opened = open_model(model, template=template, layer=layer, device=device, revision=revision)
+    if opened.adapters:
+        opened.merge_adapter()
+    opened.save_pretrained(path)
+    typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)

@@ -1,0 +1,111 @@
+"""Building candidate demonstrations: the entries of a dictionary, and sentences with a word each from an LLM."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from st_prompteol.corpus import read_lines
+from st_prompteol.demonstrations.candidates import Candidate, check_output, drop_duplicates, write_candidates
+from st_prompteol.demonstrations.llm import LLM, ask_for_words
+from st_prompteol.demonstrations.wordnet import sample_dictionary
+from st_prompteol.evaluation.data import senteval_folder
+from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
+from st_prompteol.template import Demonstration
+
+# The paper's mix (section 3.2)
+LLM_COUNT, DICTIONARY_COUNT = 100, 200
+
+
+def build_demonstrations(
+    output: str | Path,
+    *,
+    dictionary: str | Path | None = None,
+    llm: LLM | None = None,
+    sentences: Sequence[str] | None = None,
+    dictionary_count: int | None = None,
+    llm_count: int | None = None,
+    min_frequency: int = 1,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    show: Callable[[str], None] = lambda line: None,
+    show_progress_bar: bool = False,
+) -> list[Candidate]:
+    """Builds candidate demonstrations and writes them to a file.
+
+    An LLM's answers are kept beside it, in `<output>.answers.jsonl`, each as soon as it comes, with the question: a
+    run that broke goes on where it was, and no sentence is asked twice.
+
+    Args:
+        output: The file, `.jsonl` or `.tsv`.
+        dictionary: A folder with WordNet's files or a `.tsv` file, see `read_dictionary`. Defaults to None: none.
+        llm: An `Endpoint` or a `LocalLM`. Defaults to None: none.
+        sentences: What the LLM finds words for. Defaults to None: those of STS-B train.
+        dictionary_count: How many entries of the dictionary. Defaults to None: 200 beside an LLM as in the paper,
+            else 300.
+        llm_count: How many sentences for the LLM. Defaults to None: 100 beside a dictionary as in the paper, else 300;
+            fewer if there are fewer.
+        min_frequency: As `read_dictionary` takes it. Defaults to 1.
+        data_dir: A folder in SentEval's layout, for STS-B train. Defaults to None: downloaded once.
+        seed: Of the draws. Defaults to 0.
+        show: Takes lines of text about what was built. Defaults to dropping them.
+        show_progress_bar: Whether to show one. Defaults to False.
+
+    Returns:
+        The candidates, those of the LLM first.
+
+    Raises:
+        ValueError: If neither dictionary nor LLM is given, a count is below 1 or above what there is, no candidate
+            came of it, or a file is damaged; and as the LLM raises.
+        OSError: If a file cannot be read or written, or as the LLM raises.
+    """
+    path = check_output(output)
+    if dictionary is None and llm is None:
+        raise ValueError("There is nothing to build from: give a dictionary, an LLM or both.")
+    both = dictionary is not None and llm is not None
+    dictionary_count = dictionary_count or (DICTIONARY_COUNT if both else DICTIONARY_COUNT + LLM_COUNT)
+    llm_count = llm_count or (LLM_COUNT if both else DICTIONARY_COUNT + LLM_COUNT)
+    if min(dictionary_count, llm_count) < 1:
+        raise ValueError(f"{min(dictionary_count, llm_count)} is no number of candidates: ask for 1 or more.")
+    entries = []
+    if dictionary is not None:
+        entries = sample_dictionary(dictionary, dictionary_count, seed=seed, min_frequency=min_frequency)
+        show(f"{len(entries)} from {dictionary}")
+    found: list[Candidate] = []
+    if llm is not None:
+        asked = _draw(_sts_b_train(data_dir) if sentences is None else sentences, llm_count, seed)
+        words, reason = ask_for_words(
+            llm, asked, path.with_suffix(".answers.jsonl"), show_progress_bar=show_progress_bar
+        )
+        found = [Candidate(Demonstration(sentence, word), llm.name) for sentence, word in words.items()]
+        missing = len(asked) - len(found)
+        show(
+            f"{len(found)} from {llm.name}"
+            + f"; {missing} of {len(asked)} sentences are missing a word" * bool(missing)
+            + f", of the last one {reason}" * (reason is not None)
+            + ": run again to ask for those without an answer" * (reason is not None)
+        )
+    candidates = drop_duplicates([*found, *entries])
+    if not candidates:
+        raise ValueError("No sentence has got a word, so there is no candidate to write: look at the LLM's answers.")
+    write_candidates(candidates, path)
+    return candidates
+
+
+def read_sentences(path: str | Path) -> list[str]:
+    """Reads one sentence a line; ValueError if there is none."""
+    sentences = [line.strip() for _, line in read_lines(Path(path)) if line.strip()]
+    if not sentences:
+        raise ValueError(f"{str(path)!r} holds no sentence: write one a line.")
+    return sentences
+
+
+def _sts_b_train(data_dir: str | Path | None) -> list[str]:
+    (examples,) = read_task(senteval_folder(data_dir), STS_TRAIN_TASK).values()
+    return [sentence for column in examples.columns for sentence in column]
+
+
+def _draw(sentences: Sequence[str], count: int, seed: int) -> list[str]:
+    distinct = list(dict.fromkeys(sentence for sentence in sentences if sentence.strip()))
+    return random.Random(seed).sample(distinct, min(count, len(distinct)))

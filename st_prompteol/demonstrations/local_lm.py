@@ -1,0 +1,77 @@
+"""A language model on this machine, by transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from st_prompteol.demonstrations.llm import PROMPT
+from st_prompteol.failures import explained
+from st_prompteol.template import Demonstration, PromptTemplate
+
+# Base models complete text, so they are shown what a word looks like; from the paper's demonstrations
+_SHOWN = (
+    Demonstration("A jockey riding a horse.", "Equestrian"),
+    Demonstration("meat from a deer.", "Venison"),
+    Demonstration("A man is playing on a guitar and singing.", "Music"),
+)
+
+
+@dataclass(frozen=True)
+class LocalLM:
+    """A causal language model on this machine, by transformers: a chat model is asked, a base model completes.
+
+    Args:
+        name: Its repository or folder.
+        device: Where it runs. Defaults to None: the accelerator if there is one.
+        batch_size: Sentences per forward pass. Defaults to 16.
+    """
+
+    name: str
+    device: str | None = None
+    batch_size: int = 16
+
+    @property
+    def prompt(self) -> str:
+        """What a base model is to complete; a chat model is asked `PROMPT`."""
+        return PromptTemplate(demonstrations=_SHOWN, preprocessing="none").render("{sentence}")
+
+    def ask(self, sentences: Sequence[str], record: Callable[[str, str], bool]) -> str | None:
+        """As `LLM.ask`; each sentence is asked once, for the likeliest answer.
+
+        Raises:
+            FileNotFoundError: If there is no such model.
+        """
+        import torch
+        from sentence_transformers.util import get_device_name
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        device = self.device or get_device_name()
+        with explained(self.name):
+            tokenizer = AutoTokenizer.from_pretrained(self.name, padding_side="left")
+            model = AutoModelForCausalLM.from_pretrained(
+                self.name, dtype=torch.float32 if device == "cpu" else "auto"
+            ).to(device)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
+        for start in range(0, len(sentences), self.batch_size):
+            batch = list(sentences[start : start + self.batch_size])
+            if tokenizer.chat_template:
+                chats = [[{"role": "user", "content": PROMPT.format(sentence=sentence)}] for sentence in batch]
+                texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+            else:
+                texts = [self.prompt.replace("{sentence}", sentence.replace('"', "'")) for sentence in batch]
+            special = not tokenizer.chat_template  # a chat template writes its BOS itself
+            inputs = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=special).to(device)
+            with torch.inference_mode():
+                made = model.generate(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    max_new_tokens=16,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            answers = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for sentence, answer in zip(batch, answers, strict=True):
+                # a base model goes on after the closing quote
+                record(sentence, answer if tokenizer.chat_template else answer.split('"')[0])
+        return None

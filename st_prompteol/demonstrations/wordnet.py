@@ -1,0 +1,164 @@
+"""A dictionary's entries as candidates: definitions and their words from WordNet's files, or from a TSV file."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from st_prompteol.corpus import read_lines
+from st_prompteol.demonstrations.candidates import Candidate, read_candidates
+from st_prompteol.template import Demonstration
+
+_PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_LETTERS = range(3, 21)  # of a word
+_WORDS = range(3, 16)  # of a definition
+
+
+def read_dictionary(path: str | Path, *, min_frequency: int = 1) -> list[Candidate]:
+    """Reads the entries of a dictionary that can be demonstrations: a definition, and the single word for it.
+
+    Taken are words of 3 to 20 letters, hyphens between them allowed, whose definition has 3 to 15 words, none of them
+    the word itself. Of WordNet a word's most frequent meaning is taken, the first definition of it, without remarks in
+    front such as "(botany)". As the paper writes them, a definition ends in a full stop and a word begins with a
+    capital letter.
+
+    Args:
+        path: A folder with WordNet's files (`index.noun`, `data.noun`, … of nouns, verbs, adjectives and adverbs, any
+            of them; Debian's package wordnet-base puts them into /usr/share/wordnet), or a `.tsv` file of definition
+            and word.
+        min_frequency: How many meanings of a word must occur in WordNet's tagged texts (`tagsense_cnt`), which keeps
+            rare words out; of no effect on a `.tsv` file. Defaults to 1.
+
+    Returns:
+        Each word once, by alphabet.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file, or none of WordNet's files in it.
+        ValueError: If a line is not of the format, or no entry can be a demonstration.
+    """
+    path = Path(path)
+    if path.is_dir():
+        entries = _read_wordnet(path, min_frequency)
+    elif path.is_file():
+        entries = ((found.demonstration.sentence, found.demonstration.word) for found in read_candidates(path))
+    else:
+        raise FileNotFoundError(
+            f"{str(path)!r} is neither a folder of WordNet's files nor a .tsv file: Debian's package wordnet-base has "
+            "them in /usr/share/wordnet."
+        )
+    source = "wordnet" if path.is_dir() else path.stem
+    chosen: dict[str, Candidate] = {}
+    for definition, word in entries:
+        if word.lower() not in chosen and _is_plain(definition, word):
+            shown = definition if definition[-1] in ".?!" else f"{definition}."
+            chosen[word.lower()] = Candidate(Demonstration(shown, word[0].upper() + word[1:]), source)
+    if not chosen:
+        raise ValueError(
+            f"{str(path)!r} has no entry of a single word with a definition of {_WORDS[0]} to {_WORDS[-1]} words: "
+            "lower min_frequency or use another dictionary."
+        )
+    return [chosen[word] for word in sorted(chosen)]
+
+
+def sample_dictionary(path: str | Path, count: int, *, seed: int = 0, min_frequency: int = 1) -> list[Candidate]:
+    """Draws entries of a dictionary, see `read_dictionary`.
+
+    Args:
+        path: As `read_dictionary` takes it.
+        count: How many.
+        seed: Of the draw. Defaults to 0.
+        min_frequency: As `read_dictionary` takes it.
+
+    Raises:
+        ValueError: Also if there are fewer entries than `count`.
+    """
+    entries = read_dictionary(path, min_frequency=min_frequency)
+    if len(entries) < count:
+        raise ValueError(
+            f"{str(path)!r} has {len(entries)} entries that can be demonstrations, but {count} are asked for: "
+            "ask for fewer, lower min_frequency or use another dictionary."
+        )
+    return random.Random(seed).sample(entries, count)
+
+
+def _is_plain(definition: str, word: str) -> bool:
+    words = definition.lower().split()
+    return (
+        _WORD.fullmatch(word) is not None
+        and len(word) in _LETTERS
+        and len(words) in _WORDS
+        and '"' not in definition
+        and word.lower() not in re.findall(r"[\w-]+", definition.lower())
+    )
+
+
+def _read_wordnet(folder: Path, min_frequency: int) -> Iterator[tuple[str, str]]:
+    """Yields (definition, word), each word in the spelling of the data files, the more frequent ones included."""
+    found = False
+    for part in _PARTS_OF_SPEECH:
+        index, data = folder / f"index.{part}", folder / f"data.{part}"
+        if not index.is_file() or not data.is_file():
+            continue
+        found = True
+        synsets = _read_data(data)
+        for number, line in _entries(index):
+            lemma, frequency, offsets = _parse_index(index, number, line)
+            if frequency < min_frequency or not offsets:
+                continue
+            if offsets[0] not in synsets:
+                raise ValueError(
+                    f"{str(index)!r}, line {number}: {data.name} has no entry {offsets[0]}, so the two files are of "
+                    "different versions: install WordNet again."
+                )
+            words, definition = synsets[offsets[0]]
+            yield definition, next((word for word in words if word.lower() == lemma), lemma)
+    if not found:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has neither index.noun and data.noun nor those of another part of speech: name the "
+            "folder of WordNet's files, which is /usr/share/wordnet with Debian's package wordnet-base."
+        )
+
+
+def _entries(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of one of WordNet's files, those of its licence in front, which are indented, left out."""
+    return ((number, line) for number, line in read_lines(path) if line.strip() and not line.startswith("  "))
+
+
+def _parse_index(path: Path, number: int, line: str) -> tuple[str, int, list[str]]:
+    """Returns lemma, `tagsense_cnt` and the offsets of its meanings, the most frequent one first."""
+    fields = line.split()
+    try:
+        lemma, senses, pointers = fields[0], int(fields[2]), int(fields[3])
+        frequency, offsets = int(fields[5 + pointers]), fields[6 + pointers :]
+    except (IndexError, ValueError):
+        senses, frequency, offsets, lemma = -1, 0, [], ""
+    if len(offsets) != senses:
+        raise _damaged(path, number, line)
+    return lemma, frequency, offsets
+
+
+def _read_data(path: Path) -> dict[str, tuple[list[str], str]]:
+    """Returns offset -> the words of a meaning and its definition."""
+    synsets = {}
+    for number, line in _entries(path):
+        facts, separator, gloss = line.partition(" | ")
+        fields = facts.split()
+        try:
+            count = int(fields[3], 16)
+            words = [re.sub(r"\(\w+\)$", "", word) for word in fields[4 : 4 + 2 * count : 2]]
+        except (IndexError, ValueError):
+            count, words = -1, []
+        if not separator or len(words) != count:
+            raise _damaged(path, number, line)
+        definition = re.sub(r"^(\([^)]*\)\s*)+", "", gloss.strip()).split(";")[0].strip()
+        synsets[fields[0]] = words, definition
+    return synsets
+
+
+def _damaged(path: Path, number: int, line: str) -> ValueError:
+    return ValueError(
+        f"{str(path)!r}, line {number}, is not in WordNet's format ({line[:60]!r}): install WordNet again."
+    )
