@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers import PrinterCallback
 from transformers.utils import logging
 
 from st_prompteol import PromptEOL, lora_config
@@ -97,11 +98,12 @@ def draw_map(kinds: list[str], sentences: list[str], embeddings: np.ndarray, pat
 def fine_tune(model: PromptEOL, folder: Path) -> None:
     """Trains an adapter on the triplets beside this file, then adds it to the weights."""
     model.add_adapter(lora_config())
+    model.model_card_data.generate_widget_examples = False
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=10,
+        num_train_epochs=20,
         per_device_train_batch_size=32,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         warmup_steps=0.1,
         save_strategy="no",
         logging_strategy="no",
@@ -112,6 +114,7 @@ def fine_tune(model: PromptEOL, folder: Path) -> None:
     trainer = SentenceTransformerTrainer(
         model, arguments, Dataset.from_dict(read("triplets.tsv")), loss=MultipleNegativesRankingLoss(model)
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.merge_adapter()
 
