@@ -51,7 +51,15 @@ class Release:
     merge_to: str | None = None
 
 
-RELEASED: tuple[Release, ...] = ()
+RELEASED: tuple[Release, ...] = (
+    Release(
+        path="st_prompteol/tiny",
+        repo_id="st-prompteol/prompteol-tiny",
+        license="other",  # its texts have licences of their own, some of them without commercial use
+        language=("en",),
+        hardware="two CPU cores",
+    ),
+)
 
 
 def card_file(release: Release, folder: Path = FOLDER) -> Path:
