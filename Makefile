@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
 
-demo: $(VENV)/.core ## Install, then make a SentenceTransformer of a decoder LLM (MODEL=facebook/opt-125m for a real one)
+demo: $(VENV)/.demo ## Install, then search, map and fine-tune on real sentences (MODEL=facebook/opt-125m for another model)
 	MODEL=$(MODEL) $(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev ## Install what tests need, then run them
@@ -29,13 +29,13 @@ format: $(VENV)/.dev ## Rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 clean: ## Remove what the commands above made
-	rm -rf $(VENV) build dist demo-model .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) --editable .
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable ".[train]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

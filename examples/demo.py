@@ -1,32 +1,40 @@
-"""The main job on real sentences: a decoder LLM becomes a SentenceTransformer that opens without this package.
+"""The whole way on real sentences: encode, search, map, fine-tune, save, open with plain sentence-transformers.
 
-`make demo` builds a tiny random decoder on the spot, which shows the mechanics; `make demo MODEL=facebook/opt-125m`
-uses a real one, from the Hub or a folder.
+`make demo` takes the small model that comes with the package; `make demo MODEL=facebook/opt-125m` any other decoder
+LLM, from the Hub or a folder. The sentences beside this file were written for it.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast, set_seed
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers import PrinterCallback
 from transformers.utils import logging
 
-from st_prompteol import PromptEOL
+from st_prompteol import PromptEOL, lora_config
 
-SENTENCES = [
-    "A jockey is riding a brown horse along the beach.",
-    "Someone rides a horse by the sea.",
-    "The central bank raised its interest rate by half a point.",
-    "Interest rates go up again, the bank announced.",
-    "How do I reset the password of my account?",
-    "I forgot my password, what can I do?",
+HERE, OUTPUT = Path(__file__).parent, Path("demo-output")
+QUERIES = [
+    "Borrowing costs are going up.",
+    "Someone is making music.",
+    "I cannot sign in.",
+    "It was the best meal in years.",
+    "A person on horseback.",
 ]
+COLOURS = {"news": "tab:blue", "caption": "tab:orange", "question": "tab:green", "review": "tab:red"}
 
 # What anyone runs: sentence-transformers alone, in a process where this package cannot be imported.
 PLAIN = """
@@ -34,66 +42,126 @@ import sys
 sys.modules["st_prompteol"] = None
 import numpy as np
 from sentence_transformers import SentenceTransformer
-np.save(sys.argv[2], SentenceTransformer(sys.argv[1]).encode(sys.argv[3:]))
+np.save(sys.argv[2], SentenceTransformer(sys.argv[1], device="cpu").encode(sys.argv[3:]))
 """
 
 
-def build_tiny_decoder(folder: Path) -> str:
-    """Saves a random OPT of 0.2 million parameters with a tokenizer learned from the demo's own sentences."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        SENTENCES,
-        trainers.BpeTrainer(
-            vocab_size=600, special_tokens=["<pad>", "<s>"], initial_alphabet=alphabet, show_progress=False
-        ),
+def read(name: str) -> dict[str, list[str]]:
+    """Returns the columns of a table beside this file."""
+    with open(HERE / name, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+def show_neighbours(model: PromptEOL, sentences: list[str], embeddings: np.ndarray) -> None:
+    """Prints the three sentences nearest to each query."""
+    similarities = model.similarity(model.encode(QUERIES), embeddings)
+    for query, row in zip(QUERIES, similarities, strict=True):
+        print(f"  {query}")
+        for value, index in zip(*row.topk(3), strict=True):
+            print(f"    {value:5.2f}  {sentences[index]}")
+
+
+def draw_map(kinds: list[str], sentences: list[str], embeddings: np.ndarray, path: Path) -> None:
+    """Draws sentences in the two directions in which their embeddings differ most, a few of them with their text."""
+    points = torch.nn.functional.normalize(torch.from_numpy(embeddings).float(), dim=1)
+    points = points - points.mean(dim=0)
+    _, _, directions = torch.linalg.svd(points, full_matrices=False)
+    x, y = (points @ directions[:2].T).T.numpy()
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    axes = figure.subplots()
+    for kind, colour in COLOURS.items():
+        here = [index for index, other in enumerate(kinds) if other == kind]
+        axes.scatter(x[here], y[here], s=14, color=colour, label=kind)
+    width, height, labelled = float(np.ptp(x)), float(np.ptp(y)), list[int]()
+    for index, sentence in enumerate(sentences):
+        if any(abs(x[index] - x[i]) < 0.3 * width and abs(y[index] - y[i]) < 0.028 * height for i in labelled):
+            continue  # its text would lie on another
+        labelled.append(index)
+        right = x[index] > x.min() + 0.7 * width
+        axes.annotate(
+            sentence if len(sentence) <= 40 else sentence[:39] + "…",
+            (x[index], y[index]),
+            (-3 if right else 3, 2),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            fontsize=7,
+            color="0.25",
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(f"{len(sentences)} sentences, by what they are about and how they say it")
+    axes.legend(loc="best", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def fine_tune(model: PromptEOL, folder: Path) -> None:
+    """Trains an adapter on the triplets beside this file, then adds it to the weights."""
+    model.add_adapter(lora_config())
+    model.model_card_data.generate_widget_examples = False
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=20,
+        per_device_train_batch_size=32,
+        learning_rate=1e-3,
+        warmup_steps=0.1,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
     )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>")
-    fast.save_pretrained(folder)
-    set_seed(0)
-    config = OPTConfig(
-        vocab_size=len(fast),
-        hidden_size=64,
-        word_embed_proj_dim=64,
-        ffn_dim=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        init_std=0.2,
+    trainer = SentenceTransformerTrainer(
+        model, arguments, Dataset.from_dict(read("triplets.tsv")), loss=MultipleNegativesRankingLoss(model)
     )
-    OPTForCausalLM(config).save_pretrained(folder)
-    return str(folder)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    model.merge_adapter()
 
 
 def main() -> None:
-    """Encodes, saves, opens elsewhere, compares."""
+    """Takes the whole way, and prints what comes of it and where it is."""
+    matplotlib.use("agg")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name = os.environ.get("MODEL")
-    with tempfile.TemporaryDirectory() as scratch:
-        if not name:
-            print("No MODEL given: building a tiny RANDOM decoder. Its similarities mean nothing; the mechanics do.\n")
-            name = build_tiny_decoder(Path(scratch, "decoder"))
-        model = PromptEOL(name)
-        print(f"prompt      {model.template.render(SENTENCES[0])}")
-        embeddings = model.encode(SENTENCES)
-        print(f"embeddings  {embeddings.shape}, layer {model.layer}, {model.dtype} on {model.device}\n")
+    OUTPUT.mkdir(exist_ok=True)
+    name = os.environ.get("MODEL") or "tiny"
+    table, pairs = read("sentences.tsv"), read("pairs.tsv")
+    sentences = table["sentence"]
 
-        print("similarities")
-        for sentence, row in zip(SENTENCES, model.similarity(embeddings, embeddings).tolist(), strict=True):
-            print("  " + "  ".join(f"{value:5.2f}" for value in row) + f"   {sentence}")
+    model = PromptEOL(name)
+    print(f"model       {name}: {sum(p.numel() for p in model.parameters()):,} parameters on {model.device}")
+    print(f"prompt      {model.template.render(sentences[0])}")
+    started = time.perf_counter()
+    embeddings = model.encode(sentences)
+    seconds = time.perf_counter() - started
+    print(f"embeddings  {embeddings.shape} in {seconds:.1f} s\n")
 
-        folder, out = "demo-model", Path(scratch, "plain.npy")
-        model.save_pretrained(folder)
-        print(f"\nsaved       {Path(folder).resolve()}")
-        subprocess.run([sys.executable, "-c", PLAIN, folder, str(out), *SENTENCES], check=True, capture_output=True)
-        difference = np.abs(np.load(out) - embeddings).max() / np.abs(embeddings).max()
-        print(f'opened      SentenceTransformer("{folder}") in another process, without st_prompteol')
-        print(f"agreement   largest relative difference {difference:.1e}")
-        if difference > 1e-5:
-            sys.exit("The saved model embeds differently: this is a bug.")
+    print("nearest sentences")
+    show_neighbours(model, sentences, embeddings)
+    draw_map(table["kind"], sentences, embeddings, OUTPUT / "map.png")
+
+    scores = [float(score) for score in pairs["score"]]
+    evaluator = EmbeddingSimilarityEvaluator(pairs["sentence1"], pairs["sentence2"], scores, write_csv=False)
+    before = evaluator(model)[evaluator.primary_metric]
+    started = time.perf_counter()
+    fine_tune(model, OUTPUT / "run")
+    seconds = time.perf_counter() - started
+    after = evaluator(model)[evaluator.primary_metric]
+    print(f"\nfine-tuned  in {seconds:.0f} s on {len(read('triplets.tsv')['anchor'])} triplets")
+    print(f"Spearman    {100 * before:.1f} before, {100 * after:.1f} after, on {len(scores)} other pairs\n")
+
+    folder, out = OUTPUT / "model", OUTPUT / "plain.npy"
+    model.save_pretrained(str(folder))
+    subprocess.run([sys.executable, "-c", PLAIN, str(folder), str(out), *sentences[:20]], check=True)
+    expected = model.encode(sentences[:20])
+    difference = np.abs(np.load(out) - expected).max() / np.abs(expected).max()
+    print(f'opened      SentenceTransformer("{folder}") in another process, without st_prompteol')
+    print(f"agreement   largest relative difference {difference:.1e}")
+    print(f"map         {(OUTPUT / 'map.png').resolve()}")
+    print(f"model       {folder.resolve()}")
+    if difference > 1e-4:
+        sys.exit("The saved model embeds differently: this is a bug.")
 
 
 if __name__ == "__main__":

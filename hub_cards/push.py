@@ -11,7 +11,6 @@ To release a model:
 5. `python hub_cards/push.py --dry-run`, then without it.
 
 No number of a card is typed: a new measurement or another template of the card shows as a difference after `--render`.
-No model has been released yet, so the list is empty.
 """
 
 from __future__ import annotations
@@ -52,7 +51,15 @@ class Release:
     merge_to: str | None = None
 
 
-RELEASED: tuple[Release, ...] = ()
+RELEASED: tuple[Release, ...] = (
+    Release(
+        path="st_prompteol/tiny",
+        repo_id="st-prompteol/prompteol-tiny",
+        license="other",  # its texts have licences of their own, some of them without commercial use
+        language=("en",),
+        hardware="two CPU cores",
+    ),
+)
 
 
 def card_file(release: Release, folder: Path = FOLDER) -> Path:

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from st_prompteol.hub import build_model_card, push_to_hub
     from st_prompteol.model import PromptEOL
     from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+    from st_prompteol.released import TINY
     from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
 
 __all__ = [
     "TEMPLATES",
+    "TINY",
     "Demonstration",
     "LastTokenPooling",
     "PromptEOL",
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TEMPLATES": "template",
+    "TINY": "released",
     "Demonstration": "template",
     "LastTokenPooling": "modules",
     "PromptEOL": "model",

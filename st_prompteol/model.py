@@ -20,6 +20,7 @@ from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, qua
 from st_prompteol.failures import explained
 from st_prompteol.files import replacing_folder
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, reading_last_tokens
+from st_prompteol.released import find_released
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
 
 # What a save may write: of these names, a folder that is saved over keeps nothing from before. Whatever else lies in
@@ -46,7 +47,8 @@ class PromptEOL(SentenceTransformer):
     repository with or without tokenizer files. Everything it saves opens with plain `SentenceTransformer`.
 
     Args:
-        model_name_or_path: Hub id or folder. Defaults to None, which needs `modules`.
+        model_name_or_path: Hub id or folder, or `"tiny"` for the model that comes with the package, which is small
+            and for trying things out. Defaults to None, which needs `modules`.
         modules: Modules to assemble instead, the first one a `PromptEOLTransformer`. Defaults to None.
         template: A `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one `{sentence}`. Defaults to
             None: the template of a saved model, `"prompteol"` for a base LLM.
@@ -96,6 +98,7 @@ class PromptEOL(SentenceTransformer):
         **kwargs: Any,
     ) -> None:
         model_kwargs, processor_kwargs = dict(model_kwargs or {}), dict(processor_kwargs or {})
+        model_name_or_path = find_released(model_name_or_path)
         if modules is not None and not isinstance(modules[0], PromptEOLTransformer):
             raise ValueError(f"The first module of a PromptEOL is a PromptEOLTransformer, got {type(modules[0])}.")
         if model_name_or_path is None and (modules is None or quantization or device_map):

@@ -19,7 +19,7 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {"template", "files", "failures", "adapters", "decoders", "attention"},
+    {"template", "files", "failures", "adapters", "decoders", "attention", "released"},
     {"tokens", "blocks"},
     {"shared_head"},
     {"modules"},
@@ -108,3 +108,5 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
         f"st_prompteol-{st_prompteol.__version__}.dist-info",
     }
     assert {"st_prompteol/py.typed", "st_prompteol/hub/model_card.md.jinja"} <= set(names)
+    shipped = {path.relative_to(ROOT).as_posix() for path in (LIBRARY / "tiny").rglob("*") if path.is_file()}
+    assert "st_prompteol/tiny/model.safetensors" in shipped <= set(names)

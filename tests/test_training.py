@@ -31,6 +31,8 @@ pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 from training import train as script
+from training.arguments import ModelArguments, RunArguments
+from training.data import load_sts_benchmark
 from training.failures import explain
 from training.loss import build_loss
 from training.trainer import find_checkpoint
@@ -247,6 +249,33 @@ def test_a_published_adapter_is_trained_further(
     assert 0 < difference
 
 
+def test_all_weights_are_trained_and_saved_small(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+) -> None:
+    run = tmp_path / "run"
+    full = ["--lora_r", "0", "--learning_rate", "1e-3", "--precision", "bf16", "--merge", "--merge_dtype", "float16"]
+    script.main(words(world, causal_lms["llama"], run, *full))
+    before, trained, small = (PromptEOL(str(path)) for path in (causal_lms["llama"], run, run / "merged"))
+    assert trained.adapters == []
+    for name, parameter in trained[0].model.named_parameters():
+        assert not torch.equal(parameter, before[0].model.get_parameter(name)), name
+    state = json.loads((run / "checkpoint-24/trainer_state.json").read_text(encoding="utf-8"))
+    best, kept = (load_file(Path(path) / "model.safetensors") for path in (state["best_model_checkpoint"], run))
+    assert all(torch.equal(best[name], kept[name]) for name in best)
+    dev = load_sts_benchmark("dev", world["sts_data_dir"]).evaluator("sts-dev", 64)
+    assert dev(trained)["sts-dev_spearman_cosine"] == pytest.approx(state["best_metric"], abs=1e-6)
+    embeddings = trained.encode(SENTENCES)
+    scale = np.abs(embeddings).max()
+    np.testing.assert_allclose(small.encode(SENTENCES) / scale, embeddings / scale, atol=0.02)
+    np.testing.assert_allclose(plain.encode(run / "merged", SENTENCES), small.encode(SENTENCES), atol=1e-4 * scale)
+    assert {tensor.dtype for tensor in load_file(run / "merged/model.safetensors").values()} == {torch.float16}
+    resumed = words(world, causal_lms["llama"], run, *full, "--resume_from_checkpoint", str(run / "checkpoint-16"))
+    script.main(resumed)
+    np.testing.assert_allclose(PromptEOL(str(run)).encode(SENTENCES), embeddings, atol=1e-4 * scale)
+    quantised = words(world, causal_lms["llama"], tmp_path / "other", "--lora_r", "0", "--quantization", "int8")
+    assert "lora_r=0 trains all weights, which are then neither" in sentence_of_exit(quantised)
+
+
 def test_a_dry_run_forecasts_and_leaves_nothing(
     world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,20 +373,20 @@ def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
 
 
 def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], tmp_path: Path) -> None:
-    model = PromptEOL(causal_lms["llama"])
+    model, arguments = PromptEOL(causal_lms["llama"]), (ModelArguments(), RunArguments(output_dir=str(tmp_path)))
     model.add_adapter(lora_config(r=4))  # its B is zero
     model.save_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match="changes nothing, embeddings are those of the base LLM"):
-        script.check_adapter(model, str(tmp_path))
-    for message in ("is not the one that was trained", None):
+    with pytest.raises(ValueError, match=r"Training changed nothing, the embeddings of .* are those of the base LLM"):
+        script.check_saved(model, str(tmp_path), *arguments)
+    for message in ("is not what was trained", None):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter)
         if message:
             with pytest.raises(ValueError, match=message):
-                script.check_adapter(model, str(tmp_path))
+                script.check_saved(model, str(tmp_path), *arguments)
     model.save_pretrained(str(tmp_path))
-    script.check_adapter(model, str(tmp_path))
+    script.check_saved(model, str(tmp_path), *arguments)
     assert (model.adapters, model.active_adapters()) == (["default"], ["default"])
 
 

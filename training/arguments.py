@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -48,7 +48,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "Adapter to train further, folder or Hub id; it names its base LLM itself."},
     )
-    lora_r: int = field(default=64, metadata={"help": "Rank of the adapter."})
+    lora_r: int = field(default=64, metadata={"help": "Rank of the adapter; 0 trains all weights instead."})
     lora_alpha: int = field(default=16, metadata={"help": "Updates are scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapter."})
     lora_target_modules: list[str] = field(
@@ -124,6 +124,9 @@ class RunArguments(SentenceTransformerTrainingArguments):
         default=None, metadata={"help": "Stop after this many evaluations without a better STS-B dev."}
     )
     merge: bool = field(default=False, metadata={"help": "Save a full model, the adapter added to the weights."})
+    merge_dtype: Literal["auto", "float16"] = field(
+        default="auto", metadata={"help": "How the full model's weights are stored; float16 halves its file."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Two steps, then a forecast of time and memory."})
     # the paper's values in place of upstream's
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Triplets per process and step."})
@@ -215,8 +218,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
         ValueError: If a key or flag does not exist (the message names the nearest), or a value contradicts another.
         FileNotFoundError: If there is no such recipe.
     """
+    model, data, run = parse_recipe((ModelArguments, DataArguments, RunArguments), argv)
+    return model, data, run
+
+
+def parse_recipe(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Reads `--config recipe.yaml` and the flags into dataclasses of these kinds; as `parse_arguments`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser((ModelArguments, DataArguments, RunArguments), allow_abbrev=False)  # type: ignore[arg-type]
+    parser = HfArgumentParser(tuple(kinds), allow_abbrev=False)
     parser.add_argument("--config", help="Recipe: a YAML file whose keys are the names of these flags.")
     known = {action.dest for action in parser._actions} - {"config", "help"}
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -225,8 +234,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     flags = [*(_recipe_flags(recipe, known) if recipe else []), *argv]
     for flag in parser.parse_known_args(flags)[1]:
         raise ValueError(_unknown("flag", flag, {f"--{name}" for name in known}))
-    model, data, run, _ = parser.parse_args_into_dataclasses(flags)
-    return model, data, run
+    return tuple(parser.parse_args_into_dataclasses(flags)[: len(kinds)])
 
 
 def _recipe_flags(path: str, known: set[str]) -> list[str]:

@@ -1,15 +1,20 @@
-"""The model that is trained and what becomes of it: base LLM, quantisation, adapter; a check; a merged copy."""
+"""The model that is trained: base LLM, quantisation, adapter or all weights; a check; a merged copy."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import prepare_model_for_kbit_training
+from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
+from st_prompteol.files import replacing_file
 from training.arguments import ModelArguments, RunArguments
 
 _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]
@@ -18,8 +23,11 @@ _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest ra
 def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL:
     """Returns the base LLM in its template, frozen, with an adapter that is trained in float32.
 
+    With `lora_r` 0 there is no adapter, and all weights are trained in float32.
+
     Raises:
-        ValueError: If there is no base LLM, the adapter or a target module does not fit it, or as `PromptEOL`.
+        ValueError: If there is no base LLM, the adapter or a target module does not fit it, all weights are to be
+            trained but are quantised or have an adapter, or as `PromptEOL`.
         ImportError: If the base LLM comes quantised (GPTQ, AWQ) and the package that transformers reads it with is
             missing.
     """
@@ -33,10 +41,13 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
     if run_args.checkpoint_activations:
         enable = getattr(body, "activation_checkpointing_enable", body.gradient_checkpointing_enable)
         enable({"use_reentrant": False})  # the other kind needs inputs that ask for gradients
-    if not model.adapters:
+    full = model_args.lora_r == 0
+    if full and (model.adapters or getattr(body, "is_quantized", False)):
+        raise ValueError("lora_r=0 trains all weights, which are then neither quantised nor adapted: raise lora_r.")
+    if not full and not model.adapters:
         _add_adapter(model, model_args)
     for part, parameter in body.named_parameters():
-        parameter.requires_grad_("lora_" in part)
+        parameter.requires_grad_(full or "lora_" in part)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
@@ -88,33 +99,73 @@ def _add_adapter(model: PromptEOL, model_args: ModelArguments) -> None:
     model.add_adapter(config)
 
 
-def check_adapter(model: PromptEOL, path: str) -> None:
-    """Reads a saved adapter back, every tensor of it, and compares embeddings.
+@contextmanager
+def before_training(model: PromptEOL, model_args: ModelArguments, run_args: RunArguments) -> Iterator[PromptEOL]:
+    """Yields the model as it was: with its adapter off, or opened anew if there is none."""
+    if not model.adapters:
+        base = _open(str(model_args.model_name_or_path), model_args, run_args)
+        base.template = model.template
+        yield base
+        return
+    model.disable_adapters()
+    try:
+        yield model
+    finally:
+        model.enable_adapters()
+
+
+def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_args: RunArguments) -> None:
+    """Reads what was saved back, every tensor of it, and compares embeddings.
 
     Raises:
-        ValueError: If the saved adapter embeds otherwise than the trained one, or as the base LLM does.
+        ValueError: If it embeds otherwise than what was trained, or as the base LLM does.
     """
     expected = model.encode(_PROBES, convert_to_tensor=True).float()
-    load_adapter_weights(model[0].model, path)
+    load_weights(model, path)
     saved = model.encode(_PROBES, convert_to_tensor=True).float()
-    model.disable_adapters()
-    base = model.encode(_PROBES, convert_to_tensor=True).float()
-    model.enable_adapters()
+    with before_training(model, model_args, run_args) as before:
+        base = before.encode(_PROBES, convert_to_tensor=True).float()
     scale = expected.abs().max()
     if (saved - expected).abs().max() > 1e-3 * scale:
-        raise ValueError(f"The adapter saved in {path!r} is not the one that was trained: do not use it, train again.")
+        raise ValueError(f"What was saved in {path!r} is not what was trained: do not use it, train again.")
     if (saved - base).abs().max() <= 1e-5 * scale:
         raise ValueError(
-            f"The adapter saved in {path!r} changes nothing, embeddings are those of the base LLM: raise "
-            "learning_rate or max_steps."
+            f"Training changed nothing, the embeddings of {path!r} are those of the base LLM: raise learning_rate or "
+            "max_steps."
         )
 
 
-def save_merged(model: PromptEOL, output_dir: str) -> str:
-    """Saves a full model with the adapter in its weights, which must not be quantised, and returns its folder."""
+def load_weights(model: PromptEOL, path: str) -> None:
+    """Reads the adapter in a folder, or all weights if the model has none, into the model."""
+    body = model[0].model
+    if model.adapters:
+        load_adapter_weights(body, path)
+        return
+    tensors = {
+        name: tensor
+        for file in sorted(Path(path).glob("model*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+    body.load_state_dict(tensors)
+
+
+def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto") -> str:
+    """Saves a full model with the adapter in its weights, which must not be quantised, and returns its folder.
+
+    With `"float16"` the file is half as large, and the numbers in it are opened as float32, which is what a CPU
+    computes in, unless another dtype is asked for.
+    """
     path = str(Path(output_dir) / "merged")
     if getattr(model[0].model, "is_quantized", False):
         model = PromptEOL(output_dir, device="cpu")  # the same adapter on the base as it was published
-    model.merge_adapter()
+    if model.adapters:
+        model.merge_adapter()
+    if dtype == "float16":
+        model.half()
     model.save_pretrained(path)
+    if dtype == "float16":
+        config = Path(path) / "config.json"
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        with replacing_file(config) as staged:
+            staged.write_text(json.dumps({**fields, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     return path

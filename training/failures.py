@@ -14,7 +14,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(script: str = "train.py") -> Iterator[None]:
     """Ends the process with status 1 and one sentence where that says more than a traceback."""
     try:
         yield
@@ -22,7 +22,7 @@ def explained() -> Iterator[None]:
         sentence = explain(error)
         if sentence is None:
             raise
-        sys.exit(f"train.py: {sentence}")
+        sys.exit(f"{script}: {sentence}")
 
 
 def explain(error: BaseException) -> str | None:

@@ -22,14 +22,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
 
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import EarlyStoppingCallback, set_seed
 
 from st_prompteol import PromptEOL, push_to_hub
 from st_prompteol.hub.push import check_push
 from st_prompteol.tokens import write_chat_template
 from training.arguments import DataArguments, ModelArguments, Preprocessing, RunArguments, parse_arguments
-from training.build import build_model, check_adapter, save_merged
+from training.build import before_training, build_model, check_saved, save_merged
 from training.data import load_sts_benchmark, load_triplets, training_preprocessing
 from training.failures import explained
 from training.loss import build_loss
@@ -102,15 +101,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     trainer.save_model(run_args.output_dir)
     if not trainer.is_world_process_zero() or run_args.sharded:
         return model
-    check_adapter(model, run_args.output_dir)
+    check_saved(model, run_args.output_dir, model_args, run_args)
     say(f"saved: {run_args.output_dir}")
     if dev is not None:
         test = load_sts_benchmark("test", data_args.sts_data_dir).evaluator("sts-test", eval_batch_size)
-        say(format_table({"STS-B dev": dev_scores(trainer), "STS-B test": compare_with_base(model, test)}))
+        trained = test(model)[test.primary_metric]
+        with before_training(model, model_args, run_args) as before:
+            base = test(before)[test.primary_metric]
+        say(format_table({"STS-B dev": dev_scores(trainer), "STS-B test": (base, trained)}))
 
     # 7. what else was asked for
     if run_args.merge:
-        say(f"saved: {save_merged(model, run_args.output_dir)}")
+        say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype)}")
     if run_args.push_result:
         report = push_to_hub(model, source=run_args.output_dir, **repository)
         say(f"pushed: {report.url}")
@@ -129,15 +131,6 @@ def dev_scores(trainer: AdapterTrainer) -> tuple[float, float]:
     measured = [(row["step"], row[DEV_METRIC]) for row in trainer.state.log_history if DEV_METRIC in row]
     kept = trainer.state.best_metric if trainer.args.load_best_model_at_end else measured[-1][1]
     return next((score for step, score in measured if step == 0), math.nan), kept
-
-
-def compare_with_base(model: PromptEOL, evaluator: EmbeddingSimilarityEvaluator) -> tuple[float, float]:
-    """Returns the score without and with the adapter."""
-    trained = evaluator(model)[evaluator.primary_metric]
-    model.disable_adapters()
-    base = evaluator(model)[evaluator.primary_metric]
-    model.enable_adapters()
-    return base, trained
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer for an adapter on a base that stays: resuming, NaN, checkpoints that are whole."""
+"""sentence-transformers' trainer for an adapter or all weights: resuming, NaN, checkpoints that are whole."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from sentence_transformers import SentenceTransformerTrainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from st_prompteol.adapters import load_adapter_weights
+from training.build import load_weights
+
+_WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)  # of an adapter, of a full model
 
 
 class AdapterTrainer(SentenceTransformerTrainer):
-    """Trains the adapter of a `PromptEOL`.
+    """Trains the adapter of a `PromptEOL`, or all its weights if it has none.
 
     Upstream opens a checkpoint as a second model and copies all weights, which neither fits beside a large base nor
-    into a quantised one; here the adapter's tensors are copied. It hides a NaN loss, or trains on; here it ends the
+    into a quantised one; here what is trained is copied. It hides a NaN loss, or trains on; here it ends the
     run. It leaves half a checkpoint behind when a save fails; here nothing.
     """
 
@@ -44,6 +47,22 @@ class AdapterTrainer(SentenceTransformerTrainer):
                 "--resume_from_checkpoint auto goes on from the last one."
             )
         return result
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as upstream; what is computed afterwards is computed as the model will be used."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            vars(self.model).pop("forward", None)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates as upstream, but as the model will be used: not in the precision of training."""
+        forward = vars(self.model).pop("forward", None)  # accelerate's, which is that of the class within autocast
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if forward is not None:
+                self.model.forward = forward
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -73,8 +92,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             raise ValueError("A run with sharded weights cannot be resumed: start anew with --adapter CHECKPOINT.")
-        body = self.accelerator.unwrap_model(self.model)[0].model
-        load_adapter_weights(body, checkpoint_path)
+        load_weights(self.accelerator.unwrap_model(self.model), checkpoint_path)
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
@@ -89,7 +107,7 @@ def is_complete(checkpoint: str) -> bool:
             json.load(file)
     except (OSError, ValueError):
         return False
-    return os.path.isfile(os.path.join(checkpoint, SAFETENSORS_WEIGHTS_NAME))
+    return any(os.path.isfile(os.path.join(checkpoint, name)) for name in _WEIGHTS_NAMES)
 
 
 def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
@@ -115,7 +133,7 @@ def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> str 
                 "--resume_from_checkpoint auto for the last whole one."
             )
         return resume_from_checkpoint
-    if folders or "modules.json" in entries:
+    if folders or {"modules.json", "config.json"} & set(entries):
         raise ValueError(
             f"{output_dir!r} holds a run already: pass --resume_from_checkpoint auto to go on with it, or another "
             "--output_dir."

@@ -1,0 +1,375 @@
+"""Pretraining: text without evaluation data, rows that keep texts apart, any text, a run, its end, its resumption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+pytest.importorskip("datasets")
+pytest.importorskip("accelerate")
+
+from st_prompteol import PromptEOL
+from st_prompteol.evaluation.senteval import _TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
+from tests.conftest import SENTENCES, PlainProcess
+from training import pretrain_tiny as script
+from training import tiny_triplets
+from training.arguments import parse_recipe
+from training.text import Text, evaluation_sentences, pack, read_text, read_wordnet, render_documents
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*lr_scheduler.step.*:UserWarning", "ignore:.*tokenizers.*fork.*", "ignore:.*pin_memory.*"
+)
+SUBJECTS = ("A baker", "The old captain", "Our neighbour", "A tired nurse", "The youngest of the sisters", "My uncle")
+VERBS = ("repairs", "paints", "forgets", "carries", "sells", "admires", "hides")
+OBJECTS = ("a wooden boat", "the garden gate", "three umbrellas", "her violin", "some warm bread", "the blue kettle")
+PLACES = ("near the harbour", "in the morning", "behind the station", "while it rains", "before dinner", "every week")
+PROMPT = 'This sentence : "{}" means in one word:"'
+WORDNET = """\
+  1 The licence is indented.
+00000100 03 n 01 tool 0 001 ~ 00000200 n 0000 | an implement that people work with; "he hung every tool on the wall"
+00000200 03 n 02 hammer 0 claw_hammer 0 001 @ 00000100 n 0000 | a tool that drives nails; it pulls them, too
+00000300 03 n 01 Helvetia 0 001 @i 00000100 n 0000 | an old name of Switzerland
+00000400 03 n 01 saw 0 001 @ 00000100 n 0000 | a tool with teeth that parts wood
+00000500 03 n 01 plane 0 001 @ 00000100 n 0000 | a tool that smooths; secret sentence of a test
+"""
+
+
+def invent(draw: random.Random) -> str:
+    return " ".join(draw.choice(part) for part in (SUBJECTS, VERBS, OBJECTS, PLACES)) + "."
+
+
+def write_task(folder: Path, task: str, draw: random.Random) -> None:
+    """Writes the files of a SentEval task, with 12 sentences or pairs each, none of them in another file."""
+    columns = {"STSBenchmark": 7, STS_DEV_TASK: 7, "SICKRelatedness": 4, "MRPC": 5}
+    for files in _TASKS[task].files.values():
+        lines: list[list[str]] = [[], []]
+        for number in range(12):
+            first, second = (f"{task.lower()} {files[0].lower()} {number}{side} {invent(draw)}" for side in "ab")
+            if len(files) == 2 and task.startswith("STS"):
+                lines[0].append(f"{first}\t{second}")
+                lines[1].append(f"{draw.random() * 5:.2f}")
+            elif task in columns:
+                cells = ["1"] * columns[task]
+                at = {"SICKRelatedness": 1, "MRPC": 3}.get(task, 5)
+                cells[at : at + 2] = first, second
+                lines[0].append("\t".join(cells))
+            elif task == "SST2":
+                lines[0].append(f"{first}\t{number % 2}")
+            elif task == "TREC":
+                lines[0].append(f"NUM:date {first}")
+            else:
+                for side in range(len(files)):
+                    lines[side].append(f"{side} {first}")
+        for name, content in zip(files, lines, strict=False):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            header = ["\t".join("header")] if task in ("SICKRelatedness", "MRPC") else []
+            (folder / name).write_text("\n".join([*header, *content]) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """All three folders in small: SentEval, inference and WordNet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder, draw = tmp_path_factory.mktemp("world"), random.Random(0)
+    for task in (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS):
+        write_task(folder / "senteval", task, draw)
+    tests = folder / "senteval/STS/STS12-en-test/STS.input.MSRpar.txt"
+    tests.write_text("Secret, sentence of a TEST!\tAn ordinary sentence.\n" + tests.read_text().split("\n", 1)[1])
+    rows = [f"g\tf\ty\t{number}\t4.5\t{invent(draw)}\t{invent(draw)}" for number in range(20)]
+    rows.append("g\tf\ty\t99\t4.5\tA secret sentence of a test .\tWhat stands beside it.")
+    rows.append("g\tf\ty\t99\t5.0\tsecret sentence of a test\tWhat stands beside that.")
+    (folder / "senteval/STS/STSBenchmark/sts-train.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "senteval/SICK/SICK_train.txt").write_text(
+        f"pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\t{invent(draw)}\t{invent(draw)}\t4.9\n",
+        encoding="utf-8",
+    )
+    (folder / "nli").mkdir()
+    table = [
+        {"premise": premise, "hypothesis": f"{invent(draw)} {number} {label}", "label": label}
+        for number, premise in enumerate(f"{invent(draw)} {number}" for number in range(100))
+        for label in (0, 1, 2)[: 1 + number % 3]
+    ]
+    pq.write_table(pa.Table.from_pylist(table), folder / "nli/rows.parquet")
+    (folder / "wordnet").mkdir()
+    for part in ("noun", "verb", "adj", "adv"):
+        (folder / f"wordnet/data.{part}").write_text(WORDNET if part == "noun" else "", encoding="utf-8")
+    return {f"{name}_dir": str(folder / name) for name in ("senteval", "nli", "wordnet")}
+
+
+def test_no_sentence_of_an_evaluation_is_read(world: dict[str, str]) -> None:
+    text = read_text(**world)
+    letters = {"".join(filter(str.isalnum, sentence.lower())) for sentence in text.sentences}
+    assert len(letters) == len(text.sentences) > 400
+    assert "secretsentenceofatest" not in letters
+    assert {"asecretsentenceofatest", "whatstandsbesidethat", "hehungeverytoolonthewall"} <= letters
+    everything = " ".join(text.sentences)
+    for part in ("stsbenchmark/sts-dev", "sts-test", "sts14", "sick_test", "sentiment", "trec_10", "paraphrase_test"):
+        assert part not in everything
+    for part in ("rt-polarity", "custrev", "subj.", "mpqa.", "train_5500", "paraphrase_train"):
+        assert part in everything
+    assert text.definitions == [
+        ("an implement that people work with", "tool"),
+        ("a tool that drives nails; it pulls them, too", "hammer"),
+        ("a tool with teeth that parts wood", "saw"),
+    ]
+
+
+def test_a_sentence_is_held_out_wherever_it_stands() -> None:
+    sentences = [f"sentence number {number}" for number in range(2000)]
+    text = Text(sentences, [(sentence, "word") for sentence in sentences])
+    train, held_out = text.split(20)
+    assert {*train.sentences} | {*held_out.sentences} == {*sentences}
+    assert not {*train.sentences} & {*held_out.sentences}
+    assert [sentence for sentence, _ in held_out.definitions] == held_out.sentences
+    assert 60 <= len(held_out.sentences) <= 140
+    assert Text(sentences[::-1], []).split(20)[1].sentences == held_out.sentences[::-1]
+
+
+def test_documents_are_bare_and_in_the_template_with_a_word() -> None:
+    text = Text(["He Said that", "Rain, rain!"], [("a tool", "saw"), ("a tool", "hammer")])
+    documents = render_documents(text, seed=0)
+    bare = [document for document in documents if not document.startswith("This sentence")]
+    assert Counter(bare) == Counter(["He Said that", "Rain, rain!", "a tool"])
+    assert PROMPT.format("a tool.") + ' saw".' in documents
+    assert PROMPT.format("a tool.") + ' hammer".' in documents
+    for sentence, words in (("He Said that.", ("said", "that")), ("Rain, rain!.", ("rain",))):
+        for spelling in (sentence, sentence.lower()):
+            (word,) = [
+                d.removeprefix(PROMPT.format(spelling)) for d in documents if d.startswith(PROMPT.format(spelling))
+            ]
+            assert word in [f' {word}".' for word in words]
+    assert render_documents(text, seed=0) == documents
+
+
+@given(st.lists(st.integers(1, 30), max_size=200))
+@settings(deadline=None, max_examples=50)
+def test_rows_hold_every_document_whole(lengths: list[int]) -> None:
+    documents = [[number] * length for number, length in enumerate(lengths)]
+    rows = pack(documents, 20)
+    assert sorted(document for row in rows for document in row) == [document[:20] for document in documents]
+    assert all(sum(map(len, row)) <= 20 for row in rows)
+    assert len(rows) <= 2 * math.ceil(sum(min(length, 20) for length in lengths) / 20)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(world: dict[str, str]) -> Any:
+    return script.train_tokenizer(read_text(**world).sentences, 400, 128)
+
+
+@given(st.text())
+@settings(deadline=None, max_examples=100)
+def test_the_tokenizer_takes_any_text(tokenizer: Any, text: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    ids = tokenizer(text)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids[1:]) == text
+
+
+def test_texts_in_a_row_do_not_see_each_other(tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    model = script.build_model(script.ArchitectureArguments(hidden_size=64, num_hidden_layers=2), tokenizer).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    documents = ["A baker paints three umbrellas.", "My uncle sells her violin.", "The blue kettle."]
+    rows = script.Rows(tokenizer, documents, 96)
+    assert len(rows) == 1
+    row = rows[0]
+    with torch.inference_mode():
+        loss = model(**{name: value[None] for name, value in row.items()}, use_cache=False).loss
+        losses = []
+        for document in documents:
+            ids = torch.tensor([[*tokenizer(document)["input_ids"], tokenizer.eos_token_id]])
+            losses.append((model(input_ids=ids, labels=ids).loss, ids.shape[1] - 1))
+    expected = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=0)
+    assert int((row["labels"] >= 0).sum()) == sum(count for _, count in losses)
+
+
+def words(world: dict[str, str], output_dir: Path, *more: str) -> list[str]:
+    """The command line of a run of 60 steps, with a checkpoint after every ten."""
+    fixed = {"output_dir": str(output_dir), "vocab_size": 400, "hidden_size": 64, "intermediate_size": 64, **world}
+    fixed |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "held_out_every": 10}
+    fixed |= {"max_steps": 60, "warmup_steps": 5, "save_steps": 10, "eval_steps": 20, "logging_steps": 1}
+    fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "row_length": 64, "precision": "float32"}
+    return [*(f"--{key}={value}" for key, value in fixed.items()), "--disable_tqdm", "true", *more]
+
+
+def losses(folder: Path, step: int) -> dict[int, float]:
+    state = json.loads((folder / f"checkpoint-{step}/trainer_state.json").read_text(encoding="utf-8"))
+    return {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def finished(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An unbroken run, and what it said; read only."""
+    import contextlib
+    import io
+
+    output_dir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        script.main(words(world, output_dir))
+    return output_dir, said.getvalue()
+
+
+def test_a_run_leaves_a_base_that_learned_the_text(finished: tuple[Path, str], plain: PlainProcess) -> None:
+    output_dir, said = finished
+    perplexities = [float(line.rsplit(" ", 1)[1]) for line in said.splitlines() if "perplexity" in line]
+    assert perplexities[0] > 1.2 * perplexities[-1]
+    assert perplexities[-1] < 40  # of 400 tokens
+    model = PromptEOL(str(output_dir))
+    assert model.get_embedding_dimension() == 64
+    model.save_pretrained(str(output_dir.parent / "saved"))
+    torch.testing.assert_close(
+        torch.tensor(plain.encode(output_dir.parent / "saved", SENTENCES)),
+        torch.tensor(model.encode(SENTENCES)),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+def test_the_learning_rate_is_constant_and_then_decays(finished: tuple[Path, str]) -> None:
+    state = json.loads((finished[0] / "checkpoint-60/trainer_state.json").read_text(encoding="utf-8"))
+    rates = {row["step"]: row["learning_rate"] for row in state["log_history"] if "learning_rate" in row}
+    assert all(rates[step] == pytest.approx(1e-2) for step in range(6, 46))
+    assert all(rates[step] > rates[step + 1] for step in range(46, 59))
+    assert rates[60] < 1e-3
+
+
+def child(argv: list[str]) -> None:
+    torch.set_num_threads(1)
+    script.main(argv)
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[[list[str]], Any]:
+    """Starts the script in processes of its own, from a server that has the slow imports behind it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
+
+    def start(argv: list[str]) -> Any:
+        process = context.Process(target=child, args=(argv,))
+        process.start()
+        return process
+
+    return start
+
+
+def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
+    finished: tuple[Path, str], world: dict[str, str], tmp_path: Path, start: Callable[[list[str]], Any]
+) -> None:
+    argv = words(world, tmp_path / "run", "--resume_from_checkpoint", "auto")
+    process = start(argv)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoint-20").exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    last = start(argv)
+    last.join()
+    assert last.exitcode == 0
+    resumed, unbroken = losses(tmp_path / "run", 60), losses(finished[0], 60)
+    assert resumed.keys() == unbroken.keys()
+    assert all(resumed[step] == pytest.approx(unbroken[step], abs=1e-3) for step in unbroken)
+    one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", finished[0]))
+    for name, tensor in other.items():
+        torch.testing.assert_close(one[name], tensor, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--wordnet_dir", "gone"], "gone/data.noun is missing: wordnet_dir is the folder"),
+        (["--max_steps", "0"], "max_steps=0 must be positive"),
+        (["--output_dir", ""], "A run needs an output_dir"),
+        (["--hiden_size", "3"], "Unknown flag '--hiden_size': did you mean '--hidden_size'?"),
+    ],
+)
+def test_a_mistake_ends_in_a_sentence(world: dict[str, str], tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        script.main(words(world, tmp_path / "run", *more))
+    assert str(stopped.value).startswith("pretrain_tiny.py: ")
+    assert message in str(stopped.value)
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(finished: tuple[Path, str], world: dict[str, str]) -> None:
+    with pytest.raises(SystemExit, match="holds a run already"):
+        script.main(words(world, finished[0]))
+
+
+def test_triplets_come_from_everything_but_evaluation(
+    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "runs/triplets.jsonl"
+    monkeypatch.setattr(
+        "sys.argv", ["x", *(f"--{key}_dir={world[f'{key}_dir']}" for key in ("senteval", "nli")), f"--output={path}"]
+    )
+    tiny_triplets.main()
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert f"{len(rows):,} triplets" in capsys.readouterr().out
+    forbidden = evaluation_sentences(world["senteval_dir"])
+    for row in rows:
+        assert list(row) == ["anchor", "positive", "negative"]
+        for sentence in row.values():
+            assert "".join(filter(str.isalnum, sentence.lower())) not in forbidden
+    pairs = Counter((row["anchor"], row["positive"]) for row in rows)
+    assert pairs["A secret sentence of a test .", "What stands beside it."] == 1
+    assert not any("stands beside that" in row["positive"] for row in rows)
+    entailments = [row for row in rows if re.fullmatch(r".*\. \d+ 0", row["positive"])]
+    assert len(entailments) == 100
+    for row in entailments:
+        number = row["anchor"].rsplit(" ", 1)[1]
+        assert row["positive"].endswith(f" {number} 0")
+        if int(number) % 3 == 2:  # there is a contradiction
+            assert row["negative"].endswith(f" {number} 2")
+
+
+def test_the_recipe_s_model_fits_into_eight_megabytes_of_float16(tokenizer: Any) -> None:
+    root = Path(__file__).resolve().parents[1]
+    kinds = (script.TextArguments, script.ArchitectureArguments, script.PretrainingArguments)
+    _, architecture, run = parse_recipe(kinds, ["--config", str(root / "training/recipes/pretrain-tiny.yaml")])
+    assert run.output_dir == "runs/tiny-base"
+    parameters = script.build_model(architecture, tokenizer).num_parameters()  # with the tokens of a small tokenizer
+    parameters += (architecture.vocab_size - len(tokenizer)) * architecture.hidden_size
+    assert 2e6 <= parameters <= 8e6 / 2
+
+
+@pytest.mark.shared
+def test_the_real_text_holds_no_sentence_of_the_sts_tasks(shared: Path) -> None:
+    wordnet = "/usr/share/wordnet"
+    if not Path(wordnet).is_dir():
+        pytest.skip("needs Debian's wordnet-base")
+    text = read_text(str(shared / "senteval"), str(shared / "hub/datasets/nli"), wordnet)
+    seen = {"".join(c for c in s.lower() if c.isalnum()) for s in [*text.sentences, *(d for d, _ in text.definitions)]}
+    for name in ("dev", "test"):
+        with open(shared / f"senteval/STS/STSBenchmark/sts-{name}.csv", encoding="utf-8") as file:
+            for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+                assert not {"".join(c for c in s.lower() if c.isalnum()) for s in row[5:7]} & seen
+    assert len(text.sentences) > 100_000
+    assert len(text.definitions) > 100_000
+    dog = next(synset for synset in read_wordnet(wordnet) if "domestic dog" in synset.words)
+    assert dog.words == ("dog", "domestic dog", "Canis familiaris")
+    assert dog.definition.startswith("a member of the genus Canis (probably descended from the common wolf)")
+    assert dog.examples == ("the dog barked all night",)

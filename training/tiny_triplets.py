@@ -1,0 +1,97 @@
+"""Writes the triplets that `prompteol-tiny` is fine-tuned on, as a JSON Lines file for `train.py --train_file`.
+
+python training/tiny_triplets.py --senteval_dir ../shared/senteval --nli_dir ../shared/hub/datasets/nli
+
+Inference (premise, entailment, contradiction), mostly of captions, and paraphrases, mostly from the news. No triplet
+holds a sentence that the model is chosen or tested by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
+
+from st_prompteol.evaluation.senteval import read_task
+from st_prompteol.files import replacing_file
+from training.data import ROLES, read_file
+from training.failures import explained
+from training.text import evaluation_sentences, is_forbidden, normalise
+
+Triplet = tuple[str, str, str]
+_ALIKE = 4.0  # out of 5: pairs that people gave as much count as paraphrases
+
+
+def inference_triplets(nli_dir: str, rng: random.Random) -> Iterator[Triplet]:
+    """Yields premises with an entailment and a contradiction, or another premise where there is none."""
+    hypotheses: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for _, row in read_file(nli_dir):
+        if "premise" in row:
+            hypotheses[row["premise"]][row["label"]].append(row["hypothesis"])
+    premises = list(hypotheses)
+    for premise, (entailed, _, contradicted) in ((p, [h[0], h[1], h[2]]) for p, h in hypotheses.items()):
+        for number, hypothesis in enumerate(entailed):
+            yield (
+                premise,
+                hypothesis,
+                contradicted[number % len(contradicted)] if contradicted else rng.choice(premises),
+            )
+
+
+def paraphrase_triplets(senteval_dir: str, rng: random.Random) -> Iterator[Triplet]:
+    """Yields the pairs of MRPC's, STS-B's and SICK's training parts that mean the same, with another sentence."""
+    mrpc = read_task(senteval_dir, "MRPC")["train"]
+    pairs = [pair for *pair, label in zip(*mrpc.columns, mrpc.labels, strict=True) if label == 1]
+    for name, first, score in (("STS/STSBenchmark/sts-train.csv", 5, 4), ("SICK/SICK_train.txt", 1, 3)):
+        lines = (Path(senteval_dir) / name).read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines if not line.startswith("pair_ID")]
+        pairs += [row[first : first + 2] for row in rows if float(row[score]) >= _ALIKE]
+    for first, second in pairs:
+        yield first, second, rng.choice(pairs)[0]
+
+
+def read_triplets(senteval_dir: str, nli_dir: str) -> list[Triplet]:
+    """Returns the triplets, the same ones in the same order each time."""
+    forbidden = evaluation_sentences(senteval_dir)
+
+    def allowed(triplets: Callable[[random.Random], Iterable[Triplet]]) -> list[Triplet]:
+        rng = random.Random(42)
+        kept = [
+            triplet
+            for triplet in triplets(rng)
+            if all(normalise(sentence) and not is_forbidden(sentence, forbidden) for sentence in triplet)
+        ]
+        rng.shuffle(kept)
+        return kept
+
+    return [
+        *allowed(partial(inference_triplets, nli_dir)),
+        *allowed(partial(paraphrase_triplets, senteval_dir)),
+    ]
+
+
+def main() -> None:
+    """Reads the command line and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--senteval_dir", default="data", help="SentEval's data folder.")
+    parser.add_argument("--nli_dir", default="nli", help="Folder of Parquet files with premise, hypothesis, label.")
+    parser.add_argument("--output", default="runs/tiny-triplets.jsonl")
+    args = parser.parse_args()
+    with explained("tiny_triplets.py"):
+        triplets = read_triplets(args.senteval_dir, args.nli_dir)
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        with replacing_file(args.output) as staged:
+            lines = (json.dumps(dict(zip(ROLES, triplet, strict=True)), ensure_ascii=False) for triplet in triplets)
+            staged.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"{len(triplets):,} triplets: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
