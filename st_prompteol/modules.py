@@ -339,6 +339,8 @@ class PromptEOLTransformer(Transformer):
             return 0
         if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or ids.ndim != 2:
             return 0
+        if torch.is_autocast_enabled(ids.device.type):  # a head kept outside of it would be of another precision
+            return 0
         config = self.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if any(window is not None and ids.shape[1] > window for window in windows):

@@ -388,3 +388,11 @@ def test_a_compiled_model_embeds_the_same(causal_lms: dict[str, str]) -> None:
     model.compile(backend="eager")
     np.testing.assert_allclose(model.encode(SENTENCES), expected, **SAME)
     np.testing.assert_allclose(model.encode(SENTENCES[:1]), expected[:1], **SAME)
+
+
+def test_under_autocast_every_sentence_is_computed_whole(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    before = model.encode(SENTENCES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_allclose(model.encode(SENTENCES), without_head(model), **SAME)
+    np.testing.assert_allclose(model.encode(SENTENCES), before, **SAME)
