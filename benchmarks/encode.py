@@ -150,6 +150,20 @@ def _scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
     return {"sentences": count, "seconds_per_sentence": seconds / count, "peak_bytes": peak}
 
 
+def latency(folder: str, sentence: str, calls: int = 300) -> dict[str, float]:
+    """Encodes one sentence at a time: median seconds of `encode`, and of a forward pass over its own tokens alone."""
+    model = PromptEOL(folder)
+    own = model[0].tokenizer(sentence + model.template.tail, add_special_tokens=False, return_tensors="pt")[
+        "input_ids"
+    ]
+    seconds: dict[str, list[float]] = {"forward": [], "encode": []}
+    with torch.inference_mode():
+        for _ in range(calls):
+            seconds["forward"].append(_seconds(lambda: model[0].model(input_ids=own, use_cache=False)))
+            seconds["encode"].append(_seconds(lambda: model.encode(sentence)))
+    return {way: statistics.median(values) for way, values in seconds.items()}
+
+
 def to_markdown(rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> str:
     """Writes the measurements as Markdown tables, targets in brackets."""
     references = {(row["shape"], row["demonstrations"]): row["reference"] for row in rows if "reference" in row}
@@ -216,7 +230,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="folder or repository of a tokenizer")
     parser.add_argument("--sentences", required=True, help="text file, one sentence a line")
     parser.add_argument("--output", default="benchmarks/encode", help="where to write, without suffix")
-    parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=["opt-125m"])
+    parser.add_argument("--shape", nargs="*", choices=list(SHAPES), default=["opt-125m"])
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--demonstrations", nargs="+", type=int, default=[0, 1, 4, 16])
     parser.add_argument("--count", type=int, default=512, help="sentences per round")
@@ -250,6 +264,8 @@ def main() -> None:
         for count in arguments.scaling:
             scaling.append(scale(folder, sentences, count))
             print(to_markdown([], scaling).splitlines()[-1], flush=True)
+        single = latency(folder, "A man is playing a guitar.")
+        print(f"one sentence: {1e3 * single['encode']:.2f} ms, its forward pass {1e3 * single['forward']:.2f} ms")
     results = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),
@@ -260,6 +276,7 @@ def main() -> None:
         "batch_size": arguments.batch_size,
         "rows": rows,
         "scaling": scaling,
+        "latency": single,
     }
     output = Path(arguments.output)
     output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _PREFIX = "shared_head_"
 _SHORT = 64  # tokens up to which a CPU attends causally faster by plain matrix products than by the flash kernel
+_SHORT_HEAD = 16  # tokens up to which a copy of the head in front of each row is cheaper than attending to it apart
 # What an attention function may be told that changes nothing: positions are in keys and queries already, dropout is
 # off, and a window holds every row
 _WITHOUT_EFFECT = {
@@ -186,23 +187,29 @@ def _attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]  # queries that share a key
     index: int = module.layer_idx  # type: ignore[assignment]
+    head_key, head_value = rows.head.keys[index], rows.head.values[index]
+    own_key, own_value = (key, value) if rows.keys_values is None else rows.keys_values
+    keys, values = rows.pad(own_key[0]), rows.pad(own_value[0])
+    joined = head_key.shape[2] <= _SHORT_HEAD and rows.mask.shape[1] <= _SHORT
+    if joined:
+        keys = torch.cat([head_key.expand(len(keys), -1, -1, -1), keys], dim=2)
+        values = torch.cat([head_value.expand(len(values), -1, -1, -1), values], dim=2)
 
-    folded = query.reshape(1, key.shape[1], -1, query.shape[-1])  # (1, num_key_value_heads, groups * num_tokens, …)
-    to_head, head_lse = _attention(folded, rows.head.keys[index], rows.head.values[index], scaling, softcap)
-
-    if rows.keys_values is not None:  # the queries are those of the last tokens
-        keys, values = (rows.pad(tensor[0]) for tensor in rows.keys_values)
+    if rows.keys_values is None:
+        output, lse = _causal_attention(rows.pad(query[0]), keys, values, scaling, softcap)
+        output, lse = rows.pack(output), rows.pack(lse)
+    else:  # the queries are those of the last tokens
         queries = query[0].reshape(key.shape[1], groups, -1, query.shape[-1]).permute(2, 0, 1, 3)
-        to_own, own_lse = _attention(queries, keys, values, scaling, softcap, ~rows.mask[:, None, None])
-        to_own, own_lse = to_own.flatten(1, 2).transpose(0, 1), own_lse.flatten(1, 2).transpose(0, 1)
-    else:
-        queries, keys, values = (rows.pad(tensor[0]) for tensor in (query, key, value))
-        to_own, own_lse = _causal_attention(queries, keys, values, scaling, softcap)
-        to_own, own_lse = rows.pack(to_own), rows.pack(own_lse)
+        padding = torch.nn.functional.pad(~rows.mask, (keys.shape[2] - rows.mask.shape[1], 0))
+        output, lse = _attention(queries, keys, values, scaling, softcap, padding[:, None, None])
+        output, lse = output.flatten(1, 2).transpose(0, 1), lse.flatten(1, 2).transpose(0, 1)
 
-    own_share = torch.sigmoid(own_lse - head_lse.view_as(own_lse)).unsqueeze(-1).to(to_own.dtype)
-    merged = torch.lerp(to_head.view_as(to_own), to_own, own_share)  # (num_heads, num_tokens, head_dim)
-    return merged.transpose(0, 1).unsqueeze(0).contiguous(), None
+    if not joined:
+        folded = query.reshape(1, key.shape[1], -1, query.shape[-1])  # all groups, one head
+        to_head, head_lse = _attention(folded, head_key, head_value, scaling, softcap)
+        own_share = torch.sigmoid(lse - head_lse.view_as(lse)).unsqueeze(-1).to(output.dtype)
+        output = torch.lerp(to_head.view_as(output), output, own_share)  # (num_heads, num_tokens, head_dim)
+    return output.transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
 def _attention(
@@ -228,17 +235,21 @@ def _attention(
 def _causal_attention(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """As `_attention`, of `(batch_size, num_heads, longest_row, head_dim)` to the tokens up to its own."""
-    groups, length = query.shape[1] // key.shape[1], query.shape[2]
-    if length > _SHORT and query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
+    """As `_attention`, of `(batch_size, num_heads, longest_row, head_dim)` to the keys up to its own.
+
+    Of keys more than queries, the first ones are in front of all queries.
+    """
+    groups, length, in_front = query.shape[1] // key.shape[1], query.shape[2], key.shape[2] - query.shape[2]
+    plain = in_front == 0 and softcap is None and key.shape[-1] == value.shape[-1]
+    if plain and length > _SHORT and query.device.type == "cpu":
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, True, attn_mask=None, scale=scaling
         )
         return output, lse
-    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1).repeat(groups, 1)
+    future = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).triu(1 + in_front)
     folded = query.reshape(len(query), key.shape[1], groups * length, query.shape[-1])
-    output, lse = _attention(folded, key, value, scaling, softcap, future)
+    output, lse = _attention(folded, key, value, scaling, softcap, future.repeat(groups, 1))
     return output.view(*query.shape[:3], -1), lse.view(query.shape[:3])
 
 

@@ -29,17 +29,22 @@ def run_to_layers(
         last_only: Whether the last tokens of the packed rows that are computed are enough. Defaults to False.
         **inputs: As the model takes them.
 
+    Raises:
+        NotImplementedError: If the model does not keep its blocks in one list.
+
     Returns:
         By layer `(batch_size, sequence_length, hidden_size)`; of packed rows `(1, num_tokens, hidden_size)`, or with
         `last_only` `(1, num_rows, hidden_size)`.
     """
     blocks = _blocks(model)
+    if not blocks:
+        raise NotImplementedError(f"{type(model).__name__} does not keep its blocks in one list.")
     rows = current_rows() if last_only else None
     deepest = max(layers)
-    _current.keep = {_hooked(blocks[layer + 1]): layer for layer in layers if layer < -1}
+    _current.keep = {blocks[layer + 1]: layer for layer in layers if layer < -1}
     _current.kept = kept = {}
     _current.stop_before = blocks[deepest + 1] if deepest < -1 else None
-    _current.narrow_at = _hooked(blocks[deepest]) if rows is not None else None
+    _current.narrow_at = blocks[deepest] if rows is not None else None
     try:
         kept[-1] = model(**inputs).last_hidden_state
     except _Reached:
@@ -50,20 +55,21 @@ def run_to_layers(
     return kept if rows is None else {layer: hidden[:, rows.last.to(hidden.device)] for layer, hidden in kept.items()}
 
 
+def prepare(model: PreTrainedModel) -> None:
+    """Lets `run_to_layers` step in between the model's blocks; once and early, as threads may share the model."""
+    for block in _blocks(model):
+        block.register_forward_pre_hook(_before_block, with_kwargs=True)
+        block.register_forward_hook(_after_block)
+
+
 def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
     count = model.config.get_text_config().num_hidden_layers
-    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count)
+    return next(lists, torch.nn.ModuleList())
 
 
 class _Reached(Exception):
     """Raised in front of the first block that need not run."""
-
-
-def _hooked(block: torch.nn.Module) -> torch.nn.Module:
-    if _before_block not in block._forward_pre_hooks.values():
-        block.register_forward_pre_hook(_before_block, with_kwargs=True)
-        block.register_forward_hook(_after_block)
-    return block
 
 
 def _before_block(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

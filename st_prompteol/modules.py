@@ -23,7 +23,7 @@ from st_prompteol.adapters import (
     unpack_nf4,
 )
 from st_prompteol.attention import install
-from st_prompteol.blocks import run_to_layers
+from st_prompteol.blocks import prepare, run_to_layers
 from st_prompteol.decoders import (
     check_layer,
     has_file,
@@ -118,6 +118,7 @@ class PromptEOLTransformer(Transformer):
         if bare_adapter:
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 
+        prepare(self.model)
         self._can_share = install(self.model)
         self._is_exact: bool | None = None  # found out when it is first needed
         self._head: tuple[str, torch.Tensor] | None = None

@@ -98,8 +98,8 @@ def is_exact(model: PreTrainedModel, layer: int) -> bool:
     mask[1, 7:] = False
     inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
     with torch.no_grad():
-        whole = run_to_layers(model, [layer], **inputs)[layer]
         try:
+            whole = run_to_layers(model, [layer], **inputs)[layer]
             head = compute_head(model, ids[0, :4], layer)
             rows = run_behind(model, head, ids, mask, [layer])[layer]
             last = run_behind(model, head, ids, mask, [layer], last_only=True)[layer]

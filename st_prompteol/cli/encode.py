@@ -21,8 +21,8 @@ from st_prompteol.cli.options import (
 
 
 def encode(
-    model: Model,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write: .npy, .safetensors or .parquet.")],
+    model: Model = "tiny",
     source: Annotated[
         str, typer.Argument(metavar="[FILE|-]", help="Lines of text, .csv, .tsv, .jsonl or .parquet; - is stdin.")
     ] = "-",

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from st_prompteol.model import PromptEOL
 
-Model = Annotated[str, typer.Argument(help="A decoder LLM, a saved model or an adapter: Hub id or folder.")]
+Model = Annotated[str, typer.Argument(help="A decoder LLM, a saved model or an adapter: Hub id or folder; or tiny.")]
 Template = Annotated[
     str | None, typer.Option(help="Name of a template (prompteol, prompt, none) or a text with one {sentence}.")
 ]
