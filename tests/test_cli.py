@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from st_prompteol import PromptEOL
+from st_prompteol import TINY, PromptEOL
 from st_prompteol.cli import app
 
 from .conftest import SENTENCES, PlainProcess
@@ -60,6 +60,14 @@ def test_encode_streams_lines_to_a_file(causal_lms: dict[str, str], tmp_path: Pa
     assert f"{len(SENTENCES)} embeddings of 8 numbers (float32) in {out}" in message
     expected = PromptEOL(causal_lms["opt"], truncate_dim=8).encode(SENTENCES, normalize_embeddings=True)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+
+
+def test_encode_takes_the_packaged_model_when_none_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    command = [sys.executable, "-c", "from st_prompteol.cli import app; app()", "encode", "-o", str(out)]
+    done = subprocess.run(command, input=b"A jockey riding a horse.\n", capture_output=True, check=True)
+    assert done.stderr.count(b"for trying things out") == 1
+    np.testing.assert_allclose(np.load(out), PromptEOL(TINY).encode(["A jockey riding a horse."]), atol=1e-4)
 
 
 def test_similarity_prints_a_small_matrix(causal_lms: dict[str, str]) -> None:
