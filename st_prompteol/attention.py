@@ -1,7 +1,7 @@
 """Attention of packed rows behind a shared head: each token attends to the one copy of the head and to its own row.
 
-The two are computed apart and merged exactly by their log-sum-exp. Every family of transformers whose attention goes
-through `AttentionInterface` can use it.
+The two are computed apart and merged exactly by their log-sum-exp; only a short head is copied in front of each row.
+Every family of transformers whose attention goes through `AttentionInterface` can use it.
 """
 
 from __future__ import annotations
