@@ -33,6 +33,7 @@ from st_prompteol.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
+from st_prompteol.linear import install_fast_linear
 from st_prompteol.shared_head import HeadCache, is_exact, run_behind
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
@@ -119,8 +120,8 @@ class PromptEOLTransformer(Transformer):
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 
         prepare(self.model)
-        self._can_share = install(self.model)
-        self._is_exact: bool | None = None  # found out when it is first needed
+        install_fast_linear(self.model)
+        self._can_share = None if install(self.model) else False  # None: found out when it is first needed
         self._head: tuple[str, torch.Tensor] | None = None
 
         tokenizer = self.tokenizer
@@ -284,14 +285,14 @@ class PromptEOLTransformer(Transformer):
             _HEADS.forget(self.model)
         inner = _inner_layers.get()
         length = self._shared_length(features)
-        if length > 0 and self._is_exact is None:
-            self._is_exact = is_exact(self.model, self.layer)
-        if length == 0 or not self._is_exact:
-            if not inner:
-                return super().forward(features, **kwargs)  # type: ignore[no-any-return]
+        if length > 0 and self._can_share is None:
+            self._can_share = is_exact(self.model, self.layer)
+        if length > 0 and self._can_share:
+            hidden = self._run_behind_head(features, length, [self.layer, *(inner or ())], last_only=inner is not None)
+        elif inner:
             hidden = self._run_whole(features, [self.layer, *inner])
         else:
-            hidden = self._run_behind_head(features, length, [self.layer, *(inner or ())], last_only=inner is not None)
+            return super().forward(features, **kwargs)  # type: ignore[no-any-return]
         features["token_embeddings"] = hidden.pop(self.layer)
         if inner is not None:
             last = features["attention_mask"].sum(dim=1, keepdim=True) - 1
@@ -336,7 +337,7 @@ class PromptEOLTransformer(Transformer):
     def _shared_length(self, features: dict[str, Any]) -> int:
         """How many tokens of the rows need not be computed: 0 where the model is trained or cannot share a head."""
         ids, mask = features.get("input_ids"), features.get("attention_mask")
-        if not self._can_share or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self._can_share is False or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return 0
         if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or ids.ndim != 2:
             return 0

@@ -22,23 +22,21 @@ HOLE = "{sentence}"
 # A word that follows an opening quote is closed by its counterpart; after anything else it stands bare.
 _CLOSING_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」"}
 
-# The chat template is this program over four literals. It is written and read back as a whole: text that
+# The chat template is this program over literals. `head` and `tail` follow from `text` and `demonstrations`, which are
+# there to be read back; rendered for every sentence, they would cost more than its tokens. Text that
 # `from_chat_template` cannot reproduce to the character was not written by `to_chat_template`.
 _CHAT_TEMPLATE = """\
 {%%- set bos = %(bos)s -%%}
 {%%- set text = %(text)s -%%}
 {%%- set demonstrations = %(demonstrations)s -%%}
+{%%- set head = %(head)s -%%}
+{%%- set tail = %(tail)s -%%}
 {%%- macro clean(sentence) -%%}%(clean)s{%%- endmacro -%%}
 {%%- if messages | length != 1 or messages[0]["role"] != "user" -%%}
   {{- raise_exception("This model's template is the prompt: pass one sentence, without `prompt`, `prompt_name` or \
 a system message.") -}}
 {%%- endif -%%}
-{%%- set before, after = text.split("{sentence}") -%%}
-{%%- set ns = namespace(rendered="") -%%}
-{%%- for sentence, word in demonstrations -%%}
-  {%%- set ns.rendered = ns.rendered ~ before ~ clean(sentence) ~ after ~ %(gap)s ~ word ~ %(stop)s -%%}
-{%%- endfor -%%}
-{{- bos ~ (ns.rendered ~ before ~ clean(messages[0]["content"]) ~ after)%(strip)s -}}
+{{- bos ~ (head ~ clean(messages[0]["content"]) ~ tail)%(strip)s -}}
 """
 _CLEAN = {
     "paper": """
@@ -215,9 +213,9 @@ class PromptTemplate:
             "bos": _quote(bos),
             "text": _quote(self.text),
             "demonstrations": f"[{pairs}]",
+            "head": _quote(self.head),
+            "tail": _quote(self.tail),
             "clean": _CLEAN[self.preprocessing],
-            "gap": _quote(self._gap),
-            "stop": _quote(self._stop),
             "strip": _STRIP[self.preprocessing],
         }
 
