@@ -236,6 +236,25 @@ def test_killed_in_the_middle_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert {one.demonstration for one in found} == {Demonstration(one, word_of(one)) for one in sentences}
 
 
+def test_an_answer_torn_within_a_character_is_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, answers = tmp_path / "c.jsonl", tmp_path / "c.answers.jsonl"
+    sentences = ["Dort tanzt ein Bär.", "Dort liegt ein Käse."]
+    with ChatServer(lambda sentence, before: says(word_of(sentence))) as server:
+        llm = endpoint(server, concurrency=1)
+        whole = build_demonstrations(out, llm=llm, sentences=sentences)
+        content = answers.read_bytes()
+        answers.write_bytes(content[: content.rindex("ä".encode()) + 1])
+        for _ in range(2):
+            assert build_demonstrations(out, llm=llm, sentences=sentences) == whole
+            assert f"{answers}, line 2, was cut short and is left out." in caplog.messages
+            caplog.clear()
+    first, second, again = (request["sentence"] for request in server.requests)
+    assert {first, second} == set(sentences)
+    assert again == second
+
+
 def answers_of_whole_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
