@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -140,6 +141,13 @@ def may_pass(error: BaseException) -> bool:
 def was_turned_away(error: BaseException) -> bool:
     """Whether the server said that it has done nothing, so that a request cannot have its effect twice."""
     return status_of(error) in (429, 503)
+
+
+def retry_after(error: BaseException) -> float:
+    """Returns the seconds that the server asks to wait, at most a minute, and 0 if it names none (or a date)."""
+    response = getattr(error, "response", None)
+    value = "" if response is None else response.headers.get("Retry-After", "")
+    return min(float(value), 60.0) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,8 +1,10 @@
-"""Writing without halves: everything is written beside its place, then takes the place in one step."""
+"""Writing without halves, beside the place and then in one step; reading past what a crash cut short in a log."""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import logging
 import os
 import secrets
 import shutil
@@ -10,6 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def _beside(path: Path) -> Path:
@@ -36,6 +41,27 @@ def append_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
         file.write(("\n" * torn + "".join(f"{line}\n" for line in lines)).encode())
+
+
+def read_json_lines(path: str | os.PathLike[str], check: Callable[[Any], object]) -> Iterator[Any]:
+    """Yields what `append_lines` wrote as JSON; a line that a crash cut short, even within a character, is left out.
+
+    Args:
+        path: The file. If there is none, nothing is yielded.
+        check: Raises ValueError, KeyError or TypeError of a row that is not whole.
+    """
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                check(row)
+            except (ValueError, KeyError, TypeError):
+                if line.strip():
+                    logger.warning("%s, line %d, was cut short and is left out.", os.fspath(path), number)
+                continue
+            yield row
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @cache
 def _is_faster() -> bool:
     """Tries both once, in some ten milliseconds."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     rows, weight = torch.ones(256, 1024), torch.ones(1024, 1024)
     seconds: dict[Any, list[float]] = {torch.nn.functional.linear: [], _product: []}

@@ -23,6 +23,10 @@ from st_prompteol.blocks import run_to_layers
 
 logger = logging.getLogger(__name__)
 
+# Tokens that a CPU computes at once are a multiple of it: for each number oneDNN prepares code, which takes longer
+# than a small product, and keeps it.
+_MULTIPLE = 32
+
 
 class HeadCache:
     """The heads of models, each for as long as its weights, adapters and tokens stay what they are."""
@@ -78,12 +82,25 @@ def run_behind(
         `last_only` those of the last ones, `(batch_size, hidden_size)`.
     """
     own = slice(len(head.ids), int(mask.sum(dim=1).max()))
-    rows = PackedRows(head, mask[:, own])
-    positions = torch.arange(own.start, own.stop, device=ids.device).expand_as(rows.mask)
-    inputs = {"input_ids": ids[:, own][rows.mask][None], "position_ids": positions[rows.mask][None]}
+    ids, mask = ids[:, own], mask[:, own]
+    asked = len(ids) if last_only else int(mask.sum())
+    if ids.device.type == "cpu":
+        fill = _fill(mask)
+        ids, mask = torch.cat([ids, ids[:1].expand(len(fill), -1)]), torch.cat([mask, fill])
+    rows = PackedRows(head, mask)
+    positions = torch.arange(own.start, own.stop, device=ids.device).expand_as(mask)
+    inputs = {"input_ids": ids[mask][None], "position_ids": positions[mask][None]}
     with computing(rows):
         hidden = run_to_layers(model, layers, last_only=last_only, use_cache=False, **inputs)
-    return {layer: states[0] for layer, states in hidden.items()}
+    return {layer: states[0, :asked] for layer, states in hidden.items()}
+
+
+def _fill(mask: Tensor) -> Tensor:
+    """Returns the mask of rows that nobody asked for, which make the number of tokens a multiple of `_MULTIPLE`."""
+    tokens, longest = int(mask.sum()), mask.shape[1]
+    missing = -tokens % _MULTIPLE if tokens > _MULTIPLE * 2 else 0
+    lengths = torch.arange(missing, 0, -longest).clamp(max=longest)
+    return torch.arange(longest) < lengths[:, None]
 
 
 def is_exact(model: PreTrainedModel, layer: int) -> bool:

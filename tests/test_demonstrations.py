@@ -174,6 +174,10 @@ def test_damaged_dictionaries_are_named(wordnet: Path, tmp_path: Path) -> None:
     index.write_text(original + "lost n 1 0 1 1 99999999\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 8: data\.noun has no entry 99999999"):
         read_dictionary(wordnet)
+    with open(wordnet / "data.noun", "a", encoding="utf-8") as file:
+        file.write("00000999 05 n 01 one 0 000 a line that nothing parts from its gloss\n")
+    with pytest.raises(ValueError, match=r"data\.noun', line 8, is not in WordNet's format"):
+        read_dictionary(wordnet)
 
 
 def test_the_real_wordnet(tmp_path: Path) -> None:

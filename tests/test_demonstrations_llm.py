@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import Demonstration, build_demonstrations
 from st_prompteol.demonstrations import Endpoint, LocalLM, read_candidates
 from st_prompteol.demonstrations.llm import PROMPT, as_word
+from st_prompteol.failures import retry_after
 
 from .chatserver import ChatServer, fails, says
 from .conftest import build_causal_lm, build_senteval
@@ -85,6 +88,21 @@ def test_failures_and_nonsense_are_tried_again_and_nothing_is_asked_twice(tmp_pa
         again = build_demonstrations(tmp_path / "c.jsonl", llm=endpoint(server), sentences=SENTENCES)
         assert again == found
         assert len(server.requests) == 11
+
+
+def test_what_a_server_asks_to_wait_is_believed_up_to_a_minute() -> None:
+    asked = {"3": 3.0, "0.5": 0.5, "7200": 60.0, "-1": 0.0, "nan": 0.0, "Wed, 21 Oct 2015 07:28:00 GMT": 0.0}
+    with ChatServer(lambda sentence, before: fails(429, retry_after=sentence)) as server:
+        client = InferenceClient(base_url=server.url, api_key="none")
+        for value, seconds in asked.items():
+            with pytest.raises(HfHubHTTPError) as caught:
+                client.chat_completion([{"role": "user", "content": PROMPT.format(sentence=value)}], model="m")
+            assert retry_after(caught.value) == seconds
+    with ChatServer(lambda sentence, before: fails(503)) as server:
+        client = InferenceClient(base_url=server.url, api_key="none")
+        with pytest.raises(HfHubHTTPError) as caught:
+            client.chat_completion([{"role": "user", "content": PROMPT.format(sentence="now")}], model="m")
+    assert retry_after(caught.value) == retry_after(TimeoutError()) == 0.0
 
 
 def test_it_goes_on_with_what_is_there_and_counts_what_is_missing(tmp_path: Path) -> None:
@@ -216,6 +234,25 @@ def test_killed_in_the_middle_nothing_is_asked_twice(tmp_path: Path) -> None:
     assert 5 <= len(before) < 26
     assert after == set(sentences) - before
     assert {one.demonstration for one in found} == {Demonstration(one, word_of(one)) for one in sentences}
+
+
+def test_an_answer_torn_within_a_character_is_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, answers = tmp_path / "c.jsonl", tmp_path / "c.answers.jsonl"
+    sentences = ["Dort tanzt ein Bär.", "Dort liegt ein Käse."]
+    with ChatServer(lambda sentence, before: says(word_of(sentence))) as server:
+        llm = endpoint(server, concurrency=1)
+        whole = build_demonstrations(out, llm=llm, sentences=sentences)
+        content = answers.read_bytes()
+        answers.write_bytes(content[: content.rindex("ä".encode()) + 1])
+        for _ in range(2):
+            assert build_demonstrations(out, llm=llm, sentences=sentences) == whole
+            assert f"{answers}, line 2, was cut short and is left out." in caplog.messages
+            caplog.clear()
+    first, second, again = (request["sentence"] for request in server.requests)
+    assert {first, second} == set(sentences)
+    assert again == second
 
 
 def answers_of_whole_lines(path: Path) -> list[dict[str, Any]]:

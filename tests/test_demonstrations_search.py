@@ -23,6 +23,7 @@ from st_prompteol import Demonstration, PromptEOL, search_demonstrations
 from st_prompteol.cli import app
 from st_prompteol.demonstrations import Candidate, SearchResult, write_candidates
 from st_prompteol.demonstrations.encoder import ShotEncoder
+from st_prompteol.demonstrations.log import SearchLog
 from st_prompteol.demonstrations.report import summarize
 
 from .conftest import SENTENCES, WORDS, PlainProcess
@@ -325,6 +326,29 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_winner(causal_lms: dict[str
     assert measured(log) == measured(whole / "search.jsonl")
     assert len(set(measured(log))) == len(measured(log))
     assert (broken / "table.md").read_text(encoding="utf-8") == (whole / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_measurement_torn_within_a_character_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, similarities = tmp_path / "search.jsonl", np.array([0.25, -1.0], dtype=np.float32)
+    bear, cheese, new = (Demonstration(f"Das ist ein {word}.", word) for word in ("Bär", "Käse", "Hund"))
+
+    def add(log: SearchLog, shot: Demonstration) -> None:
+        log.add([shot], {-1: (similarities, 50.0)}, (0, 2), encodings=4, seconds=0.1)
+
+    log = SearchLog(path, {"model": "some-model"})
+    add(log, bear)
+    add(log, cheese)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex("ä".encode()) + 1])
+    add(SearchLog(path, {"model": "some-model"}), new)
+    assert f"{path}, line 2, was cut short and is left out." in caplog.messages
+    log = SearchLog(path, {"model": "some-model"})
+    found = {shot.word: log.get([shot], -1, (0, 2)) for shot in (bear, cheese, new)}
+    assert {word: None if kept is None else kept.tolist() for word, kept in found.items()} == {
+        "Bär": [0.25, -1.0],
+        "Käse": None,
+        "Hund": [0.25, -1.0],
+    }
 
 
 def test_the_command_writes_log_table_plot_and_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_published_numbers_stand_beside_the_models_that_they_are_of() -> None:
     assert DEMONSTRATIONS["facebook/opt-13b"].word == "Venison"
 
 
-def test_the_scaling_plot_is_drawn_as_png_and_svg(tmp_path: Path) -> None:
+def test_the_scaling_plot_is_drawn_as_png_and_svg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         Row(f"org/m-{size}", method, {task: base + size / 1e6 for task in STS_TASKS}, parameters=size)
         for size in (1_000_000, 5_000_000, 30_000_000)
@@ -87,3 +88,6 @@ def test_the_scaling_plot_is_drawn_as_png_and_svg(tmp_path: Path) -> None:
         plot_scaling([Row("org/a", "x", {task: 1.0 for task in TRANSFER_TASKS})], tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"end its name in \.png or \.svg"):
         plot_scaling(rows, tmp_path / "scaling.jpg")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"need the package matplotlib: pip install 'st-prompteol\[eval\]'"):
+        plot_scaling(rows, tmp_path / "scaling.png")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.cli import app
-from st_prompteol.hub.upload import check_no_secrets, select_files
+from st_prompteol.hub.upload import _SECRETS, check_no_secrets, select_files
 
 from .conftest import SENTENCES, build_senteval
 from .hubserver import Hub
@@ -749,12 +749,51 @@ def test_what_only_its_owner_should_have_stays(tmp_path: Path) -> None:
     assert sorted(path.as_posix() for path in kept) == sorted(goes)
     assert sorted(path.as_posix() for path in left_out) == sorted([*stays, "link.json"])
 
-    check_no_secrets(tmp_path, kept, None)
-    for secret in ("hf_" + "a1" * 17, "-----BEGIN RSA PRIVATE KEY-----", "AKIA" + "A1B2" * 4, "hf_own"):
-        (tmp_path / "README.md").write_text(f"use {secret}", encoding="utf-8")
-        with pytest.raises(ValueError, match=r"'README.md' would make .* public") as caught:
-            check_no_secrets(tmp_path, kept, "hf_own")
+    check_no_secrets(tmp_path, kept, "hf_own")
+    (tmp_path / "README.md").write_text("use hf_own", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"'README.md' would make your token public") as caught:
+        check_no_secrets(tmp_path, kept, "hf_own")
+    assert "hf_own" not in str(caught.value)
+
+
+# Kind -> what is refused, and what only looks like it; put together here, or scanners would find them
+SECRETS = {
+    "a Hugging Face token": (["hf_" + "a1" * 15], ["hf_" + "a1" * 14 + "a", "half_" + "a1" * 15]),
+    "a private key": (
+        [f"-----BEGIN {kind}-----" for kind in ("PRIVATE KEY", "RSA PRIVATE KEY", "PGP PRIVATE KEY BLOCK")],
+        ["-----BEGIN PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----"],
+    ),
+    "an AWS key": (["AKIA" + "A1B2" * 4, "ASIA" + "A1B2" * 4], ["AKIA" + "A1B2" * 5, "AKIA" + "a1b2" * 4]),
+    "a Google key": (["AIza" + "Sy_-a" * 7], ["AIza" + "Sy_-a" * 6 + "Sy_-"]),
+    "a GitHub token": (
+        ["ghp_" + "a1B2" * 9, "ghs_" + "a1B2" * 9, "github_pat_" + "a1_B" * 15],
+        ["ghp_" + "a1B2" * 8, "ghx_" + "a1B2" * 9, "github_pat_" + "a1_B" * 14],
+    ),
+    "a GitLab token": (["glpat-" + "a1_-B" * 4], ["glpat-" + "a1_-" * 4]),
+    "a Slack token": (["xoxb-" + "1234567890", "xoxp-" + "1234567890"], ["xoxb-" + "123456789", "xoxz-" + "1" * 20]),
+    "a password in an address": (
+        ["https://user:pass" + "@example.org", "redis://user:p!w" + "@10.0.0.1:6379"],
+        ["https://example.org:8080/people/@user", "https://user@example.org", "mailto:user@example.org"],
+    ),
+    "an API key": (
+        ["sk-" + "a1_-" * 10, "sk-proj-" + "a1B2" * 10, "sk-ant-" + "a1B2" * 10],
+        ["sk-" + "a1_-" * 9, "task-" + "a1-B" * 12],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", _SECRETS)
+def test_secrets_are_refused_and_what_looks_like_them_is_not(tmp_path: Path, kind: str) -> None:
+    card = tmp_path / "README.md"
+    refused, allowed = SECRETS[kind]
+    for secret in refused:
+        card.write_text(f"use {secret} for it", encoding="utf-8")
+        with pytest.raises(ValueError, match=f"'README.md' would make {kind} public") as caught:
+            check_no_secrets(tmp_path, [Path("README.md")], None)
         assert secret not in str(caught.value)
+    for text in allowed:
+        card.write_text(f"use {text} for it", encoding="utf-8")
+        check_no_secrets(tmp_path, [Path("README.md")], None)
 
 
 def test_several_adapters_over_one_base_are_listed(causal_lms: dict[str, str], tmp_path: Path) -> None:

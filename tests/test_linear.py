@@ -21,7 +21,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     product = linear._product
     monkeypatch.setattr(linear, "_SMALL", 0)
     monkeypatch.setattr(linear, "_is_faster", lambda: True)
-    monkeypatch.setattr(linear, "_product", lambda rows, *rest: shapes.append(tuple(rows.shape)) or product(rows, *rest))
+    monkeypatch.setattr(
+        linear, "_product", lambda rows, *rest: shapes.append(tuple(rows.shape)) or product(rows, *rest)
+    )
     return shapes
 
 

@@ -18,7 +18,7 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import run_tasks
 from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
-from st_prompteol.hub.measured import eval_result_files, read_results
+from st_prompteol.hub.measured import Measured, eval_result_files, eval_results, read_results
 
 from .conftest import build_senteval
 from .test_adapters import publish_adapter
@@ -127,6 +127,18 @@ def test_results_stand_in_table_metadata_and_result_files(measured: tuple[str, P
     ]
     assert {entry.task_id: entry.value for entry in entries}["STSBenchmark"] == pytest.approx(score, abs=1e-4)
     assert {entry.dataset_id for entry in entries} == {"princeton-nlp/datasets-for-simcse"}
+
+
+def test_a_result_names_the_part_of_the_data_that_it_is_of() -> None:
+    tasks = ("STSBenchmark", "STSBenchmark-dev", "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+    entries = eval_results(Measured({task: {"score": 50.0} for task in tasks}, ()))
+    folds = ("train", "Main score x100, mean of 10 held-out folds")
+    assert {entry.dataset_config: (entry.dataset_split, entry.metric_name) for entry in entries} == {
+        "STSBenchmark": ("test", "Spearman cosine x100"),
+        "STSBenchmark-dev": ("dev", "Spearman cosine x100"),
+        **dict.fromkeys(("MR", "CR", "SUBJ", "MPQA"), folds),  # whose sentences are one part
+        **dict.fromkeys(("SST2", "TREC", "MRPC"), ("test", "Main score x100")),
+    }
 
 
 def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate, modules
-from st_prompteol.attention import SharedHead
+from st_prompteol.attention import PackedRows, SharedHead
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 
 from . import conftest
@@ -153,6 +153,25 @@ def test_long_sentences_and_large_batches(tmp_path: Path, monkeypatch: pytest.Mo
     twin = copy.deepcopy(model)
     twin[0]._can_share = False
     np.testing.assert_allclose(embeddings, twin.encode(sentences, batch_size=1), **SAME)
+
+
+@pytest.mark.parametrize("words", [2, 40])
+def test_on_a_cpu_numbers_of_tokens_are_few(
+    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, words: int
+) -> None:
+    model = PromptEOL(causal_lms["llama"], demonstrations=SHOTS)
+    sentences = [" ".join(["horse"] * (words + number % 3)) + f" {number}" for number in range(50)]
+    counts: set[int] = set()
+    build = PackedRows.__init__
+    monkeypatch.setattr(
+        PackedRows, "__init__", lambda rows, head, mask: counts.add(int(mask.sum())) or build(rows, head, mask)
+    )
+    one_by_one = model.encode(sentences, batch_size=1)
+    counts.clear()
+    for batch_size in (7, 16, 50):
+        np.testing.assert_allclose(model.encode(sentences, batch_size=batch_size), one_by_one, **SAME)
+    assert counts
+    assert all(count % 32 == 0 or count <= 64 for count in counts)
 
 
 def test_identical_sentences_are_computed_once(causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

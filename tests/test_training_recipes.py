@@ -88,6 +88,15 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "argument --lora_r" in capsys.readouterr().err
 
 
+def test_sharded_weights_are_not_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--output_dir", "a", "--push_to_hub"]
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert parse_arguments(arguments)[2].push_result
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` says it to each process
+    with pytest.raises(ValueError, match=r"push_to_hub does not work with sharded weights.*`st-prompteol push`"):
+        parse_arguments(arguments)
+
+
 def test_a_recipe_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("- a\n")
     with pytest.raises(ValueError, match="must be a list of `key: value` lines"):

@@ -12,16 +12,14 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, read_task
+from st_prompteol.demonstrations.wordnet import read_synsets
+from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, STS_TRAIN_TASK, read_task
 from st_prompteol.template import PromptTemplate
 from training.data import read_file
 
-_SENTENCE_FILES = {  # columns of the training parts that no task of `read_task` reads
-    "STS/STSBenchmark/sts-train.csv": (5, 6),
-    "SICK/SICK_train.txt": (1, 2),
-}
 _TRAINING_PARTS = ("MR", "CR", "SUBJ", "MPQA", "TREC", "MRPC")  # MR holds the sentences of SST
 _TEST_PARTS = ("SST2", "TREC", "MRPC")
 _WORD = re.compile(r"[a-z]{3,}")
@@ -122,17 +120,26 @@ def _senteval_sentences(senteval_dir: str) -> Iterator[str]:
     for task in _TRAINING_PARTS:
         for column in read_task(senteval_dir, task)["train"].columns:
             yield from column
-    for name, columns in _SENTENCE_FILES.items():
-        for line in (Path(senteval_dir) / name).read_text(encoding="utf-8").splitlines():
-            cells = line.split("\t")
-            yield from (cells[column] for column in columns if len(cells) > column)
+    pairs = read_task(senteval_dir, STS_TRAIN_TASK)["train"].columns
+    yield from chain.from_iterable(zip(*pairs, strict=True))
+    yield from chain.from_iterable(row[1:3] for row in read_sick_train(senteval_dir))
+
+
+def read_sick_train(senteval_dir: str) -> list[list[str]]:
+    """Returns the rows of SICK's training part: number, two sentences, relatedness, entailment.
+
+    As `prompteol-tiny` was trained on them: the first row is the header, and spaces at a sentence's end stay.
+    """
+    lines = (Path(senteval_dir) / "SICK/SICK_train.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines]
 
 
 def read_wordnet(wordnet_dir: str) -> list[Synset]:
-    """Reads all meanings of WordNet 3 (the format is its manual page wndb(5)).
+    """Reads all meanings of WordNet 3.
 
     Raises:
         FileNotFoundError: If a file is missing.
+        ValueError: If a line is not in its format.
     """
     synsets = []
     for part in ("noun", "verb", "adj", "adv"):
@@ -142,20 +149,15 @@ def read_wordnet(wordnet_dir: str) -> list[Synset]:
                 f"{path} is missing: wordnet_dir is the folder with WordNet's data.noun (on Debian the package "
                 "wordnet-base puts it into /usr/share/wordnet)."
             )
-        lines = path.read_text(encoding="utf-8").splitlines()
-        synsets += [_read_synset(line) for line in lines if not line.startswith("  ")]  # the licence is indented
+        synsets += [
+            Synset(
+                words=tuple(word.replace("_", " ") for word in words),
+                definition=gloss.partition('"')[0].strip(" ;:"),
+                examples=tuple(example.strip() for example in re.findall(r'"([^"]+)"', gloss)),
+            )
+            for _, words, gloss in read_synsets(path)
+        ]
     return synsets
-
-
-def _read_synset(line: str) -> Synset:
-    data, _, gloss = line.partition(" | ")
-    fields = data.split()
-    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
-    return Synset(
-        words=tuple(word.partition("(")[0].replace("_", " ") for word in words),
-        definition=gloss.partition('"')[0].strip(" ;:"),
-        examples=tuple(example.strip() for example in re.findall(r'"([^"]+)"', gloss)),
-    )
 
 
 def _is_held_out(text: str, every: int) -> bool:

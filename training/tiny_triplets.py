@@ -19,11 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
 
-from st_prompteol.evaluation.senteval import read_task
+from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
 from st_prompteol.files import replacing_file
 from training.data import ROLES, read_file
 from training.failures import explained
-from training.text import evaluation_sentences, is_forbidden, normalise
+from training.text import evaluation_sentences, is_forbidden, normalise, read_sick_train
 
 Triplet = tuple[str, str, str]
 _ALIKE = 4.0  # out of 5: pairs that people gave as much count as paraphrases
@@ -47,12 +47,11 @@ def inference_triplets(nli_dir: str, rng: random.Random) -> Iterator[Triplet]:
 
 def paraphrase_triplets(senteval_dir: str, rng: random.Random) -> Iterator[Triplet]:
     """Yields the pairs of MRPC's, STS-B's and SICK's training parts that mean the same, with another sentence."""
-    mrpc = read_task(senteval_dir, "MRPC")["train"]
-    pairs = [pair for *pair, label in zip(*mrpc.columns, mrpc.labels, strict=True) if label == 1]
-    for name, first, score in (("STS/STSBenchmark/sts-train.csv", 5, 4), ("SICK/SICK_train.txt", 1, 3)):
-        lines = (Path(senteval_dir) / name).read_text(encoding="utf-8").splitlines()
-        rows = [line.split("\t") for line in lines if not line.startswith("pair_ID")]
-        pairs += [row[first : first + 2] for row in rows if float(row[score]) >= _ALIKE]
+    pairs: list[list[str]] = []
+    for task, least in (("MRPC", 1), (STS_TRAIN_TASK, _ALIKE)):
+        part = read_task(senteval_dir, task)["train"]
+        pairs += [pair for *pair, label in zip(*part.columns, part.labels, strict=True) if label >= least]
+    pairs += [row[1:3] for row in read_sick_train(senteval_dir)[1:] if float(row[3]) >= _ALIKE]
     for first, second in pairs:
         yield first, second, rng.choice(pairs)[0]
 

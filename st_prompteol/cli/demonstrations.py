@@ -102,7 +102,8 @@ def search(
     """Find the best demonstrations for a model among candidates."""
     quiet()
     from st_prompteol.demonstrations import read_candidates, read_pairs, search_demonstrations, sts_b_dev
-    from st_prompteol.demonstrations.report import import_figure, plot, summarize, write_table
+    from st_prompteol.demonstrations.report import plot, summarize, write_table
+    from st_prompteol.evaluation.report import import_figure
 
     import_figure()  # before hours of work rather than after them
     read_layers = None if layers is None else _numbers(layers)

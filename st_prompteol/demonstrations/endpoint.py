@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import InferenceClient, get_token
 
 from st_prompteol.demonstrations.llm import PROMPT
-from st_prompteol.failures import may_pass, status_of
+from st_prompteol.failures import may_pass, retry_after, status_of
 
 _AGAIN = "That was not exactly one word of letters and hyphens. Answer with one word only."
 
@@ -97,7 +97,7 @@ class Endpoint:
                 status = status_of(error)
                 failure = f"the endpoint answered {status}" if status else "the endpoint could not be reached in time"
                 if attempt + 1 < self.attempts:
-                    time.sleep(max(_retry_after(error), self._pause(attempt)))
+                    time.sleep(max(retry_after(error), self._pause(attempt)))
                 continue
             else:
                 failure = None
@@ -141,12 +141,3 @@ class Endpoint:
                 f"{place} calls the question invalid ({status}): choose another model than {self.name!r}."
             )
         return error
-
-
-def _retry_after(error: BaseException) -> float:
-    """The seconds that a server asks to wait, at most a minute, 0 if it does not say."""
-    response = getattr(error, "response", None)
-    try:
-        return min(60.0, float(response.headers["retry-after"])) if response is not None else 0.0
-    except (KeyError, ValueError):
-        return 0.0

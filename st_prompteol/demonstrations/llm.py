@@ -6,14 +6,13 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from st_prompteol.corpus import read_lines
-from st_prompteol.files import append_lines
+from st_prompteol.files import append_lines, read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def ask_for_words(
     """
     words: dict[str, str] = {}
     answered: set[str] = set()
-    for row in _read_answers(answers):
+    for row in read_json_lines(answers, _check_answer):
         if (row["model"], row["prompt"]) == (llm.name, llm.prompt):
             answered.add(row["sentence"])
             if (word := as_word(row["answer"], row["sentence"])) is not None:
@@ -104,16 +103,6 @@ def as_word(answer: str, sentence: str) -> str | None:
     return word[0].upper() + word[1:]
 
 
-def _read_answers(path: Path) -> Iterator[Mapping[str, Any]]:
-    if not path.exists():
-        return
-    for number, line in read_lines(path):
-        try:
-            row = json.loads(line)
-            if not all(isinstance(row[name], str) for name in ("sentence", "answer", "model", "prompt")):
-                raise ValueError(line)
-        except (ValueError, KeyError, TypeError):
-            if line.strip():
-                logger.warning("%s, line %d, was cut short and is left out.", path, number)
-            continue
-        yield row
+def _check_answer(row: Any) -> None:
+    if not all(isinstance(row[name], str) for name in ("sentence", "answer", "model", "prompt")):
+        raise TypeError("an answer is text")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from st_prompteol.files import append_lines
+from st_prompteol.files import append_lines, read_json_lines
 from st_prompteol.model import PromptEOL
 from st_prompteol.template import Demonstration
-
-logger = logging.getLogger(__name__)
 
 Similarities = npt.NDArray[np.float32]
 Subset = tuple[int, int]  # the pairs from .. to, in the order of the search
@@ -38,7 +35,7 @@ class SearchLog:
         self.key = json.loads(json.dumps(dict(key)))
         self._path = None if path is None else Path(path)
         self._found: dict[tuple[Any, ...], Similarities] = {}
-        for row in _rows(self._path):
+        for row in read_json_lines(path, _check_measurement) if path is not None else ():
             if {name: row.get(name) for name in self.key} == self.key:
                 place = (_pairs_of(row["demonstrations"]), row["layer"], tuple(row["pairs"]))
                 self._found[place] = np.frombuffer(base64.b64decode(row["similarities"]), dtype="<f4")
@@ -111,19 +108,8 @@ def _weights_fingerprint(model: PromptEOL) -> str:
     return digest.hexdigest()[:16]
 
 
-def _rows(path: Path | None) -> Iterator[dict[str, Any]]:
-    if path is None or not path.exists():
-        return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                base64.b64decode(row["similarities"]), row["demonstrations"], row["layer"], row["pairs"]
-            except (ValueError, KeyError, TypeError):
-                if line.strip():
-                    logger.warning("%s, line %d, was cut short and is left out.", path, number)
-                continue
-            yield row
+def _check_measurement(row: Any) -> None:
+    base64.b64decode(row["similarities"]), row["demonstrations"], row["layer"], row["pairs"]
 
 
 def _plain(demonstrations: Sequence[Demonstration]) -> list[list[str]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from st_prompteol.demonstrations.search import SearchResult, Trial
+from st_prompteol.evaluation.report import import_figure
 from st_prompteol.files import replacing_file
 
 _HEADER = ("rank", "sentence", "word", "source", "layer", "pairs", "score", "gain over none", "low", "high")
@@ -141,15 +141,6 @@ def plot(result: SearchResult, path: str | Path) -> None:
     for suffix in (".png", ".svg"):
         with replacing_file(path.with_suffix(suffix)) as staged:
             figure.savefig(staged, format=suffix[1:], dpi=160)
-
-
-def import_figure() -> Any:
-    """Returns matplotlib's `Figure`, or raises an ImportError that says what to install."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Plots need the package matplotlib: pip install 'st-prompteol[eval]'.") from error
-    return Figure
 
 
 def _words(trial: Trial) -> str:

@@ -103,7 +103,7 @@ def _read_wordnet(folder: Path, min_frequency: int) -> Iterator[tuple[str, str]]
         if not index.is_file() or not data.is_file():
             continue
         found = True
-        synsets = _read_data(data)
+        synsets = {offset: (words, _first_definition(gloss)) for offset, words, gloss in read_synsets(data)}
         for number, line in _entries(index):
             lemma, frequency, offsets = _parse_index(index, number, line)
             if frequency < min_frequency or not offsets:
@@ -140,9 +140,20 @@ def _parse_index(path: Path, number: int, line: str) -> tuple[str, int, list[str
     return lemma, frequency, offsets
 
 
-def _read_data(path: Path) -> dict[str, tuple[list[str], str]]:
-    """Returns offset -> the words of a meaning and its definition."""
-    synsets = {}
+def read_synsets(path: Path) -> Iterator[tuple[str, list[str], str]]:
+    """Yields the meanings in one of WordNet 3's data files (the format is its manual page wndb(5)).
+
+    Args:
+        path: `data.noun`, `data.verb`, `data.adj` or `data.adv`.
+
+    Yields:
+        The meaning's offset, its words and phrases with `_` for a space and without an adjective's marker such as
+        `(a)`, and its gloss: definitions and quoted examples.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is not of the format.
+    """
     for number, line in _entries(path):
         facts, separator, gloss = line.partition(" | ")
         fields = facts.split()
@@ -153,9 +164,11 @@ def _read_data(path: Path) -> dict[str, tuple[list[str], str]]:
             count, words = -1, []
         if not separator or len(words) != count:
             raise _damaged(path, number, line)
-        definition = re.sub(r"^(\([^)]*\)\s*)+", "", gloss.strip()).split(";")[0].strip()
-        synsets[fields[0]] = words, definition
-    return synsets
+        yield fields[0], words, gloss.strip()
+
+
+def _first_definition(gloss: str) -> str:
+    return re.sub(r"^(\([^)]*\)\s*)+", "", gloss).split(";")[0].strip()
 
 
 def _damaged(path: Path, number: int, line: str) -> ValueError:

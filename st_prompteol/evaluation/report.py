@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from st_prompteol.evaluation.published import PUBLISHED
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
@@ -137,10 +138,6 @@ def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str], average: str
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"Unknown picture format {str(path)!r}: end its name in .png or .svg.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Plots need the package matplotlib: pip install 'st-prompteol[eval]'.") from error
     sized = [row for row in rows if row.parameters]
     if any(row.average(average) is not None for row in sized):
         label, values = average, {id(row): row.average(average) for row in sized}
@@ -158,7 +155,7 @@ def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str], average: str
             "There is nothing to plot: no row has both a number of parameters and a score that others have."
         )
 
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = import_figure()(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
     markers = "osD^vPX*<>"
     for (method, points), marker in zip(methods.items(), markers * len(methods), strict=False):
@@ -175,6 +172,15 @@ def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str], average: str
     for suffix in (".png", ".svg"):
         with replacing_file(path.with_suffix(suffix)) as staged:
             figure.savefig(staged, format=suffix[1:], dpi=160)
+
+
+def import_figure() -> Any:
+    """Returns matplotlib's `Figure`, or raises an ImportError that says what to install."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need the package matplotlib: pip install 'st-prompteol[eval]'.") from error
+    return Figure
 
 
 def _millions(parameters: int) -> str:

@@ -14,6 +14,7 @@ STS_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKR
 STS_DEV_TASK = "STSBenchmark-dev"
 STS_TRAIN_TASK = "STSBenchmark-train"  # read by name only, never evaluated on
 TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+CROSS_VALIDATED_TASKS = ("MR", "CR", "SUBJ", "MPQA")  # they have no test part
 TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.evaluation.report import SHORT_NAMES, Row
 from st_prompteol.evaluation.results import Run
-from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
+from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from st_prompteol.hub.markdown import one_line
 
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
@@ -92,6 +92,7 @@ def eval_results(measured: Measured) -> list[EvalResult]:
     for task, content in measured.own.items():
         dataset = _dataset(task, content)
         is_sts = _is_similarity(task, content)
+        is_folded = task in CROSS_VALIDATED_TASKS
         entries.append(
             EvalResult(
                 task_type="semantic-similarity" if is_sts else "text-classification",
@@ -99,10 +100,11 @@ def eval_results(measured: Measured) -> list[EvalResult]:
                 dataset_type=dataset["id"],
                 dataset_name=f"{'MTEB' if 'dataset' in content else 'SentEval'} {SHORT_NAMES.get(task, task)}",
                 dataset_config=dataset["task_id"],
-                dataset_split="dev" if task == STS_DEV_TASK else "test",
+                dataset_split="dev" if task == STS_DEV_TASK else "train" if is_folded else "test",
                 dataset_revision=dataset.get("revision"),
                 metric_type="spearman_cosine" if is_sts else "accuracy",
-                metric_name="Spearman cosine x100" if is_sts else "Main score x100",
+                metric_name=("Spearman cosine x100" if is_sts else "Main score x100")
+                + ", mean of 10 held-out folds" * is_folded,
                 metric_value=round(content["score"], 4),
             )
         )

@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
-from st_prompteol.failures import may_pass, was_turned_away
+from st_prompteol.failures import may_pass, retry_after, was_turned_away
 from st_prompteol.hub.facts import TAG
 from st_prompteol.model import SAVED_NAMES
 
@@ -200,12 +200,5 @@ def retrying(call: Callable[[], T], is_passing: Callable[[BaseException], bool] 
         except Exception as error:
             if not is_passing(error):
                 raise
-            time.sleep(max(wait, _retry_after(error)))
+            time.sleep(max(wait, retry_after(error)))
     return call()
-
-
-def _retry_after(error: BaseException) -> float:
-    """Returns the seconds that the server asks to wait, at most a minute."""
-    response = getattr(error, "response", None)
-    value = str(response.headers.get("Retry-After", "0")) if response is not None else "0"
-    return min(float(value), 60.0) if re.fullmatch(r"\d+", value) else 0.0
