@@ -147,6 +147,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reader's checkout, in which the names that the pages take from the Hub are small folders."""
     base = tmp_path / "facebook/opt-125m"
     tokenizer = build_tokenizer(base)
+    tokenizer.pad_token = "</s>"  # OPT has one, and benchmarks pad as the reference does
+    tokenizer.save_pretrained(base)
     config = OPTConfig(
         vocab_size=len(tokenizer),
         num_hidden_layers=2,
