@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo notebook test test-slow lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
 
 demo: $(VENV)/.demo ## Install, then search, map and fine-tune on real sentences (MODEL=facebook/opt-125m for another model)
 	MODEL=$(MODEL) $(BIN)/python examples/demo.py
+
+notebook: $(VENV)/.dev ## Run examples/quickstart.ipynb and store what it prints and draws
+	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
 test: $(VENV)/.dev ## Install what tests need, then run them
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -30,6 +30,7 @@ import torch
 HEAD, TAIL = 5, 6  # tokens of the template around a sentence, by OPT's tokenizer
 LENGTHS = ((17, 9), (9, 4), (9, 4))  # mean and deviation of tokens: premise, entailment, contradiction
 SHAPES = {
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "ffn_dim": 128, "num_attention_heads": 4},  # to try it out
     "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072, "num_attention_heads": 12},
     "opt-2.7b": {"hidden_size": 2560, "num_hidden_layers": 32, "ffn_dim": 10240, "num_attention_heads": 32},
     "llama-7b": {

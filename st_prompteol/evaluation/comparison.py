@@ -21,6 +21,7 @@ from st_prompteol.evaluation.runner import expand_tasks, run_tasks
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
 from st_prompteol.failures import explained
 from st_prompteol.model import PromptEOL
+from st_prompteol.released import find_released
 
 AS_IT_IS = "as it is"
 
@@ -82,8 +83,9 @@ class Comparison:
             show_progress_bar: Whether to show progress bars. Defaults to False.
         """
         given = {key: value for key, value in options.items() if value is not None}
-        for method, model in self._models(name, given):
-            run = Run.of(model, name, method, revision=given.get("revision"))
+        source = find_released(name) or name
+        for method, model in self._models(source, given):
+            run = Run.of(model, source, method, revision=given.get("revision"))
             scores: dict[str, float] = {}
 
             def note(result: TaskResult, finished: bool, method: str = method) -> None:
@@ -109,8 +111,8 @@ class Comparison:
                 result = evaluate_mteb(
                     model,
                     self.mteb,
-                    name=name,
-                    revision=run.revision if self._is_as_published(name, given) else f"{run.revision}-{run.digest}",
+                    name=source,
+                    revision=run.revision if self._is_as_published(source, given) else f"{run.revision}-{run.digest}",
                     results_dir=Path(self.results_dir, "mteb"),
                     batch_size=self.batch_size,
                     rerun=self.rerun,

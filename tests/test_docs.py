@@ -1,0 +1,284 @@
+"""Every code block and command of README.md and docs/ runs and prints what it says, on stand-ins for large models.
+
+Blocks run in order in one folder per page, as a reader would. A page is run twice: quickly, in this process, without
+what needs a Hub or takes long; and, among the slow tests, wholly, in a process of its own with a Hub on loopback.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from transformers import OPTConfig, OPTForCausalLM
+from typer.testing import CliRunner
+
+from st_prompteol import TINY
+from st_prompteol.cli import app
+from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
+
+from .conftest import build_senteval, build_tokenizer
+from .hubserver import Hub
+from .test_adapters import publish_adapter
+from .test_demonstrations import write_wordnet
+from .test_evaluation_data import hub_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# fenced blocks, and commands in the running text
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
+# what a reader does once and a test must not, and what takes a GPU
+NOT_RUN = re.compile(r"pip install |hf auth login|.* --gpu")
+NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|python benchmarks/|--config")
+# the same commands on less data
+SMALLER = {
+    r"--task (sts|all)\b": "--task STSBenchmark",
+    r"(st-prompteol demonstrations build .*)": r"\1 --dictionary-count 3",
+    r"(python training/train\.py .*)": r"\1 --train_file examples/triplets.tsv --per_device_train_batch_size 8"
+    " --max_steps 2 --warmup_steps 0 --eval_strategy no",
+    r"(python benchmarks/encode\.py .*)": r"\1 --count 4 --rounds 1 --demonstrations 1 --dtype float32 --scaling 8"
+    " --output encode",
+    r"(python benchmarks/train\.py .*)": r"\1 --shape tiny --steps 1",
+    r"(python benchmarks/search\.py .*)": r"\1 --sentences 4 --reference-sentences 4 --candidates 1",
+}
+OFFLINE = {r"(st-prompteol evaluate (?!.*--data-dir).*)": r"\1 --data-dir senteval"}
+# numbers that another training run of the packaged model changes: equal to within this
+TOLERANCE = 0.3
+
+
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """Yields the language and the text of each block of a page; text right below commands is called output."""
+    text, end, last = (ROOT / page).read_text(encoding="utf-8"), 0, ""
+    for match in BLOCK.finditer(text):
+        language, block, command = match.groups()
+        is_output = language == "text" and last == "bash" and not text[end : match.start()].strip()
+        end, last = match.end(), language
+        if command:
+            yield "bash", " ".join(command.split())
+        else:
+            yield "output" if is_output else language, block
+
+
+def commands(block: str) -> list[str]:
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.join(words) for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def shown_commands(page: str) -> list[list[str]]:
+    """All commands of a page, in words."""
+    lines = (line for language, block in blocks(page) if language == "bash" for line in commands(block))
+    return [shlex.split(line) for line in lines]
+
+
+def is_printed(expected: str, printed: str) -> bool:
+    """Whether a line is what a page says; numbers with a decimal point may differ a little, all else may not."""
+    number = re.compile(r"-?\d+\.\d*")
+    if [part.split() for part in number.split(expected)] != [part.split() for part in number.split(printed)]:
+        return False
+    pairs = zip(number.findall(expected), number.findall(printed), strict=True)
+    return all(abs(float(one) - float(other)) <= TOLERANCE for one, other in pairs)
+
+
+def run_python(block: str, page: str, names: dict[str, object]) -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, page, "exec"), names)
+    expected = [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# ")]
+    lines = printed.getvalue().splitlines()
+    assert len(lines) == len(expected), lines
+    assert all(map(is_printed, expected, lines)), lines
+
+
+def run_command(command: str) -> str:
+    """Runs a command as a shell would and returns what it prints; one that this test does not know is an error."""
+    program, *arguments = shlex.split(command)
+    if program == "st-prompteol":
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, (command, result.output, result.exception)
+        return result.output
+    assert program == "python", f"unknown command: {command}"
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (command, done.stdout, done.stderr[-3000:])
+    return done.stdout + done.stderr
+
+
+def run_page(page: str, *, wholly: bool) -> None:
+    """Runs the blocks of a page in the current folder."""
+    names: dict[str, object] = {}
+    output: list[str] = []  # of the last commands
+    for language, block in blocks(page):
+        if language == "python":
+            run_python(block, page, names)
+        elif language == "output":
+            rest = iter(output)
+            for line in block.splitlines():
+                assert any(is_printed(line, printed) for printed in rest), (line, output)
+        elif language == "bash":
+            output = []
+            for command in commands(block):
+                if NOT_RUN.match(command) or (not wholly and NEEDS_HUB_OR_TIME.search(command)):
+                    continue
+                for pattern, replacement in {**SMALLER, **({} if wholly else OFFLINE)}.items():
+                    command = re.sub(pattern, replacement, command)
+                output += run_command(command).splitlines()
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A reader's checkout, in which the names that the pages take from the Hub are small folders."""
+    base = tmp_path / "facebook/opt-125m"
+    tokenizer = build_tokenizer(base)
+    tokenizer.pad_token = "</s>"  # OPT has one, and benchmarks pad as the reference does
+    tokenizer.save_pretrained(base)
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=2,
+        ffn_dim=64,
+        max_position_embeddings=256,
+        word_embed_proj_dim=768,
+    )
+    OPTForCausalLM(config).save_pretrained(base)
+    publish_adapter(str(base), tmp_path / "my-adapter")
+    build_senteval(tmp_path / "senteval")
+    write_wordnet(tmp_path / "wordnet")
+    (tmp_path / "sts-b-dev.txt").write_text("".join(f"{n} birds sing.\n" for n in range(9)), encoding="utf-8")
+    for name in ("examples", "training", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/tiny-base").symlink_to(TINY)
+    (tmp_path / "stories260k").symlink_to(base)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_offline(page: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    run_page(page, wholly=False)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_wholly(page: str, reader: Path, shared: Path) -> None:
+    archived = reader / "archived"
+    archived.mkdir()
+    with tarfile.open(archived / "senteval.tar", "w") as tar:
+        tar.add(reader / "senteval", "data")
+    hub = Hub(tokens={"hf_token": "user"})
+    hub.seed_root(shared / "hub", json.loads((shared / "hub/revisions.json").read_text(encoding="utf-8")))
+    hub.seed("model", "facebook/opt-125m", reader / "facebook/opt-125m")
+    hub.seed("dataset", "princeton-nlp/datasets-for-simcse", archived)
+    with hub:
+        done = subprocess.run(
+            [sys.executable, "-c", f"from tests.test_docs import run_page; run_page({page!r}, wholly=True)"],
+            env={**hub_environment(hub.url, reader / "home"), "HF_TOKEN": "hf_token", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, (done.stdout, done.stderr[-5000:])
+    pushed = [word for command in shown_commands(page) if command[1] == "push" for word in command]
+    assert {name for _, name in hub.repos if name.startswith("user/")} == {
+        word for word in pushed if word.startswith("user/")
+    }
+
+
+def test_all_commands_are_shown() -> None:
+    shown = {command[1] for command in shown_commands("README.md") if command[0] == "st-prompteol"}
+    groups = {group.name for group in app.registered_groups}
+    assert shown == {command.callback.__name__ for command in app.registered_commands if command.callback} | groups
+
+
+def test_what_is_installed_can_be() -> None:
+    extras = set(importlib.metadata.metadata("st-prompteol").get_all("Provides-Extra") or ())
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for names in re.findall(r"pip install '[\w.-]*\[([\w,]+)\]'", text):
+            assert set(names.split(",")) <= extras, (page, names)
+        for target in re.findall(r"`make ([a-z-]+)", text):
+            assert target in targets, (page, target)
+
+
+def messages() -> set[str]:
+    """All texts of the library, with `…` for what is filled in."""
+    texts = set()
+    for path in (ROOT / "st_prompteol").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+                texts.add("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.add(re.sub(r"%[srd]|\{\w+\}", "…", node.value))
+    return texts
+
+
+def test_messages_that_are_quoted_are_those_of_the_code() -> None:
+    section = README.split("## When something goes wrong")[1].split("\n## ")[0]
+    symptoms = re.findall(r"^\| (.*?) \|", section, flags=re.MULTILINE)
+    quoted = [span for symptom in symptoms for span in re.findall(r"`([^`]*)`", symptom) if " " in span]
+    assert len(quoted) >= 15
+    texts = messages()
+    for message in quoted:
+        assert any(message.removesuffix("…").strip() in text for text in texts), message
+
+
+def test_published_numbers_are_those_of_the_paper() -> None:
+    page = (ROOT / "docs/choosing-a-base-model.md").read_text(encoding="utf-8")
+    published = {(row.model, row.method): row.sts for row in PUBLISHED}
+    shown = {
+        (cells[0].strip("`"), f"PromptEOL + {method} (published)"): float(score)
+        for cells in (re.split(r" *\| ?", line)[1:-1] for line in page.splitlines() if line.startswith("| `"))
+        for method, score in zip(("demonstration", "CSE"), cells[5:7], strict=False)
+        if len(cells) == 8 and score
+    }
+    assert len(shown) == 15
+    assert shown.items() <= published.items()
+    sentences = re.findall(r"^\| OPT-(\S+) \| (.*) \| (.*) \|$", page, flags=re.MULTILINE)
+    assert sentences == [
+        (name.removeprefix("facebook/opt-").upper(), shot.sentence, shot.word) for name, shot in DEMONSTRATIONS.items()
+    ]
+
+
+def test_the_tree_is_the_tree() -> None:
+    picture = next(block for language, block in blocks("README.md") if block.startswith("st_prompteol/"))
+    listed = set(re.findall(r"^  (\S+\.py|\w+/)", picture, flags=re.MULTILINE))
+    rooms = {path.name for path in (ROOT / "st_prompteol").glob("*.py")} - {"__init__.py"}
+    rooms |= {f"{path.parent.name}/" for path in (ROOT / "st_prompteol").glob("*/__init__.py")}
+    assert listed == rooms
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_what_is_there(page: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path = ROOT / page if not target else (ROOT / page).parent / target
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, (target, anchor)
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    assert all(f"({page})" in README for page in PAGES[1:])
