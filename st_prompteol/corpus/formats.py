@@ -91,20 +91,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def columns_of(file: BinaryIO, name: str) -> list[str]:
-    """Returns the names of a file's columns, those of the first rows of JSONL; none for lines of text."""
+    """Returns the names of the columns of a CSV file, or those of the first rows of JSONL."""
     suffix = Path(name).suffix
-    if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(file).names)
     if suffix in (".csv", ".tsv"):
         lines = (f"{line}\n" for line in _decoded(file, name, (0, None), refuse))
         return next(csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ","), [])
-    if suffix == ".jsonl":
-        first = islice(_decoded(file, name, (0, None), leave_null), _LINES_LOOKED_AT)
-        rows = (_parse(number, line, name, leave_null) for number, line in enumerate(first, start=1))
-        return list(dict.fromkeys(key for row in rows for key in row or ()))
-    return []
+    first = islice(_decoded(file, name, (0, None), leave_null), _LINES_LOOKED_AT)
+    rows = (_parse(number, line, name, leave_null) for number, line in enumerate(first, start=1))
+    return list(dict.fromkeys(key for row in rows for key in row or ()))
 
 
 def known(name: str, column: str | None, columns: Sequence[str]) -> str:

@@ -117,30 +117,45 @@ def _spans(file: SourceFile, rows: int, column: str | None, keep: Sequence[str])
             "in a run of its own."
         )
     try:
-        names, groups = ([], []) if lines else _look_into(file)
+        types, groups = ({}, []) if lines else _look_into(file)
     except (OSError, ValueError, csv.Error) as error:
         logger.warning("%r cannot be read: %s", file.path, error)
         return [(0, file.size)]
-    if names:  # an empty file has no columns to miss
-        for wanted in [known(file.path, column, names), *(keep if file.suffix != ".jsonl" else ())]:
-            known(file.path, wanted, names)
+    if types:  # an empty file has no columns to miss
+        sentences = known(file.path, column, list(types))
+        if types[sentences] is not None and not _is_text(types[sentences]):
+            raise ValueError(
+                f"The column {sentences!r} of {file.path!r} holds {types[sentences]}, not text: choose another one."
+            )
+        for wanted in keep if file.suffix != ".jsonl" else ():  # whose rows need not have the same
+            known(file.path, wanted, list(types))
     if file.suffix == ".parquet":
         return _cut_row_groups(groups, rows)
     step = file.size if file.suffix in (".csv", ".tsv") else rows * _LINE_BYTES
     return [(start, min(start + step, file.size)) for start in range(0, file.size, step)] if file.size else []
 
 
-def _look_into(file: SourceFile) -> tuple[list[str], list[int]]:
-    """Returns the names of the columns and, of Parquet, the rows of each row group."""
+def _look_into(file: SourceFile) -> tuple[dict[str, Any], list[int]]:
+    """Returns the columns and, of Parquet, their types and the rows of each row group."""
     with Storage(file.source).open(file.path) as opened:
         if file.suffix != ".parquet":
-            return columns_of(opened, file.path), []
+            return dict.fromkeys(columns_of(opened, file.path)), []
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(opened) as parquet:
             metadata = parquet.metadata
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            return list(parquet.schema_arrow.names), groups
+            return {field.name: field.type for field in parquet.schema_arrow}, groups
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    )
 
 
 def _cut_row_groups(groups: Sequence[int], rows: int) -> list[tuple[int, int]]:

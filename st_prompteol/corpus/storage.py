@@ -51,7 +51,10 @@ class Storage:
         else:
             import fsspec
 
-            filesystem, self.path = fsspec.core.url_to_fs(self.address)
+            try:
+                filesystem, self.path = fsspec.core.url_to_fs(self.address)
+            except ValueError as error:
+                raise ValueError(f"Nothing opens {self.address!r} ({error}): check how it begins.") from None
             self.filesystem = fs.PyFileSystem(fs.FSSpecHandler(filesystem))
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
 
