@@ -207,7 +207,8 @@ def test_a_fragment_that_kills_its_workers_gets_smaller_batches_and_is_left_out_
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(cluster: Cluster, stories: str, tmp_path: Path) -> None:
     texts = sentences(4000)
-    source, out = write_parquet(tmp_path / "in.parquet", list(texts)), tmp_path / "out"
+    source = write_parquet(tmp_path / "in.parquet", list(texts), row_group_size=400)
+    out = tmp_path / "out"
     arguments = [stories, str(source), "-o", str(out), "--column", "text", "--fragment-rows", "400"]
     process = cluster.start(*arguments)
     wait_for(2, out, process)
@@ -215,6 +216,7 @@ def test_a_worker_that_is_killed_is_replaced(cluster: Cluster, stories: str, tmp
     _, message = process.communicate()
     assert process.returncode == 0, message
     assert "4000 rows, 0 of them without text, in 10 parts" in message
+    assert "4000 encoded now" in message
     assert read(out)["text"].to_pylist() == texts
 
 
@@ -224,7 +226,8 @@ def test_a_driver_that_is_stopped_goes_on(
     cluster: Cluster, stories: str, tmp_path: Path, stop: signal.Signals
 ) -> None:
     texts = sentences(6000)
-    source, out = write_parquet(tmp_path / "in.parquet", list(texts)), tmp_path / "out"
+    source = write_parquet(tmp_path / "in.parquet", list(texts), row_group_size=400)
+    out = tmp_path / "out"
     arguments = [stories, str(source), "-o", str(out), "--column", "text", "--fragment-rows", "400"]
     process = cluster.start(*arguments)
     wait_for(3, out, process)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from st_prompteol.corpus.encoder import FragmentEncoder, Job
@@ -45,7 +46,7 @@ class RayWorkers:
     def __init__(self, model: str, options: dict[str, Any], workers: int | None, cpus: int) -> None:
         import ray
 
-        self.model, self.options, self.cpus = model, options, cpus
+        self.model, self.options = model, options
         there = ray.cluster_resources()
         has_gpus = there.get("GPU", 0) >= 1 and str(options.get("device", "cuda")).startswith("cuda")
         room = int(there.get("GPU", 0)) if has_gpus else int(there.get("CPU", 0)) // cpus
@@ -55,6 +56,7 @@ class RayWorkers:
                 "or workers=… if the cluster grows."
             )
         self.workers = room if workers is None else workers
+        self._threads = None if has_gpus else cpus  # a GPU's worker may tokenise on all cores
         self._resources = {"num_gpus": 1} if has_gpus else {"num_cpus": cpus}
         self._identity: dict[str, Any] = {}
 
@@ -88,7 +90,7 @@ class RayWorkers:
             )
             outcomes = rows.map(
                 _Worker,
-                fn_constructor_args=(self.model, self.options, self.cpus, self._identity, job, attempts),
+                fn_constructor_args=(self.model, self.options, self._threads, self._identity, job, attempts),
                 compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
                 **self._resources,
             )
@@ -102,7 +104,9 @@ class RayWorkers:
         """Calls a function in a process like those of the workers, with the model in front of its arguments."""
         import ray
 
-        task = ray.remote(function).options(**self._resources).remote(self.model, self.options, self.cpus, *arguments)
+        task = (
+            ray.remote(function).options(**self._resources).remote(self.model, self.options, self._threads, *arguments)
+        )
         try:
             return ray.get(task)
         except ray.exceptions.RayTaskError as error:
@@ -125,9 +129,15 @@ class _Worker:
     """What an actor does: opens the model with its first fragment, then encodes fragment after fragment."""
 
     def __init__(
-        self, model: str, options: dict[str, Any], cpus: int, identity: dict[str, Any], job: Job, attempts: Any
+        self,
+        model: str,
+        options: dict[str, Any],
+        threads: int | None,
+        identity: dict[str, Any],
+        job: Job,
+        attempts: Any,
     ) -> None:
-        self.model, self.options, self.cpus, self.identity = model, options, cpus, identity
+        self.model, self.options, self.threads, self.identity = model, options, threads, identity
         self.job, self.attempts = job, attempts
         self.encoder: FragmentEncoder | None = None
 
@@ -157,7 +167,7 @@ class _Worker:
                 failure=f"{fragment.file.path!r} killed {_ATTEMPTS} workers, so it is left out: lower batch_size.",
             )
         if self.encoder is None:
-            opened = _open(self.model, self.options, self.cpus)
+            opened = _open(self.model, self.options, self.threads)
             if identify(opened)[0] != self.identity:
                 raise ValueError(
                     f"{self.model!r} is not the same model on every node: pass a revision, or one folder."
@@ -206,20 +216,22 @@ def _connect(address: str | None) -> None:
         ) from error
 
 
-def _open(model: str, options: dict[str, Any], cpus: int) -> PromptEOL:
-    os.environ.setdefault("RAYON_NUM_THREADS", str(cpus))  # of the tokenizer; PyTorch's are set by Ray
+def _open(model: str, options: dict[str, Any], threads: int | None) -> PromptEOL:
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer
     transformers_logging.disable_progress_bar()
     return PromptEOL(model, **options)
 
 
-def _identify(model: str, options: dict[str, Any], cpus: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    return identify(_open(model, options, cpus))
+def _identify(model: str, options: dict[str, Any], threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    return identify(_open(model, options, threads))
 
 
 def _calibrate(
-    model: str, options: dict[str, Any], cpus: int, job: Job, fragments: Sequence[Fragment]
+    model: str, options: dict[str, Any], threads: int | None, job: Job, fragments: Sequence[Fragment]
 ) -> list[list[float]]:
-    return FragmentEncoder(_open(model, options, cpus), replace(job, precision="float32")).ranges(fragments)
+    return FragmentEncoder(_open(model, options, threads), replace(job, precision="float32")).ranges(fragments)
 
 
 @contextmanager
