@@ -34,11 +34,11 @@ from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
 
 
-def encode_plainly(model: str, sentences: list[str]) -> dict[str, float]:
+def encode_plainly(model: str, dtype: str, sentences: list[str]) -> dict[str, float]:
     """Encodes by `model.encode` with one thread; the time is that of the call, without opening the model."""
     torch.set_num_threads(1)
     os.environ["RAYON_NUM_THREADS"] = "1"
-    opened = PromptEOL(model)
+    opened = PromptEOL(model, model_kwargs={"dtype": dtype})
     opened.encode(sentences[:64])
     start = time.perf_counter()
     opened.encode(sentences)
@@ -46,7 +46,7 @@ def encode_plainly(model: str, sentences: list[str]) -> dict[str, float]:
     return {"rows": len(sentences), "seconds": seconds, "rows_per_second": len(sentences) / seconds}
 
 
-def encode_on_ray(model: str, source: str, workers: int, fragment_rows: int) -> dict[str, float]:
+def encode_on_ray(model: str, dtype: str, source: str, workers: int, fragment_rows: int) -> dict[str, float]:
     """Encodes a file by workers of one core; memory is the peak of the driver and of the largest worker, in MiB."""
     peaks: dict[int, int] = {}
     done = threading.Event()
@@ -54,7 +54,14 @@ def encode_on_ray(model: str, source: str, workers: int, fragment_rows: int) -> 
     watcher.start()
     with tempfile.TemporaryDirectory() as destination:
         report = encode_corpus(
-            model, source, destination, column="text", engine="ray", workers=workers, fragment_rows=fragment_rows
+            model,
+            source,
+            destination,
+            column="text",
+            engine="ray",
+            workers=workers,
+            fragment_rows=fragment_rows,
+            model_options={"model_kwargs": {"dtype": dtype}},
         )
         work = json.loads((Path(destination) / "_manifest.json").read_text(encoding="utf-8"))["totals"]["seconds"]
     done.set()
@@ -108,6 +115,7 @@ def main() -> None:
     parser.add_argument("--sentences", required=True, type=Path, help="one a line")
     parser.add_argument("--rows", type=int, nargs="+", help="how many to encode")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="how many at a time")
+    parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--fragment-rows", type=int, default=1000)
     options = parser.parse_args()
     lines = options.sentences.read_text(encoding="utf-8").splitlines()
@@ -121,10 +129,12 @@ def main() -> None:
             source = os.path.join(folder, f"{count}.parquet")
             pq.write_table(pa.table({"text": sentences}), source)
             if options.what == "overhead":
-                print(json.dumps({"plain": _alone(encode_plainly, model, sentences)}), flush=True)
+                print(json.dumps({"plain": _alone(encode_plainly, model, options.dtype, sentences)}), flush=True)
             for workers in options.workers if options.what == "workers" else [1]:
                 print(
-                    json.dumps({"ray": _alone(encode_on_ray, model, source, workers, options.fragment_rows)}),
+                    json.dumps(
+                        {"ray": _alone(encode_on_ray, model, options.dtype, source, workers, options.fragment_rows)}
+                    ),
                     flush=True,
                 )
 
