@@ -50,7 +50,7 @@ def encode_on_ray(model: str, dtype: str, source: str, workers: int, fragment_ro
     """Encodes a file by workers of one core; memory is the peak of the driver and of the largest worker, in MiB."""
     peaks: dict[int, int] = {}
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(peaks, done))
+    watcher = threading.Thread(target=_watch, args=(peaks, done), daemon=True)
     watcher.start()
     with tempfile.TemporaryDirectory() as destination:
         report = encode_corpus(

@@ -17,7 +17,7 @@ import pytest
 
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
-from st_prompteol.corpus.cluster import _Attempts, _Worker
+from st_prompteol.corpus.cluster import _Worker, start_attempts
 from st_prompteol.corpus.encoder import Job
 from st_prompteol.corpus.fragments import cut, list_sources
 from st_prompteol.corpus.manifest import identify
@@ -187,7 +187,7 @@ def test_a_fragment_that_kills_its_workers_gets_smaller_batches_and_is_left_out_
     fragments = cut(list_sources([str(source)]), 20, "text", ())
     job = Job(str(tmp_path / "out"), "text", None, 16, "float32", False, key="key")
     identity, _ = identify(PromptEOL(causal_lms["opt"]))
-    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
+    attempts = start_attempts()
     worker = _Worker(causal_lms["opt"], {}, 1, identity, job, attempts)
     for _ in range(2):  # two workers began it, and were killed
         ray.get(attempts.begin.remote(fragments[0].part))

@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -69,33 +69,28 @@ class RayWorkers:
         """Returns the smallest and the largest numbers of embeddings from all over the corpus."""
         return self._run(_calibrate, job, fragments)  # type: ignore[no-any-return]
 
-    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Iterator[Outcome]:
+    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
         """Yields what came of each fragment, as they are done."""
-        import ray
         from ray.data import ActorPoolStrategy, DataContext, from_items
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if not fragments:
             return
-        # a fragment that kills its workers has to be known where none of them dies: beside the driver
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        attempts = ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
         size = min(self.workers, len(fragments))
         context = DataContext.get_current().copy()
         context.enable_progress_bars = context.print_on_execution_start = False
         with DataContext.current(context):
-            rows = from_items(
+            names = from_items(
                 [{"fragment": json.dumps(fragment.to_json())} for fragment in fragments],
                 override_num_blocks=len(fragments),
             )
-            outcomes = rows.map(
+            outcomes = names.map(
                 _Worker,
-                fn_constructor_args=(self.model, self.options, self._threads, self._identity, job, attempts),
+                fn_constructor_args=(self.model, self.options, self._threads, self._identity, job, start_attempts()),
                 compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
                 **self._resources,
             )
-        with _errors_only(logging.getLogger("ray.data")):
-            for row in outcomes.iter_rows():
+        with _errors_only(logging.getLogger("ray.data")), closing(iter(outcomes.iter_rows())) as rows:
+            for row in rows:
                 if row["error"]:
                     raise getattr(builtins, row["error"])(row["message"])
                 yield Outcome(**json.loads(row["outcome"]))
@@ -113,16 +108,22 @@ class RayWorkers:
             raise error.cause from None
 
 
-class _Attempts:
-    """Counts how often fragments were begun."""
+def start_attempts() -> Any:
+    """Starts an actor that counts attempts, beside the driver, where no dying worker takes it along."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
+    class Attempts:  # defined here, it travels as it is, and its process need not import what workers need
+        def __init__(self) -> None:
+            self.counts: dict[str, int] = {}
 
-    def begin(self, part: str) -> int:
-        """Returns how often a fragment was begun before."""
-        self.counts[part] = self.counts.get(part, -1) + 1
-        return self.counts[part]
+        def begin(self, part: str) -> int:
+            """Returns how often a fragment was begun before."""
+            self.counts[part] = self.counts.get(part, -1) + 1
+            return self.counts[part]
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class _Worker:
@@ -203,7 +204,12 @@ def _connect(address: str | None) -> None:
     import ray
 
     if address is None or address == "local":
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+        )
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:

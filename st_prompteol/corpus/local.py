@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ class LocalWorkers:
         """Returns the smallest and the largest numbers of embeddings from all over the corpus."""
         return FragmentEncoder(self.model, replace(job, precision="float32")).ranges(fragments)
 
-    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Iterator[Outcome]:
+    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
         """Yields what came of each fragment, in their order."""
         if len(self.devices) > 1:
             self._pool = self.model.start_multi_process_pool(list(self.devices))

@@ -74,8 +74,10 @@ class PartWriter:
         import pyarrow as pa
 
         missing = np.array([sentence is None for sentence in batch.sentences])
-        rows = np.zeros((len(missing), self.empty.shape[1]), dtype=self.empty.dtype)
-        rows[~missing] = embeddings
+        rows = embeddings
+        if missing.any():
+            rows = np.zeros((len(missing), self.empty.shape[1]), dtype=self.empty.dtype)
+            rows[~missing] = embeddings
         column = pa.FixedSizeListArray.from_arrays(
             pa.array(rows.reshape(-1)), rows.shape[1], mask=pa.array(missing) if missing.any() else None
         )
@@ -103,10 +105,14 @@ class PartWriter:
         table = pa.concat_tables(self._held).combine_chunks()
         self._held, self._held_bytes = [], 0
         if self._file is None:
-            # numbers that look random: a dictionary or a compression would only take time
+            # numbers that look random: a dictionary, a compression or statistics would only take time
             compression = {name: "zstd" for name in self.keep} | {f"{EMBEDDING}.list.element": "none"}
             self._file = pq.ParquetWriter(
-                self.path, table.schema, use_dictionary=list(self.keep), compression=compression
+                self.path,
+                table.schema,
+                use_dictionary=list(self.keep),
+                compression=compression,
+                write_statistics=list(self.keep),
             )
         self._file.write_table(table, row_group_size=max(1, table.num_rows))
 

@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -35,7 +35,7 @@ class Workers(Protocol):
     def calibrate(self, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
         """Returns the smallest and the largest numbers of embeddings from all over the corpus."""
 
-    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Iterator[Outcome]:
+    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
         """Yields what came of each fragment, in any order."""
 
 
@@ -138,6 +138,7 @@ def encode_corpus(
     job = Job(
         folder.address, column, None if keep is None else tuple(keep), batch_size, precision, normalize_embeddings
     )
+    is_ours = False
     try:
         with _open_workers(
             model, engine, dict(model_options or {}), devices, address, workers, cpus_per_worker
@@ -163,11 +164,13 @@ def encode_corpus(
             if manifest.ranges is None and precision in ("int8", "uint8"):
                 manifest.ranges = pool.calibrate(job, fragments)
             _write(manifest, folder)
+            is_ours = True
             job = replace(job, key=manifest.key, ranges=manifest.ranges)
             missing = [fragment for fragment in fragments if fragment.part not in done]
             outcomes = _encode(pool, job, missing, len(fragments), show_progress_bar)
     finally:
-        folder.remove_staged(PREFIX)
+        if is_ours:
+            folder.remove_staged(PREFIX)
     done |= {outcome.part: outcome for outcome in outcomes if not outcome.failure}
     manifest.failures = {outcome.part: outcome.failure for outcome in outcomes if outcome.failure}
     parts = [done[fragment.part] for fragment in fragments if fragment.part in done]
@@ -230,8 +233,8 @@ def _encode(
     rows, start = 0, time.perf_counter()
     bar = tqdm(total=total, initial=total - len(missing), unit=" fragments", disable=not show_progress_bar)
     try:
-        with bar:
-            for outcome in workers.encode(job, missing):
+        with bar, closing(workers.encode(job, missing)) as encoded:
+            for outcome in encoded:
                 outcomes.append(outcome)
                 rows += outcome.rows
                 if outcome.failure:
