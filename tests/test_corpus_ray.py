@@ -116,6 +116,7 @@ def wait_for(parts: int, folder: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_local_engine(one_node: None, causal_lms: dict[str, str], tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -151,7 +152,8 @@ def test_rows_are_those_of_the_local_engine(one_node: None, causal_lms: dict[str
 
 
 def test_what_cannot_be_done_is_one_sentence(one_node: None, causal_lms: dict[str, str], tmp_path: Path) -> None:
-    source = write_parquet(tmp_path / "in.parquet", list(sentences(20)))
+    texts = sentences(20)
+    source = write_parquet(tmp_path / "in.parquet", list(texts))
     arguments: dict[str, Any] = {"column": "text", "engine": "ray"}
     with pytest.raises(ValueError, match=r"^layer=-9 is out of range: .* has 3 blocks"):
         encode_corpus(causal_lms["opt"], source, tmp_path / "out", model_options={"layer": -9}, **arguments)
@@ -159,6 +161,9 @@ def test_what_cannot_be_done_is_one_sentence(one_node: None, causal_lms: dict[st
         encode_corpus(causal_lms["opt"], source, tmp_path / "out", cpus_per_worker=64, **arguments)
     assert not (tmp_path / "out").exists()
     encode_corpus(causal_lms["opt"], source, tmp_path / "out", **arguments)
+    np.testing.assert_allclose(
+        embeddings_of(read(tmp_path / "out")), PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE
+    )
     with pytest.raises(FileExistsError, match="layer -1 there and -2 here"):
         encode_corpus(causal_lms["opt"], source, tmp_path / "out", model_options={"layer": -2}, **arguments)
 

@@ -549,6 +549,7 @@ def test_the_command_says_what_came_of_it(causal_lms: dict[str, str], tmp_path: 
         assert (code, sentence in message) == (2, True), message
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     code = (
         "import re, sys; from pathlib import Path; import numpy as np, torch\n"
