@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from st_prompteol.files import append_lines, read_json_lines
+from st_prompteol.fingerprint import weights_fingerprint
 from st_prompteol.model import PromptEOL
 from st_prompteol.template import Demonstration
 
@@ -87,7 +86,7 @@ def model_key(model: PromptEOL, layers_and_template: Mapping[str, Any]) -> dict[
     return {
         "model": config.name_or_path,
         "revision": getattr(model[0].model.config, "_commit_hash", None),
-        "weights": _weights_fingerprint(model),
+        "weights": weights_fingerprint(model),
         "adapters": list(model[0].model.active_adapters()) if model.adapters else [],
         "max_seq_length": model.max_seq_length,
         "truncate_dim": model.truncate_dim,
@@ -95,17 +94,6 @@ def model_key(model: PromptEOL, layers_and_template: Mapping[str, Any]) -> dict[
         + (f", {getattr(method, 'value', method)}" * bool(method)),
         **layers_and_template,
     }
-
-
-def _weights_fingerprint(model: PromptEOL) -> str:
-    """A hash of some hundred numbers of every tensor: training, merging or another checkpoint changes all of them."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        numbers = tensor.detach().reshape(-1)
-        numbers = numbers[:: max(1, len(numbers) // 256)].contiguous().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(numbers.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_measurement(row: Any) -> None:

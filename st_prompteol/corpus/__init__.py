@@ -1,0 +1,9 @@
+"""Encoding files and corpora: sentences stream in, embeddings stream out, and memory does not grow with either."""
+
+from __future__ import annotations
+
+from st_prompteol.corpus.file import encode_file
+from st_prompteol.corpus.formats import read_lines
+from st_prompteol.corpus.run import CorpusReport, encode_corpus
+
+__all__ = ["CorpusReport", "encode_corpus", "encode_file", "read_lines"]

@@ -1,0 +1,250 @@
+"""The Ray engine: a pool of actors under Ray Data, each of which reads, encodes and writes one fragment at a time.
+
+What passes through Ray's object store are the names of fragments and what came of them, so that nothing has to be held
+back for a slow worker, and a fragment that a lost node had is done again by another, to the same place.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+import os
+import socket
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from st_prompteol.corpus.encoder import FragmentEncoder, Job
+from st_prompteol.corpus.fragments import Fragment
+from st_prompteol.corpus.manifest import identify
+from st_prompteol.corpus.parts import Outcome, read_footers
+from st_prompteol.corpus.storage import Storage
+from st_prompteol.model import PromptEOL
+
+logger = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 128 * 2**20  # of a Ray that is started here: nothing large passes through
+_CONNECT_SECONDS = 10  # to find out whether somebody listens; Ray itself would try for minutes
+_ATTEMPTS = 5  # of one fragment whose workers die
+
+
+class RayWorkers:
+    """Encodes fragments on a Ray cluster.
+
+    Args:
+        model: The name or folder of a model, which every node finds.
+        options: What `PromptEOL` is opened with.
+        workers: The most actors at a time. Defaults to None: as many as the cluster has room for.
+        cpus: Cores of an actor.
+    """
+
+    def __init__(self, model: str, options: dict[str, Any], workers: int | None, cpus: int) -> None:
+        import ray
+
+        self.model, self.options = model, options
+        there = ray.cluster_resources()
+        has_gpus = there.get("GPU", 0) >= 1 and str(options.get("device", "cuda")).startswith("cuda")
+        room = int(there.get("GPU", 0)) if has_gpus else int(there.get("CPU", 0)) // cpus
+        if workers is None and room == 0:
+            raise ValueError(
+                f"cpus_per_worker={cpus} is more than the {there.get('CPU', 0):g} cores of the cluster: pass fewer, "
+                "or workers=… if the cluster grows."
+            )
+        self.workers = room if workers is None else workers
+        self._threads = None if has_gpus else cpus  # a GPU's worker may tokenise on all cores
+        self._resources = {"num_gpus": 1} if has_gpus else {"num_cpus": cpus}
+        self._identity: dict[str, Any] = {}
+
+    def identify(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns of the model what its embeddings depend on, and what else there is to know of it."""
+        self._identity, about = self._run(_identify)
+        return dict(self._identity), about
+
+    def calibrate(self, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
+        """Returns the smallest and the largest numbers of embeddings from all over the corpus."""
+        return self._run(_calibrate, job, fragments)  # type: ignore[no-any-return]
+
+    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
+        """Yields what came of each fragment, as they are done."""
+        from ray.data import ActorPoolStrategy, DataContext, from_items
+
+        if not fragments:
+            return
+        size = min(self.workers, len(fragments))
+        context = DataContext.get_current().copy()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        with DataContext.current(context):
+            names = from_items(
+                [{"fragment": json.dumps(fragment.to_json())} for fragment in fragments],
+                override_num_blocks=len(fragments),
+            )
+            outcomes = names.map(
+                _Worker,
+                fn_constructor_args=(self.model, self.options, self._threads, self._identity, job, start_attempts()),
+                compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+                **self._resources,
+            )
+        with _errors_only(logging.getLogger("ray.data")), closing(iter(outcomes.iter_rows())) as rows:
+            for row in rows:
+                if row["error"]:
+                    raise getattr(builtins, row["error"])(row["message"])
+                yield Outcome(**json.loads(row["outcome"]))
+
+    def _run(self, function: Any, *arguments: Any) -> Any:
+        """Calls a function in a process like those of the workers, with the model in front of its arguments."""
+        import ray
+
+        task = (
+            ray.remote(function).options(**self._resources).remote(self.model, self.options, self._threads, *arguments)
+        )
+        try:
+            return ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+
+def start_attempts() -> Any:
+    """Starts an actor that counts attempts, beside the driver, where no dying worker takes it along."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    class Attempts:  # defined here, it travels as it is, and its process need not import what workers need
+        def __init__(self) -> None:
+            self.counts: dict[str, int] = {}
+
+        def begin(self, part: str) -> int:
+            """Returns how often a fragment was begun before."""
+            self.counts[part] = self.counts.get(part, -1) + 1
+            return self.counts[part]
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class _Worker:
+    """What an actor does: opens the model with its first fragment, then encodes fragment after fragment."""
+
+    def __init__(
+        self,
+        model: str,
+        options: dict[str, Any],
+        threads: int | None,
+        identity: dict[str, Any],
+        job: Job,
+        attempts: Any,
+    ) -> None:
+        self.model, self.options, self.threads, self.identity = model, options, threads, identity
+        self.job, self.attempts = job, attempts
+        self.encoder: FragmentEncoder | None = None
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        """Encodes a fragment; what stops the whole run is handed back as the name of an exception and its message."""
+        fragment = Fragment.from_json(json.loads(row["fragment"]))
+        try:
+            outcome = self._encode(fragment)
+            return {"outcome": json.dumps(asdict(outcome)), "error": "", "message": ""}
+        except Exception as error:
+            logger.debug("%s stopped the run", fragment, exc_info=True)
+            kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+            message = str(error) if isinstance(error, OSError) else f"{error} (in {fragment.file.path!r})"
+            return {"outcome": "", "error": kind.__name__, "message": message}
+
+    def _encode(self, fragment: Fragment) -> Outcome:
+        import ray
+
+        attempt = ray.get(self.attempts.begin.remote(fragment.part))
+        if attempt:
+            footer = read_footers(Storage(self.job.destination), [fragment.part]).get(fragment.part, {})
+            if footer.get("key") == self.job.key:  # the part was in place before its worker was lost
+                return Outcome(**footer["outcome"])
+        if attempt >= _ATTEMPTS:
+            return Outcome(
+                fragment.part,
+                failure=f"{fragment.file.path!r} killed {_ATTEMPTS} workers, so it is left out: lower batch_size.",
+            )
+        if self.encoder is None:
+            opened = _open(self.model, self.options, self.threads)
+            if identify(opened)[0] != self.identity:
+                raise ValueError(
+                    f"{self.model!r} is not the same model on every node: pass a revision, or one folder."
+                )
+            self.encoder = FragmentEncoder(opened, self.job)
+        # the worker may have been killed for its memory
+        self.encoder.batch_size = max(1, min(self.encoder.batch_size, self.job.batch_size >> attempt))
+        return self.encoder.encode(fragment)
+
+
+@contextmanager
+def open_workers(
+    model: str, options: dict[str, Any], address: str | None, workers: int | None, cpus: int
+) -> Iterator[RayWorkers]:
+    """Connects to a cluster, or starts a Ray here, and ends that when the block does."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("engine='ray' needs the package ray: pip install 'st-prompteol[ray]'.") from error
+    if os.path.isdir(model):  # workers have a working directory of their own
+        model = os.path.abspath(model)
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _connect(address or os.environ.get("RAY_ADDRESS"))
+    try:
+        yield RayWorkers(model, options, workers, cpus)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    if address is None or address == "local":
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+        )
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        ray.init(address=address)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"There is no Ray cluster at {address!r} ({error}): check the address, or start one."
+        ) from error
+
+
+def _open(model: str, options: dict[str, Any], threads: int | None) -> PromptEOL:
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer
+    transformers_logging.disable_progress_bar()
+    return PromptEOL(model, **options)
+
+
+def _identify(model: str, options: dict[str, Any], threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    return identify(_open(model, options, threads))
+
+
+def _calibrate(
+    model: str, options: dict[str, Any], threads: int | None, job: Job, fragments: Sequence[Fragment]
+) -> list[list[float]]:
+    return FragmentEncoder(_open(model, options, threads), replace(job, precision="float32")).ranges(fragments)
+
+
+@contextmanager
+def _errors_only(upstream: logging.Logger) -> Iterator[None]:
+    level = upstream.level
+    upstream.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        upstream.setLevel(level)

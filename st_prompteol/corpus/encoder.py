@@ -1,0 +1,189 @@
+"""Encoding one fragment after the other: what every engine runs, wherever it runs it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import quantize_embeddings
+
+from st_prompteol.corpus.formats import Batch, leave_null, read_batches
+from st_prompteol.corpus.fragments import Fragment
+from st_prompteol.corpus.parts import Outcome, PartWriter, footer_of
+from st_prompteol.corpus.storage import Storage
+from st_prompteol.corpus.writers import Array
+from st_prompteol.failures import is_disk_full
+
+logger = logging.getLogger(__name__)
+
+CorpusPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+
+_CALIBRATION_ROWS, _CALIBRATED_FRAGMENTS = 4096, 16  # whose ranges int8 and uint8 are scaled by
+_CHUNK_BATCHES = 64  # batches that are sorted by length and encoded together: the memory that a fragment takes
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for all fragments of a run; `key` stands for everything that embeddings depend on."""
+
+    destination: str
+    column: str | None
+    keep: tuple[str, ...] | None  # None: the sentences
+    batch_size: int
+    precision: CorpusPrecision
+    normalize_embeddings: bool
+    key: str = ""
+    ranges: list[list[float]] | None = None  # that int8 and uint8 are scaled by
+
+    @property
+    def output_columns(self) -> tuple[str, ...]:
+        """The columns of the output in front of the embedding."""
+        return (self.column or "sentence",) if self.keep is None else self.keep
+
+
+class UnreadableError(Exception):
+    """The input of a fragment cannot be read, which says nothing of the others."""
+
+
+class FragmentEncoder:
+    """Reads fragments, encodes them and writes their parts.
+
+    Args:
+        model: The model.
+        job: What to do with every fragment.
+        pool: Processes that encode in place of this one, from `model.start_multi_process_pool`. Defaults to None.
+    """
+
+    def __init__(self, model: SentenceTransformer, job: Job, pool: dict[str, Any] | None = None) -> None:
+        self.model, self.job, self.pool = model, job, pool
+        self.batch_size = job.batch_size
+        self.destination = Storage(job.destination)
+        processes = len(pool["processes"]) if pool else 1
+        self.chunk = _CHUNK_BATCHES * job.batch_size * processes
+        dimension = model.get_embedding_dimension()
+        self._empty = self._in_precision(np.zeros((0, dimension or 0), dtype=np.float32))
+        self._counts = [torch.zeros((), dtype=torch.int64)] * 2
+
+    def encode(self, fragment: Fragment) -> Outcome:
+        """Encodes a fragment and puts its part in place.
+
+        Raises:
+            OSError: If the part cannot be written.
+            MemoryError: If the memory does not hold a single sentence.
+            ValueError: If an embedding is beyond what the precision holds.
+        """
+        start = time.perf_counter()
+        self._counts = [torch.zeros((), dtype=torch.int64)] * 2
+        counting = self.model[0].register_forward_pre_hook(self._count)
+        try:
+            with (
+                self.destination.replacing(fragment.part) as staged,
+                PartWriter(staged, self._empty, self.job.output_columns) as writer,
+            ):
+                for batch in read_fragment(fragment, self.job, self.chunk):
+                    sentences = [sentence for sentence in batch.sentences if sentence is not None]
+                    writer.write(batch, self._in_precision(self._embed(sentences)) if sentences else self._empty)
+                tokens, cells = (int(count) for count in self._counts)
+                seconds = time.perf_counter() - start
+                outcome = Outcome(fragment.part, writer.rows, writer.bad_rows, seconds, tokens, cells)
+                writer.close(footer_of(fragment, self.job.key, outcome))
+        except UnreadableError as error:
+            return Outcome(fragment.part, failure=str(error))
+        except OSError as error:
+            raise OSError(
+                f"The disk of {self.job.destination!r} is full: free space, and the same call goes on."
+                if is_disk_full(error)
+                else f"{fragment.part} cannot be written to {self.job.destination!r}: {error}"
+            ) from error
+        finally:
+            counting.remove()
+        return outcome
+
+    def ranges(self, fragments: Sequence[Fragment]) -> list[list[float]]:
+        """Returns the smallest and largest numbers of embeddings of sentences from all over the corpus.
+
+        Raises:
+            ValueError: If there are less than two sentences.
+        """
+        chosen = fragments[:: ceil(len(fragments) / _CALIBRATED_FRAGMENTS)] if fragments else []
+        sentences: list[str] = []
+        for fragment in chosen:
+            with suppress(UnreadableError):
+                batch = next(read_fragment(fragment, self.job, _CALIBRATION_ROWS // len(chosen)), Batch([], {}))
+                sentences += [sentence for sentence in batch.sentences if sentence is not None]
+        if len(sentences) < 2:
+            raise ValueError(
+                "int8 and uint8 are scaled by the ranges of many sentences, but there are none: use float32."
+            )
+        rows = self._embed(sentences)
+        return [rows.min(axis=0).tolist(), rows.max(axis=0).tolist()]
+
+    def _embed(self, sentences: list[str]) -> Array:
+        """Returns `(len(sentences), dimension)` in float32; where memory ends, batches are halved from then on."""
+        while True:
+            try:
+                # the processes of a pool take whole batches
+                spread = {"pool": self.pool, "chunk_size": 4 * self.batch_size} if self.pool else {}
+                embeddings = self.model.encode(
+                    sentences,
+                    batch_size=self.batch_size,
+                    normalize_embeddings=self.job.normalize_embeddings,
+                    show_progress_bar=False,
+                    **spread,
+                )
+                return np.asarray(embeddings, dtype=np.float32)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self.batch_size = ceil(self.batch_size / 2)
+                logger.warning("Out of memory: going on with batches of %d sentences.", self.batch_size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _in_precision(self, embeddings: Array) -> Array:
+        if self.job.precision == "float16":
+            narrow = embeddings.astype(np.float16)
+            if not np.isfinite(narrow).all():
+                raise ValueError("An embedding holds numbers beyond those of float16: encode in float32.")
+            return narrow
+        ranges = None if self.job.ranges is None else np.array(self.job.ranges, dtype=np.float32)
+        quantized: Array = quantize_embeddings(embeddings, self.job.precision, ranges=ranges)
+        return quantized
+
+    def _count(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        mask = arguments[0].get("attention_mask")
+        if mask is not None:  # sums stay on the device: reading them here would make it wait
+            self._counts = [self._counts[0].to(mask.device) + mask.sum(), self._counts[1] + mask.numel()]
+
+
+def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
+    """Yields the rows of a fragment; whatever goes wrong in it is an `UnreadableError` that names the file."""
+    file = fragment.file
+    try:
+        with Storage(file.source).open(file.path) as opened:
+            batches = read_batches(
+                opened,
+                file.path,
+                rows,
+                column=job.column,
+                keep=job.keep or (),
+                span=(fragment.start, fragment.stop),
+                bad=leave_null,
+            )
+            for batch in batches:
+                yield batch if job.keep is not None else replace(batch, kept={job.output_columns[0]: batch.sentences})
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{file.path!r} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is that of a device or a machine without memory for a batch."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,172 @@
+"""Fragments: the pieces of a corpus that are encoded one by one, each to a part of the output of its own."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from st_prompteol.corpus.formats import SUFFIXES, columns_of, known
+from st_prompteol.corpus.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+_LINE_BYTES = 128  # that a line of text or JSONL is taken to have, where fragments are cut without reading
+_THREADS = 16  # that look into files at once: each waits for a few requests
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the corpus: the address of the source it is from, its place in the listing, and what is there."""
+
+    source: str
+    number: int
+    path: str
+    size: int
+    modified: float | None
+
+    @property
+    def suffix(self) -> str:
+        """What tells its format."""
+        return Path(self.path).suffix
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A span of a file: of rows in Parquet, of bytes elsewhere; a CSV file is one fragment."""
+
+    file: SourceFile
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def part(self) -> str:
+        """The name of its output: parts sorted by name are in the order of the input."""
+        return f"part-{self.file.number:06d}-{self.number:06d}.parquet"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Fragment:
+        """Makes it of plain values."""
+        return cls(**{**values, "file": SourceFile(**values["file"])})
+
+
+def list_sources(sources: Sequence[str]) -> list[SourceFile]:
+    """Returns the files of a corpus: the sources in their order, of a folder all below it by name.
+
+    Raises:
+        FileNotFoundError: If a source does not exist, or there is no file in a known format.
+    """
+    files: list[SourceFile] = []
+    for address in sources:
+        storage = Storage(address)
+        found = storage.files()
+        is_folder = not (len(found) == 1 and found[0].path == storage.path)
+        others = [file.path for file in found if is_folder and Path(file.path).suffix not in SUFFIXES]
+        if others:
+            logger.warning(
+                "%d files like %r are left out: their names end in none of %s.",
+                len(others),
+                others[0],
+                ", ".join(SUFFIXES),
+            )
+        for file in found:
+            if file.path not in others:
+                files.append(SourceFile(storage.address, len(files), file.path, file.size, file.modified))
+    if not files:
+        raise FileNotFoundError(
+            f"There is no file in {', '.join(map(repr, sources))} that ends in {', '.join(SUFFIXES)}."
+        )
+    return files
+
+
+def cut(files: Sequence[SourceFile], rows: int, column: str | None, keep: Sequence[str]) -> list[Fragment]:
+    """Cuts files into fragments of about `rows` rows, and looks whether their columns are there.
+
+    Of Parquet the footer is read, of CSV and JSONL the beginning. A file that cannot be read is one fragment: whoever
+    encodes it will say so.
+
+    Raises:
+        ValueError: If a file does not have a column, or the column is not text; the message names those there are.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        spans = threads.map(partial(_spans, rows=rows, column=column, keep=keep), files)
+        return [
+            Fragment(file, number, *span)
+            for file, cuts in zip(files, spans, strict=True)
+            for number, span in enumerate(cuts)
+        ]
+
+
+def _spans(file: SourceFile, rows: int, column: str | None, keep: Sequence[str]) -> list[tuple[int, int]]:
+    lines = file.suffix not in (".parquet", ".jsonl", ".csv", ".tsv")
+    if lines and (column is not None or keep):
+        raise ValueError(
+            f"{file.path!r} is read as one sentence a line, so it has no column {(column or keep[0])!r}: encode it "
+            "in a run of its own."
+        )
+    try:
+        types, groups = ({}, []) if lines else _look_into(file)
+    except (OSError, ValueError, csv.Error) as error:
+        logger.warning("%r cannot be read: %s", file.path, error)
+        return [(0, file.size)]
+    if types:  # an empty file has no columns to miss
+        sentences = known(file.path, column, list(types))
+        if types[sentences] is not None and not _is_text(types[sentences]):
+            raise ValueError(
+                f"The column {sentences!r} of {file.path!r} holds {types[sentences]}, not text: choose another one."
+            )
+        for wanted in keep if file.suffix != ".jsonl" else ():  # whose rows need not have the same
+            known(file.path, wanted, list(types))
+    if file.suffix == ".parquet":
+        return _cut_row_groups(groups, rows)
+    step = file.size if file.suffix in (".csv", ".tsv") else rows * _LINE_BYTES
+    return [(start, min(start + step, file.size)) for start in range(0, file.size, step)] if file.size else []
+
+
+def _look_into(file: SourceFile) -> tuple[dict[str, Any], list[int]]:
+    """Returns the columns and, of Parquet, their types and the rows of each row group."""
+    with Storage(file.source).open(file.path) as opened:
+        if file.suffix != ".parquet":
+            return dict.fromkeys(columns_of(opened, file.path)), []
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(opened) as parquet:
+            metadata = parquet.metadata
+            groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            return {field.name: field.type for field in parquet.schema_arrow}, groups
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    )
+
+
+def _cut_row_groups(groups: Sequence[int], rows: int) -> list[tuple[int, int]]:
+    """Joins small row groups, and cuts large ones into equal pieces."""
+    ends = [0]
+    for end, size in zip(accumulate(groups), groups, strict=True):
+        start = end - size
+        if size >= 2 * rows:
+            pieces = ceil(size / rows)
+            ends += [start] * (start > ends[-1]) + [start + size * piece // pieces for piece in range(1, pieces)]
+        if end - ends[-1] >= rows:
+            ends.append(end)
+    total = sum(groups)
+    return list(pairwise(ends + [total] * (total > ends[-1])))

@@ -1,0 +1,142 @@
+"""The manifest of a corpus' output: what made it, from what, and whether it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from st_prompteol.corpus.fragments import SourceFile
+from st_prompteol.corpus.storage import Storage
+from st_prompteol.fingerprint import weights_fingerprint
+from st_prompteol.model import PromptEOL
+
+NAME = "_manifest.json"  # readers of Parquet folders pass over names with an underscore
+
+_PACKAGES = ("st-prompteol", "sentence-transformers", "transformers", "torch", "peft", "pyarrow", "ray")
+
+
+@dataclass
+class Manifest:
+    """What `_manifest.json` holds.
+
+    Args:
+        identity: Everything that the embeddings depend on: two runs that differ in it never share a destination.
+        about: What else there is to know of the model and the packages.
+        files: The files of the input.
+        ranges: Smallest and largest numbers that int8 and uint8 are scaled by. Defaults to None.
+        complete: Whether every fragment has its part. Defaults to False.
+        totals: Rows, rows without text, seconds of work and so on, when it is complete. Defaults to none.
+        parts: Name, rows and bad rows of every part, in the order of the input. Defaults to none.
+        failures: What could not be read of the input, by part. Defaults to none.
+    """
+
+    identity: dict[str, Any]
+    about: dict[str, Any]
+    files: list[dict[str, Any]]
+    ranges: list[list[float]] | None = None
+    complete: bool = False
+    totals: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A short text that stands for the identity, and for the ranges that embeddings were scaled by."""
+        told = json.dumps([self.identity, self.ranges], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def write(self, destination: Storage) -> None:
+        """Puts it into its place; what was there stays until it is whole."""
+        with destination.replacing(NAME) as staged:
+            staged.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(destination: Storage) -> Manifest | None:
+    """Returns the manifest of a folder, None where there is none yet.
+
+    Raises:
+        FileExistsError: If there are Parquet files of something else.
+        ValueError: If the manifest is damaged.
+    """
+    names = destination.names()
+    if NAME in names:
+        try:
+            return Manifest(**json.loads(destination.read(NAME)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"The manifest {destination.join(NAME)!r} is damaged ({error}): choose another destination."
+            ) from None
+    if any(name.endswith(".parquet") for name in names):
+        raise FileExistsError(
+            f"{destination.address!r} holds Parquet files, but not of an encoded corpus: choose an empty folder."
+        )
+    return None
+
+
+def identify(model: SentenceTransformer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns of a model what its embeddings depend on, and what else there is to know of it."""
+    config = getattr(model[0], "config", None)
+    identity = {
+        "weights": weights_fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "dimension": model.get_embedding_dimension(),
+        "max_seq_length": model.max_seq_length,
+    }
+    about = {"model": getattr(config, "name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
+    if isinstance(model, PromptEOL):
+        identity |= {
+            "template": model.template.text,
+            "preprocessing": model.template.preprocessing,
+            "demonstrations": [[shot.sentence, shot.word] for shot in model.template.demonstrations],
+            "layer": model.layer,
+            "adapters": list(model[0].model.active_adapters()) if model.adapters else [],
+        }
+    return identity, about
+
+
+def packages() -> dict[str, str]:
+    """Returns the versions of the packages that numbers may depend on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_identity(destination: Storage, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises FileExistsError, which names the differences, unless both are the same."""
+    differences = [
+        f"{name} {before.get(name)!r} there and {now.get(name)!r} here"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise FileExistsError(
+            f"{destination.address!r} holds embeddings made otherwise ({'; '.join(differences)}): choose another "
+            "destination."
+        )
+
+
+def check_files(
+    destination: Storage, before: Sequence[Mapping[str, Any]], now: Sequence[SourceFile], used: set[int]
+) -> None:
+    """Raises FileExistsError if the input is another one; files without a part, by number in `used`, may be mended."""
+    if [file["path"] for file in before] != [file.path for file in now]:
+        raise FileExistsError(
+            f"{destination.address!r} holds embeddings of other files ({len(before)} there, {len(now)} here): choose "
+            "another destination."
+        )
+    for old, new in zip(before, now, strict=True):
+        if new.number in used and (old["size"], old["modified"]) != (new.size, new.modified):
+            raise FileExistsError(
+                f"{new.path!r} has changed since it was encoded to {destination.address!r}: choose another "
+                f"destination, or remove its parts there, part-{new.number:06d}-*, to encode it anew."
+            )

@@ -1,0 +1,294 @@
+"""Encoding corpora on Ray: the same output as on one machine, whatever dies in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from st_prompteol import PromptEOL
+from st_prompteol.corpus import encode_corpus
+from st_prompteol.corpus.cluster import _Worker, start_attempts
+from st_prompteol.corpus.encoder import Job
+from st_prompteol.corpus.fragments import cut, list_sources
+from st_prompteol.corpus.manifest import identify
+from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS, read_task
+
+from .test_corpus_runs import CLOSE, ROOT, embeddings_of, manifest_of, read, sentences, write_parquet
+
+pytest.importorskip("ray", reason="needs ray: pip install 'st-prompteol[ray]'")
+# upstream's own, while it starts and stops processes and passes them sockets
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves this machine
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),  # of the workers
+}
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield {**os.environ}
+
+
+@pytest.fixture(scope="module")
+def one_node(environment: dict[str, str]) -> Iterator[None]:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()
+
+
+class Cluster:
+    """Two nodes of one core each, and a head without any for the driver."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.environment = environment
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.add() for _ in range(2)]
+
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+
+    def command(self, *arguments: str) -> list[str]:
+        command = [sys.executable, "-c", "from st_prompteol.cli import app; app()", "encode", *arguments]
+        return [*command, "--engine", "ray", "--address", self.cluster.address]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def workers(self) -> list[int]:
+        """The processes of this machine that are actors of a pool."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if b"MapWorker" in path.read_bytes():
+                    found.append(int(path.parent.name))
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
+    import ray
+
+    ray.shutdown()
+    cluster = Cluster(environment)
+    yield cluster
+    cluster.cluster.shutdown()
+
+
+def wait_for(parts: int, folder: Path, process: subprocess.Popen[str]) -> None:
+    while len(list(folder.glob("part-*"))) < parts:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_rows_are_those_of_the_local_engine(one_node: None, causal_lms: dict[str, str], tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    texts = sentences(60)
+    write_parquet(source / "a.parquet", [*texts[:30], None, *texts[30:]], row_group_size=10)
+    (source / "b.parquet").write_bytes(b"nothing")
+    (source / "c.jsonl").write_text('{"id": 1, "text": "last"}\n', encoding="utf-8")
+    arguments = {"column": "text", "keep": ["id", "text"], "fragment_rows": 10, "precision": "int8"}
+    options = {"layer": -2, "truncate_dim": 16}
+    reports = [
+        encode_corpus(causal_lms["opt"], source, tmp_path / engine, engine=engine, model_options=options, **arguments)
+        for engine in ("local", "ray")
+    ]
+    for report in reports:
+        assert (report.rows, report.bad_rows, report.parts, len(report.failures)) == (62, 1, 8, 1)
+        assert "b.parquet' cannot be read: " in report.failures[0]
+    one, other = (manifest_of(tmp_path / engine) for engine in ("local", "ray"))
+    assert one["identity"] == other["identity"]
+    for path in sorted((tmp_path / "local").glob("part-*")):
+        expected, got = pq.read_table(path), pq.read_table(tmp_path / "ray" / path.name)
+        assert got.drop_columns("embedding").equals(expected.drop_columns("embedding"))
+        valid = expected["embedding"].is_valid()
+        assert got["embedding"].is_valid().equals(valid)
+        steps = np.abs(embeddings_of(got.filter(valid)) - embeddings_of(expected.filter(valid)))
+        assert steps.max() <= 1  # a number on the edge between two steps
+    (source / "b.parquet").unlink()
+    write_parquet(source / "b.parquet", ["mended"])
+    report = encode_corpus(
+        causal_lms["opt"], source, tmp_path / "ray", engine="ray", model_options=options, **arguments
+    )
+    assert (report.rows, report.encoded_rows, report.failures) == (63, 1, ())
+    assert manifest_of(tmp_path / "ray")["complete"]
+
+
+def test_what_cannot_be_done_is_one_sentence(one_node: None, causal_lms: dict[str, str], tmp_path: Path) -> None:
+    texts = sentences(20)
+    source = write_parquet(tmp_path / "in.parquet", list(texts))
+    arguments: dict[str, Any] = {"column": "text", "engine": "ray"}
+    with pytest.raises(ValueError, match=r"^layer=-9 is out of range: .* has 3 blocks"):
+        encode_corpus(causal_lms["opt"], source, tmp_path / "out", model_options={"layer": -9}, **arguments)
+    with pytest.raises(ValueError, match="cpus_per_worker=64 is more than the 2 cores of the cluster"):
+        encode_corpus(causal_lms["opt"], source, tmp_path / "out", cpus_per_worker=64, **arguments)
+    assert not (tmp_path / "out").exists()
+    encode_corpus(causal_lms["opt"], source, tmp_path / "out", **arguments)
+    np.testing.assert_allclose(
+        embeddings_of(read(tmp_path / "out")), PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE
+    )
+    with pytest.raises(FileExistsError, match="layer -1 there and -2 here"):
+        encode_corpus(causal_lms["opt"], source, tmp_path / "out", model_options={"layer": -2}, **arguments)
+
+
+def test_nobody_listens_at_the_address(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    source = write_parquet(tmp_path / "in.parquet", ["x"])
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match=r"There is no Ray cluster at '127\.0\.0\.1:9' .*: check the address"):
+        encode_corpus("tiny", source, tmp_path / "out", column="text", engine="ray", address="127.0.0.1:9")
+    assert time.perf_counter() - start < 15
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fragment_that_kills_its_workers_gets_smaller_batches_and_is_left_out_at_last(
+    one_node: None, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    import ray
+
+    source = write_parquet(tmp_path / "in.parquet", list(sentences(40)))
+    (tmp_path / "out").mkdir()
+    fragments = cut(list_sources([str(source)]), 20, "text", ())
+    job = Job(str(tmp_path / "out"), "text", None, 16, "float32", False, key="key")
+    identity, _ = identify(PromptEOL(causal_lms["opt"]))
+    attempts = start_attempts()
+    worker = _Worker(causal_lms["opt"], {}, 1, identity, job, attempts)
+    for _ in range(2):  # two workers began it, and were killed
+        ray.get(attempts.begin.remote(fragments[0].part))
+    outcome = worker._encode(fragments[0])
+    assert (outcome.rows, worker.encoder.batch_size) == (20, 4)
+    written = (tmp_path / "out" / outcome.part).stat().st_mtime_ns
+    assert worker._encode(fragments[0]) == outcome  # what a lost node had finished is found, not done again
+    assert (tmp_path / "out" / outcome.part).stat().st_mtime_ns == written
+    for _ in range(5):
+        ray.get(attempts.begin.remote(fragments[1].part))
+    assert "in.parquet' killed 5 workers, so it is left out: lower batch_size." in worker._encode(fragments[1]).failure
+    other = _Worker(causal_lms["llama"], {}, 1, identity, job, attempts)
+    with pytest.raises(ValueError, match="is not the same model on every node"):
+        other._encode(cut(list_sources([str(source)]), 7, "text", ())[-1])
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(cluster: Cluster, stories: str, tmp_path: Path) -> None:
+    texts = sentences(4000)
+    source = write_parquet(tmp_path / "in.parquet", list(texts), row_group_size=400)
+    out = tmp_path / "out"
+    arguments = [stories, str(source), "-o", str(out), "--column", "text", "--fragment-rows", "400"]
+    process = cluster.start(*arguments)
+    wait_for(2, out, process)
+    os.kill(cluster.workers()[0], signal.SIGKILL)
+    _, message = process.communicate()
+    assert process.returncode == 0, message
+    assert "4000 rows, 0 of them without text, in 10 parts" in message
+    assert "4000 encoded now" in message
+    assert read(out)["text"].to_pylist() == texts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_driver_that_is_stopped_goes_on(
+    cluster: Cluster, stories: str, tmp_path: Path, stop: signal.Signals
+) -> None:
+    texts = sentences(6000)
+    source = write_parquet(tmp_path / "in.parquet", list(texts), row_group_size=400)
+    out = tmp_path / "out"
+    arguments = [stories, str(source), "-o", str(out), "--column", "text", "--fragment-rows", "400"]
+    process = cluster.start(*arguments)
+    wait_for(3, out, process)
+    process.send_signal(stop)
+    _, message = process.communicate()
+    deadline = time.monotonic() + 30
+    while cluster.workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert cluster.workers() == []  # actors end with their driver
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert 3 <= len(done) < 15
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert "parts are in" in message
+        assert "and the same call goes on." in message
+        assert "Traceback" not in message
+        assert not list(out.glob(".*"))
+    again = subprocess.run(cluster.command(*arguments), env=cluster.environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "6000 rows, 0 of them without text, in 15 parts" in again.stderr
+    assert f"{6000 - 400 * len(done)} encoded now" in again.stderr
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+    assert not list(out.glob(".*"))
+    assert read(out)["text"].to_pylist() == texts
+    np.testing.assert_allclose(embeddings_of(read(out)), PromptEOL(stories).encode(texts), **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_two_nodes_encode_real_sentences_though_one_dies(
+    cluster: Cluster, stories: str, shared: Path, tmp_path: Path
+) -> None:
+    """200,000 sentences of SNLI and the 14 tasks; a node is removed in the middle, another joins later."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    texts = []
+    for path in sorted((shared / "hub/datasets/nli/snli/data").glob("*.parquet")):
+        table = pq.read_table(path)
+        texts += [*table["premise"].to_pylist(), *table["hypothesis"].to_pylist()]
+    write_parquet(source / "a-snli.parquet", list(texts), row_group_size=5000)
+    for task in (*STS_TASKS, *TRANSFER_TASKS):
+        splits = read_task(shared / "senteval", task)
+        found = [text for examples in splits.values() for column in examples.columns for text in column]
+        write_parquet(source / f"b-{task}.parquet", list(found))
+    for task in sorted((*STS_TASKS, *TRANSFER_TASKS)):
+        texts += pq.read_table(source / f"b-{task}.parquet")["text"].to_pylist()
+    assert len(texts) > 100_000
+
+    process = cluster.start(stories, str(source), "-o", str(out), "--column", "text", "--fragment-rows", "4096")
+    wait_for(5, out, process)
+    cluster.cluster.remove_node(cluster.nodes[0], allow_graceful=False)
+    wait_for(len(list(out.glob("part-*"))) + 5, out, process)
+    cluster.add()
+    _, message = process.communicate()
+    assert process.returncode == 0, message
+    table = read(out)
+    assert table["text"].to_pylist() == texts
+    got = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(texts), -1)
+    np.testing.assert_allclose(got[::4], PromptEOL(stories).encode(texts[::4]), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,587 @@
+"""Encoding corpora on one machine: every row once and in order, runs that go on, mistakes named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sentence_transformers.util import quantize_embeddings
+from typer.testing import CliRunner
+
+from st_prompteol import PromptEOL
+from st_prompteol.cli import app
+from st_prompteol.corpus import CorpusReport, encode_corpus
+from st_prompteol.corpus.formats import leave_null, read_batches
+from st_prompteol.corpus.fragments import cut, list_sources
+
+from .conftest import SENTENCES, WORDS
+from .hubserver import Hub
+from .test_evaluation_data import hub_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def model(causal_lms: dict[str, str]) -> PromptEOL:
+    return PromptEOL(causal_lms["opt"])
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    chooser = random.Random(seed)
+    words = WORDS.split()
+    return [f"{' '.join(chooser.choices(words, k=chooser.randrange(1, 12)))} {number}" for number in range(count)]
+
+
+def write_parquet(path: Path, texts: list[str | None], row_group_size: int = 1000) -> Path:
+    table = pa.table({"id": pa.array(range(len(texts)), pa.int32()), "text": pa.array(texts, pa.string())})
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def read(folder: Path) -> pa.Table:
+    """The output as anyone reads it, in the order of the names of its files."""
+    return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+
+
+def embeddings_of(table: pa.Table) -> np.ndarray[Any, Any]:
+    return np.array(table["embedding"].to_pylist())
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "_manifest.json").read_text(encoding="utf-8"))
+
+
+class Counting(PromptEOL):
+    """A model that says how often it was asked, and fails when it is told to."""
+
+    calls = 0
+    fail_at = -1
+    error: BaseException = RuntimeError("the machine broke")
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise self.error
+        return super().encode(*args, **kwargs)
+
+
+def test_rows_of_every_format_come_once_in_order_with_their_columns(model: PromptEOL, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "d").mkdir(parents=True)
+    formats = ("csv", "jsonl", "parquet")
+    texts = {name: [f"{text} {name}" for text in [*SENTENCES, 'comma, "quote"']] for name in formats}
+    with open(source / "a.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *enumerate(texts["csv"])])
+    lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts["jsonl"])]
+    (source / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    write_parquet(source / "d" / "c.parquet", list(texts["parquet"]), row_group_size=2)
+    (source / "d" / "_SUCCESS").write_text("")
+    (source / "README.md").write_text("no data")
+
+    report = encode_corpus(
+        model, source, tmp_path / "out", column="text", keep=["id", "text"], fragment_rows=3, batch_size=4
+    )
+
+    parts = [pq.read_table(path) for path in sorted((tmp_path / "out").glob("part-*.parquet"))]
+    expected = [text for name in formats for text in texts[name]]
+    assert [text for part in parts for text in part["text"].to_pylist()] == expected
+    assert [int(number) for part in parts for number in part["id"].to_pylist()] == 3 * list(range(len(SENTENCES) + 1))
+    assert parts[-1].schema.field("id").type == pa.int32()  # Parquet's columns keep their types
+    assert {str(part.schema.field("embedding").type) for part in parts} == {"fixed_size_list<element: float>[32]"}
+    got = np.array([row for part in parts for row in part["embedding"].to_pylist()])
+    np.testing.assert_allclose(got, model.encode(expected), **CLOSE)
+    assert (report.rows, report.bad_rows, report.encoded_rows) == (len(expected), 0, len(expected))
+    assert report.parts == len(parts) > 4
+    assert 0 < report.padding < 1
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["complete"] is True
+    assert manifest["totals"]["rows"] == sum(part["rows"] for part in manifest["parts"]) == len(expected)
+    assert manifest["identity"]["template"] == model.template.text
+    assert manifest["about"]["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert pq.ParquetFile(sorted((tmp_path / "out").glob("part-*"))[0]).num_row_groups == 1
+
+
+def test_rows_without_text_are_null_and_counted(model: PromptEOL, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "one"}\n{"text": null}\n{"text": 5}\n{"other": "x"}\nno json\n[1]\n\xff\xfe\n\n{"text": "nine"}\n'
+    )
+    (tmp_path / "b.csv").write_bytes(b"id,text\n1,ten\n2\n3,\xff\n4,\n")
+    write_parquet(tmp_path / "c.parquet", ["x", None, None, "y"])
+    report = encode_corpus(
+        model,
+        [tmp_path / name for name in ("a.jsonl", "b.csv", "c.parquet")],
+        tmp_path / "out",
+        column="text",
+        fragment_rows=2,
+    )
+    table = read(tmp_path / "out")
+    expected = ["one", *[None] * 7, "nine", "ten", None, None, "", "x", None, None, "y"]
+    assert table["text"].to_pylist() == expected
+    assert [row is None for row in table["embedding"].to_pylist()] == [text is None for text in expected]
+    assert (report.rows, report.bad_rows) == (17, 11)
+    got = embeddings_of(table.filter(table["embedding"].is_valid()))
+    np.testing.assert_allclose(got, model.encode([text for text in expected if text is not None]), **CLOSE)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_fragments_of_a_file_are_all_of_it_once(tmp_path: Path, suffix: str) -> None:
+    chooser = random.Random(0)
+    for trial in range(20):
+        lengths = [chooser.randrange(0, 300) for _ in range(chooser.randrange(0, 40))]
+        texts = ["".join(chooser.choices("aä😀 ", k=length)) for length in lengths]
+        path = tmp_path / f"{trial}{suffix}"
+        if suffix == ".parquet":
+            write_parquet(path, list(texts), row_group_size=chooser.randrange(1, 30))
+        elif suffix == ".jsonl":
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        else:
+            path.write_text("\r\n".join(texts), encoding="utf-8", newline="")
+            texts = path.read_bytes().decode().split("\r\n")[: len(texts) - (texts[-1:] == [""])]
+        column = None if suffix == ".txt" else "text"
+        fragments = cut(list_sources([str(path)]), chooser.randrange(1, 6), column, ())
+        assert [fragment.number for fragment in fragments] == list(range(len(fragments)))
+        got = []
+        for fragment in fragments:
+            with open(path, "rb") as file:
+                span = (fragment.start, fragment.stop)
+                for batch in read_batches(file, str(path), 4, column=column, span=span, bad=leave_null):
+                    got += batch.sentences
+        assert got == texts
+        if suffix == ".parquet" and len(texts) > 12:
+            assert len(fragments) > 1
+
+
+def test_large_row_groups_are_cut_and_small_ones_joined(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "large.parquet", ["x"] * 1000, row_group_size=1000)
+    write_parquet(tmp_path / "small.parquet", ["x"] * 1000, row_group_size=7)
+    large, small = (
+        [fragment.stop - fragment.start for fragment in cut(list_sources([str(path)]), 100, "text", ())]
+        for path in (tmp_path / "large.parquet", tmp_path / "small.parquet")
+    )
+    assert large == [100] * 10
+    assert small == [105] * 9 + [55]
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "uint8", "binary", "ubinary"])
+def test_precisions_are_those_of_sentence_transformers(model: PromptEOL, tmp_path: Path, precision: Any) -> None:
+    texts = sentences(40)
+    write_parquet(tmp_path / "in.parquet", [*texts, None])
+    encode_corpus(
+        model,
+        tmp_path / "in.parquet",
+        tmp_path / "out",
+        column="text",
+        precision=precision,
+        normalize_embeddings=True,
+        fragment_rows=10,
+    )
+    table = read(tmp_path / "out").slice(0, 40)
+    exact = model.encode(texts, normalize_embeddings=True)
+    expected = exact.astype(np.float16) if precision == "float16" else quantize_embeddings(exact, precision)
+    got = embeddings_of(table).astype(expected.dtype)
+    assert str(table.schema.field("embedding").type.value_type) == {"float16": "halffloat"}.get(
+        precision, expected.dtype.name
+    )
+    assert got.shape == expected.shape
+    if precision == "float16":
+        np.testing.assert_allclose(got, expected, atol=1e-3)
+    else:  # batches of other sizes differ in the last digit, which may lie on an edge
+        steps = np.unpackbits(got.view(np.uint8)) != np.unpackbits(expected.view(np.uint8))
+        differences = steps if precision.endswith("binary") else np.abs(got.astype(int) - expected.astype(int)) > 1
+        assert differences.mean() < 0.001
+
+
+def test_ranges_are_those_of_the_first_run(model: PromptEOL, tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "in.parquet", list(sentences(30)))
+    arguments = {"column": "text", "precision": "int8", "fragment_rows": 10}
+    encode_corpus(model, source, tmp_path / "out", **arguments)
+    before, ranges = read(tmp_path / "out"), manifest_of(tmp_path / "out")["ranges"]
+    (tmp_path / "out" / "part-000000-000001.parquet").unlink()
+    report = encode_corpus(model, source, tmp_path / "out", **arguments)
+    assert report.encoded_rows == 10
+    assert manifest_of(tmp_path / "out")["ranges"] == ranges
+    assert read(tmp_path / "out").equals(before)
+    with pytest.raises(ValueError, match="scaled by the ranges of many sentences, but there are none: use float32"):
+        encode_corpus(model, write_parquet(tmp_path / "one.parquet", ["x"]), tmp_path / "other", **arguments)
+
+
+def test_a_run_that_broke_goes_on_and_a_finished_one_does_nothing(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "in.parquet", list(sentences(60)))
+    arguments = {"column": "text", "fragment_rows": 10}
+    model = Counting(causal_lms["opt"])
+    encode_corpus(model, source, tmp_path / "whole", **arguments)
+    model.calls, model.fail_at = 0, 4
+    with pytest.raises(RuntimeError, match="the machine broke"):
+        encode_corpus(model, source, tmp_path / "out", **arguments)
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert sorted(first) == ["_manifest.json", *(f"part-000000-{number:06d}.parquet" for number in range(3))]
+    assert manifest_of(tmp_path / "out")["complete"] is False
+    torn = tmp_path / "out" / "part-000000-000003.parquet"  # as a file system without rename may leave it
+    torn.write_bytes((tmp_path / "out" / "part-000000-000002.parquet").read_bytes()[:-20])
+    (tmp_path / "out" / ".part-000000-000004.parquet.0123.tmp").write_bytes(b"of a process that was killed")
+
+    model.calls, model.fail_at = 0, -1
+    report = encode_corpus(model, source, tmp_path / "out", **arguments)
+    assert (report.rows, report.encoded_rows, model.calls) == (60, 30, 3)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert all(after[name] == first[name] for name in first if name.startswith("part"))
+    assert read(tmp_path / "out").equals(read(tmp_path / "whole"))
+
+    model.calls = 0
+    report = encode_corpus(model, source, tmp_path / "out", **arguments)
+    assert (report.rows, report.encoded_rows, model.calls) == (60, 0, 0)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == after
+
+
+def test_a_destination_of_something_else_is_refused(
+    model: PromptEOL, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    texts: list[str | None] = list(sentences(20))
+    source, out = write_parquet(tmp_path / "in.parquet", texts), tmp_path / "out"
+    arguments = {"column": "text", "fragment_rows": 10}
+    encode_corpus(model, source, out, **arguments)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for other, changed, difference in [
+        (PromptEOL(causal_lms["llama"]), {}, "weights '.*' there and '.*' here"),
+        (PromptEOL(causal_lms["opt"], template="prompt"), {}, "template '.*one word.*' there and '.*means' here"),
+        (PromptEOL(causal_lms["opt"], layer=-2), {}, r"\(layer -1 there and -2 here\)"),
+        (model, {"precision": "float16"}, "precision 'float32' there and 'float16' here"),
+        (model, {"fragment_rows": 5}, "fragment_rows 10 there and 5 here"),
+    ]:
+        with pytest.raises(FileExistsError, match=f"made otherwise .*{difference}.*choose another destination"):
+            encode_corpus(other, source, out, **{**arguments, **changed})
+    with pytest.raises(FileExistsError, match=r"embeddings of other files \(1 there, 2 here\)"):
+        encode_corpus(model, [source, write_parquet(tmp_path / "more.parquet", texts)], out, **arguments)
+    os.utime(source, (1, 1))
+    with pytest.raises(FileExistsError, match=r"in\.parquet' has changed since .*part-000000-\*, to encode it anew"):
+        encode_corpus(model, source, out, **arguments)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (tmp_path / "tables").mkdir()
+    write_parquet(tmp_path / "tables" / "mine.parquet", texts)
+    with pytest.raises(FileExistsError, match="holds Parquet files, but not of an encoded corpus"):
+        encode_corpus(model, source, tmp_path / "tables", **arguments)
+    with pytest.raises(ValueError, match="lies in the source"):
+        encode_corpus(model, tmp_path, out, **arguments)
+    (out / "_manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest .* is damaged"):
+        encode_corpus(model, source, out, **arguments)
+
+
+def test_an_unreadable_file_in_the_middle_is_named_and_the_rest_is_done(model: PromptEOL, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name in "abc":
+        write_parquet(source / f"{name}.parquet", list(sentences(20, seed=ord(name))), row_group_size=10)
+    whole = (source / "b.parquet").read_bytes()
+    (source / "b.parquet").write_bytes(whole[:100])  # no footer
+    arguments = {"column": "text", "fragment_rows": 10}
+    report = encode_corpus(model, source, out, **arguments)
+    assert len(report.failures) == 1
+    assert "b.parquet' cannot be read: " in report.failures[0]
+    assert (report.rows, report.parts, manifest_of(out)["complete"]) == (40, 4, False)
+    assert "b.parquet" in manifest_of(out)["failures"]["part-000001-000000.parquet"]
+
+    damaged = bytearray(whole)
+    place = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(0).column(1).data_page_offset
+    damaged[place : place + 20] = bytes(20)  # of the first row group only
+    (source / "b.parquet").write_bytes(damaged)
+    report = encode_corpus(model, source, out, **arguments)
+    assert (report.rows, report.encoded_rows, len(report.failures)) == (50, 10, 1)
+    (source / "b.parquet").write_bytes(whole)
+    with pytest.raises(FileExistsError, match="has changed since"):  # and half of it was encoded before
+        encode_corpus(model, source, out, **arguments)
+    (out / "part-000001-000001.parquet").unlink()
+    report = encode_corpus(model, source, out, **arguments)
+    assert (report.rows, report.encoded_rows, report.failures) == (60, 20, ())
+    expected = [text for name in "abc" for text in sentences(20, seed=ord(name))]
+    assert read(out)["text"].to_pylist() == expected
+    np.testing.assert_allclose(embeddings_of(read(out)), model.encode(expected), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "message"),
+    [
+        ("in.csv", b"id,text\n1,x\n", "sentence", "in.csv' has no column 'sentence': choose one of 'id', 'text'"),
+        ("in.jsonl", b'{"id": 1}\n{"text": "x"}\n', None, "has no column None: choose one of 'id', 'text'"),
+        ("in.txt", b"x\n", "text", "read as one sentence a line, so it has no column 'text'"),
+    ],
+)
+def test_a_missing_column_is_said_before_anything_is_encoded(
+    model: PromptEOL, tmp_path: Path, name: str, content: bytes, column: str | None, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        encode_corpus(model, tmp_path / name, tmp_path / "out", column=column)
+    source = write_parquet(tmp_path / "in.parquet", ["x"])
+    with pytest.raises(ValueError, match="has no column 'title': choose one of 'id', 'text'"):
+        encode_corpus(model, source, tmp_path / "out", column="text", keep=["title"])
+    with pytest.raises(ValueError, match=r"column 'id' of .* holds int32, not text"):
+        encode_corpus(model, source, tmp_path / "out", column="id")
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_that_make_no_sense_are_named(model: PromptEOL, tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "in.parquet", ["x"])
+    for arguments, message in [
+        ({"engine": "spark"}, "Unknown engine 'spark': choose local or ray"),
+        ({"engine": "ray"}, "pass its name or folder, not the model"),
+        ({"keep": ["embedding"]}, "none of which is 'embedding'"),
+        ({"keep": "text"}, "must be a list of columns"),
+        ({"fragment_rows": 0}, "must be at least 1"),
+        ({"model_options": {"layer": -2}}, "for a model that is yet to be opened"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            encode_corpus(model, source, tmp_path / "out", column="text", **arguments)
+    with pytest.raises(FileNotFoundError, match="is neither a file nor a folder"):
+        encode_corpus(model, tmp_path / "missing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"There is no file in .*empty"):
+        encode_corpus(model, tmp_path / "empty", tmp_path / "out")
+
+
+def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    source = write_parquet(tmp_path / "in.parquet", ["x"])
+    with pytest.raises(ImportError, match=r"engine='ray' needs the package ray: pip install 'st-prompteol\[ray\]'"):
+        encode_corpus("tiny", source, tmp_path / "out", column="text", engine="ray")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError("can't allocate memory: you tried")],
+    ids=lambda error: type(error).__name__,
+)
+def test_where_memory_ends_batches_are_halved(
+    causal_lms: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    class Narrow(PromptEOL):
+        batches: list[int] = []  # noqa: RUF012
+
+        def forward(self, features: dict[str, Any], **kwargs: Any) -> Any:
+            if len(features["input_ids"]) > 5:
+                raise error
+            self.batches.append(len(features["input_ids"]))
+            return super().forward(features, **kwargs)
+
+    texts = sentences(30)
+    model = Narrow(causal_lms["opt"])
+    source = write_parquet(tmp_path / "in.parquet", list(texts))
+    encode_corpus(model, source, tmp_path / "out", column="text", batch_size=16, fragment_rows=10)
+    assert max(model.batches) == 4
+    assert [record.getMessage() for record in caplog.records if "Out of memory" in record.getMessage()] == [
+        "Out of memory: going on with batches of 8 sentences.",
+        "Out of memory: going on with batches of 4 sentences.",
+    ]
+    got = embeddings_of(read(tmp_path / "out"))
+    np.testing.assert_allclose(got, PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE)
+
+
+def test_addresses_that_fsspec_opens(model: PromptEOL, tmp_path: Path) -> None:
+    texts = sentences(30)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), buffer)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/corpus/in/a.parquet", buffer.getvalue())
+    memory.pipe_file("/corpus/in/b.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    for _ in range(2):
+        report = encode_corpus(model, "memory://corpus/in", "memory://corpus/out", column="text", fragment_rows=8)
+    assert (report.rows, report.encoded_rows) == (60, 0)
+    names = sorted(path.rsplit("/", 1)[1] for path in memory.ls("/corpus/out", detail=False))
+    assert names[0] == "_manifest.json"
+    table = pa.concat_tables(pq.read_table(memory.open(f"/corpus/out/{name}")) for name in names[1:])
+    assert table["text"].to_pylist() == 2 * texts
+    np.testing.assert_allclose(embeddings_of(table), model.encode(2 * texts), **CLOSE)
+    write_parquet(tmp_path / "in.parquet", list(texts))
+    encode_corpus(model, f"file://{tmp_path}/in.parquet", f"file://{tmp_path}/out", column="text")
+    assert read(tmp_path / "out")["text"].to_pylist() == texts
+    with pytest.raises(ValueError, match="Nothing opens 'gopher:"):
+        encode_corpus(model, "gopher://corpus", tmp_path / "other")
+
+
+def test_a_dataset_of_the_hub(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    """Read over real HTTP by the real client, from a Hub on loopback."""
+    data = tmp_path / "data"
+    data.mkdir()
+    texts = sentences(30)
+    write_parquet(data / "train.parquet", list(texts), row_group_size=10)
+    hub = Hub()
+    hub.seed("dataset", "user/corpus", tmp_path / "data")
+    command = ["encode", causal_lms["opt"], "hf://datasets/user/corpus", "-o", str(tmp_path / "out")]
+    command += ["--column", "text", "--engine", "local"]
+    with hub:
+        done = subprocess.run(
+            [sys.executable, "-c", "from st_prompteol.cli import app; app()", *command],
+            env={**hub_environment(hub.url, tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out")["text"].to_pylist() == texts
+
+
+FULL_AND_FIXED = """
+import os, sys
+from pathlib import Path
+import pyarrow.parquet as pq
+from st_prompteol.corpus import encode_corpus
+model, source, small, fixed = sys.argv[1:]
+for out in (f"{small}/out", f"{small}/out", f"{fixed}/out"):
+    try:
+        encode_corpus(model, source, out, column="text", keep=[], fragment_rows=500)
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}")
+out = Path(f"{small}/out")
+print(sorted(os.listdir(out)), sum(pq.read_table(path).num_rows for path in out.glob("part-*")), sep="\\n")
+"""
+
+
+def test_a_full_disk_and_one_that_may_not_be_written_to_are_named(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "in.parquet", list(sentences(4000)))
+    small, fixed = tmp_path / "small", tmp_path / "fixed"
+    small.mkdir()
+    fixed.mkdir()
+    mounts = [
+        shlex.join(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)])
+        for folder, options in ((small, "size=400k"), (fixed, "ro"))
+    ]
+    inside = ["unshare", "--mount", "sh", "-c", f'{" && ".join(mounts)} && exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs to mount small file systems")
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", FULL_AND_FIXED, causal_lms["opt"], str(source), str(small), str(fixed)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    first, second, third, names, rows = done.stdout.splitlines()
+    assert first == second == f"OSError: The disk of '{small}/out' is full: free space, and the same call goes on."
+    assert third.startswith(f"OSError: The destination '{fixed}/out' cannot be written: ")
+    assert third.endswith("Read-only file system.")
+    assert 500 <= int(rows) < 4000
+    assert int(rows) % 500 == 0
+    assert ".tmp" not in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_command_goes_on(stories: str, tmp_path: Path, stop: signal.Signals) -> None:
+    texts = sentences(6000)
+    source, out = write_parquet(tmp_path / "in.parquet", list(texts)), tmp_path / "out"
+    command = ["-c", "from st_prompteol.cli import app; app()", "encode", stories, str(source), "-o", str(out)]
+    command += ["--column", "text", "--engine", "local", "--fragment-rows", "500"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True)
+    while not (out / "part-000000-000002.parquet").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(stop)
+    _, message = process.communicate()
+    done = len(list(out.glob("part-*")))
+    assert 3 <= done < 12
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"st-prompteol: Interrupted: {done} of 12 parts are in '{out}', and the same call goes on." in message
+        assert "Traceback" not in message
+        assert not list(out.glob(".*"))
+    again = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=True)
+    assert "6000 rows, 0 of them without text, in 12 parts" in again.stderr
+    assert f"{6000 - 500 * done} encoded now" in again.stderr
+    assert not list(out.glob(".*"))
+    assert read(out)["text"].to_pylist() == texts
+    np.testing.assert_allclose(embeddings_of(read(out)), PromptEOL(stories).encode(texts), **CLOSE)
+
+
+@pytest.mark.slow
+def test_several_devices_have_a_process_each(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    texts = sentences(200)
+    source = write_parquet(tmp_path / "in.parquet", [*texts, None])
+    report = encode_corpus(
+        causal_lms["opt"], source, tmp_path / "out", column="text", fragment_rows=100, devices=["cpu", "cpu"]
+    )
+    assert (report.rows, report.bad_rows, report.padding) == (201, 1, None)
+    np.testing.assert_allclose(
+        embeddings_of(read(tmp_path / "out").slice(0, 200)), PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE
+    )
+
+
+def test_the_command_says_what_came_of_it(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["encode", causal_lms["opt"], *arguments], env={"COLUMNS": "200"})
+        assert result.stdout == ""
+        return result.exit_code, result.stderr
+
+    source = tmp_path / "in"
+    source.mkdir()
+    write_parquet(source / "a.parquet", ["x", None, "y"])
+    command = [str(source), "-o", str(tmp_path / "out"), "--column", "text", "--engine", "local"]
+    code, message = run(*command, "--keep", "id,text", "--precision", "float16", "--layer", "-2")
+    assert (code, "3 rows, 1 of them without text, in 1 parts" in message) == (0, True), message
+    assert read(tmp_path / "out").column_names == ["id", "text", "embedding"]
+    code, message = run(*command)
+    assert (code, message.count("\n")) == (2, 1)
+    assert "layer -2 there and -1 here" in message
+    (source / "b.parquet").write_bytes(b"nothing")
+    code, message = run(*command[:2], str(tmp_path / "other"), *command[3:])
+    assert code == 1
+    assert f"st-prompteol: '{source}/b.parquet' cannot be read: " in message
+    for arguments, sentence in [
+        (["-", *command[1:]], "--engine reads files that it can come back to"),
+        ([str(source / "a.parquet"), "-o", "x.npy", "--precision", "float16"], "--precision float16 is for corpora"),
+    ]:
+        code, message = run(*arguments)
+        assert (code, sentence in message) == (2, True), message
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    code = (
+        "import re, sys; from pathlib import Path; import numpy as np, torch\n"
+        "from st_prompteol.corpus import encode_corpus\n"
+        "from st_prompteol import PromptEOL\n"
+        "class Quick(PromptEOL):\n"
+        "    def encode(self, sentences, **kwargs): return np.ones((len(sentences), 256), dtype=np.float32)\n"
+        "    def get_embedding_dimension(self): return 256\n"
+        "model = Quick(sys.argv[1])\n"
+        "for path in sys.argv[2:4]:\n"
+        "    encode_corpus(model, path, path + '-out', column='text')\n"
+        "    print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
+    )
+    small = write_parquet(tmp_path / "s.parquet", ["x"] * 5_000, row_group_size=2_000_000)
+    large = write_parquet(tmp_path / "l.parquet", ["x"] * 200_000, row_group_size=2_000_000)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "tiny", str(small), str(large)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert pq.read_metadata(f"{large}-out/part-000000-000000.parquet").num_rows > 28_000
+    assert (after - before) * 1024 < 120e6  # the embeddings alone are 205 MB; a row group of 32 MiB is held at a time
+
+
+def test_the_report_is_what_it_says(model: PromptEOL, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("one\ntwo\n", encoding="utf-8")
+    report = encode_corpus(model, tmp_path / "in.txt", tmp_path / "out")
+    assert isinstance(report, CorpusReport)
+    assert read(tmp_path / "out")["sentence"].to_pylist() == ["one", "two"]
+    (tmp_path / "none.txt").write_text("")
+    report = encode_corpus(model, tmp_path / "none.txt", tmp_path / "none")
+    assert (report.rows, report.parts, report.failures) == (0, 0, ())
