@@ -53,7 +53,7 @@ class Release:
 
 RELEASED: tuple[Release, ...] = (
     Release(
-        path="st_prompteol/tiny",
+        path="runs/prompteol-tiny/merged",
         repo_id="st-prompteol/prompteol-tiny",
         license="other",  # its texts have licences of their own, some of them without commercial use
         language=("en",),

@@ -268,7 +268,7 @@ def _facts(model: PromptEOL) -> dict[str, str]:
         else f"no limit; the template takes {facts['template tokens']:,}",
         "Architecture": code(facts["architecture"]),
         "Parameters": f"{facts['parameters']:,}",
-        "Saved as": code(facts["dtype"]),
+        "Computes in": code(facts["dtype"]),
         "Similarity": escape(similarity),
     }
 
