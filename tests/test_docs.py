@@ -41,8 +41,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # fenced blocks, and commands in the running text
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
-# what a reader does once and a test must not, and what takes a GPU
-NOT_RUN = re.compile(r"pip install |hf auth login|.* --gpu")
+# what a reader does once and a test must not, and what takes a GPU or a cloud
+NOT_RUN = re.compile(r"pip install |hf auth login|.* --gpu|ray (up|submit) ")
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|python benchmarks/|--config")
 # the same commands on less data
 SMALLER = {
@@ -161,6 +161,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     build_senteval(tmp_path / "senteval")
     write_wordnet(tmp_path / "wordnet")
     (tmp_path / "sts-b-dev.txt").write_text("".join(f"{n} birds sing.\n" for n in range(9)), encoding="utf-8")
+    (tmp_path / "texts").mkdir()
+    rows = ({"id": number, "text": f"{number} birds sing."} for number in range(9))
+    (tmp_path / "texts/a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     for name in ("examples", "training", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs").mkdir()
