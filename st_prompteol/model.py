@@ -32,6 +32,7 @@ SAVED_NAMES = re.compile(
     r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
 )
 _STOCK_CLASSES: dict[type, type] = {PromptEOLTransformer: Transformer, LastTokenPooling: Pooling}
+_CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
 _REQUIREMENTS = {
     "sentence_transformers": {
         "specifier": ">=6.0",
@@ -298,13 +299,26 @@ class PromptEOL(SentenceTransformer):
         return str(report.url)
 
     def _inference(self, inputs: list[Any], *, output_value: str | None, **kwargs: Any) -> Any:
-        """Encodes each distinct sentence once; where only embeddings are asked for, nothing that they do not read."""
+        """Encodes each distinct sentence once; where only embeddings are asked for, nothing that they do not read.
+
+        Many sentences are encoded in chunks, each of like lengths: upstream holds all embeddings twice in the end.
+        """
         sentences = list(dict.fromkeys(inputs)) if all(isinstance(sentence, str) for sentence in inputs) else inputs
         behind = [type(module) for module in self.children()][1:]
         only_embeddings = output_value == "sentence_embedding"
         last_only = only_embeddings and behind in ([LastTokenPooling], [LastTokenPooling, Normalize])
+        chunk = _CHUNK_BATCHES * kwargs["batch_size"]
         with reading_last_tokens() if last_only else nullcontext():
-            outputs = super()._inference(sentences, output_value=output_value, **kwargs)
+            if only_embeddings and len(sentences) > chunk and not kwargs["show_progress_bar"]:
+                order = sorted(range(len(sentences)), key=lambda index: -self._input_length(sentences[index]))
+                for start in range(0, len(order), chunk):
+                    places = order[start : start + chunk]
+                    part = super()._inference([sentences[i] for i in places], output_value=output_value, **kwargs)
+                    if start == 0:
+                        outputs = part.new_empty(len(sentences), *part.shape[1:])
+                    outputs[places] = part
+            else:
+                outputs = super()._inference(sentences, output_value=output_value, **kwargs)
         if len(sentences) == len(inputs):
             return outputs
         place = {sentence: index for index, sentence in enumerate(sentences)}

@@ -278,3 +278,18 @@ class TestWhatCannotBeOpened:
         tokenizer.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="gives other token ids for a chat template than for plain text"):
             PromptEOL(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"convert_to_tensor": True}, {"normalize_embeddings": True, "truncate_dim": 8}]
+)
+def test_many_sentences_in_chunks_come_back_in_their_order(
+    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    sentences = [f"{'word ' * (number * 7 % 11)}{number % 20}" for number in range(50)]
+    expected = np.stack([np.asarray(model.encode(sentence, **options)) for sentence in sentences])
+    monkeypatch.setattr("st_prompteol.model._CHUNK_BATCHES", 3)
+    for show_progress_bar in (False, True):
+        got = model.encode(sentences, batch_size=4, show_progress_bar=show_progress_bar, **options)
+        np.testing.assert_allclose(np.asarray(got), expected, atol=1e-5 * np.abs(expected).max())
