@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -89,14 +91,12 @@ class Cluster:
         )
 
     def workers(self) -> list[int]:
-        """The processes of this machine that are actors of a pool."""
+        """The processes of this cluster, which are children of this one, that are actors of a pool."""
         found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                if b"MapWorker" in path.read_bytes():
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if any("MapWorker" in word for word in process.cmdline()):
+                    found.append(process.pid)
         return found
 
 
