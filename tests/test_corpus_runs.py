@@ -563,8 +563,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         "    encode_corpus(model, path, path + '-out', column='text')\n"
         "    print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
     )
-    small = write_parquet(tmp_path / "s.parquet", ["x"] * 5_000, row_group_size=2_000_000)
-    large = write_parquet(tmp_path / "l.parquet", ["x"] * 200_000, row_group_size=2_000_000)
+    small = write_parquet(tmp_path / "s.parquet", ["x"] * 100_000, row_group_size=2_000_000)
+    large = write_parquet(tmp_path / "l.parquet", ["x"] * 400_000, row_group_size=2_000_000)
     done = subprocess.run(
         [sys.executable, "-c", code, "tiny", str(small), str(large)],
         capture_output=True,
@@ -574,7 +574,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())
     assert pq.read_metadata(f"{large}-out/part-000000-000000.parquet").num_rows > 28_000
-    assert (after - before) * 1024 < 120e6  # the embeddings alone are 205 MB; a row group of 32 MiB is held at a time
+    assert (after - before) * 1024 < 60e6  # the embeddings alone are 307 MB more; 32 MiB of them are held at a time
 
 
 def test_the_report_is_what_it_says(model: PromptEOL, tmp_path: Path) -> None:
