@@ -17,10 +17,10 @@ notebook: $(VENV)/.dev ## Run examples/quickstart.ipynb and store what it prints
 	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
 test: $(VENV)/.dev ## Install what tests need, then run them
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.dev ## Run the long end-to-end tests
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from .test_corpus_runs import CLOSE, ROOT, embeddings_of, manifest_of, read, sen
 pytest.importorskip("ray", reason="needs ray: pip install 'st-prompteol[ray]'")
 # upstream's own, while it starts and stops processes and passes them sockets
 pytestmark = [
+    pytest.mark.xdist_group("ray"),  # one cluster at a time: two that start at once may find the same free port
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
