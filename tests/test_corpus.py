@@ -59,7 +59,7 @@ def read(path: Path) -> np.ndarray[Any, Any]:
 def test_row_i_is_sentence_i_in_every_format(
     model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, destination: str
 ) -> None:
-    monkeypatch.setattr("st_prompteol.corpus.file._CHUNK_BATCHES", 2)  # several chunks
+    monkeypatch.setattr("st_prompteol.corpus.file.CHUNK_BATCHES", 2)  # several chunks
     path, out = write(tmp_path / f"in{source}", SENTENCES), tmp_path / f"out{destination}"
     shape = encode_file(model, path, out, column=None if source == ".txt" else "text", batch_size=2)
     assert shape == (len(SENTENCES), 32)
@@ -74,7 +74,7 @@ def test_row_i_is_sentence_i_in_every_format(
 def test_precisions_equal_those_of_encoding_all_at_once(
     model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, destination: str
 ) -> None:
-    monkeypatch.setattr("st_prompteol.corpus.file._CHUNK_BATCHES", 1)
+    monkeypatch.setattr("st_prompteol.corpus.file.CHUNK_BATCHES", 1)
     path, out = write(tmp_path / "in.txt", SENTENCES), tmp_path / f"out{destination}"
     encode_file(model, path, out, batch_size=3, precision=precision, normalize_embeddings=True)
     chunks = [

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 CorpusPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
 _CALIBRATION_ROWS, _CALIBRATED_FRAGMENTS = 4096, 16  # whose ranges int8 and uint8 are scaled by
-_CHUNK_BATCHES = 64  # batches that are sorted by length and encoded together: the memory that a fragment takes
+CHUNK_BATCHES = 64  # batches that are sorted by length and encoded together: the memory that encoding takes
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FragmentEncoder:
         self.batch_size = job.batch_size
         self.destination = Storage(job.destination)
         processes = len(pool["processes"]) if pool else 1
-        self.chunk = _CHUNK_BATCHES * job.batch_size * processes
+        self.chunk = CHUNK_BATCHES * job.batch_size * processes
         dimension = model.get_embedding_dimension()
         self._empty = self._in_precision(np.zeros((0, dimension or 0), dtype=np.float32))
         self._counts = [torch.zeros((), dtype=torch.int64)] * 2

@@ -15,11 +15,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 from tqdm.auto import tqdm
 
+from st_prompteol.corpus.encoder import CHUNK_BATCHES
 from st_prompteol.corpus.formats import read_batches
 from st_prompteol.corpus.writers import WRITERS, Array, Precision
 from st_prompteol.files import replacing_file
-
-_CHUNK_BATCHES = 64  # batches that are sorted by length and encoded together: the memory that a file takes
 
 
 def encode_file(
@@ -114,7 +113,7 @@ def _embed(
 
 def _chunks(path: Path, column: str | None, batch_size: int) -> Iterator[list[str]]:
     with open(path, "rb") as file:
-        for batch in read_batches(file, str(path), _CHUNK_BATCHES * batch_size, column=column):
+        for batch in read_batches(file, str(path), CHUNK_BATCHES * batch_size, column=column):
             yield [sentence for sentence in batch.sentences if sentence is not None]
 
 

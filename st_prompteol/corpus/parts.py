@@ -16,7 +16,7 @@ import numpy as np
 from st_prompteol.corpus.formats import Batch
 from st_prompteol.corpus.fragments import Fragment
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.corpus.writers import Array
+from st_prompteol.corpus.writers import Array, text_column
 
 PREFIX = "part-"
 EMBEDDING = "embedding"
@@ -141,10 +141,4 @@ def _read_footer(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def _column(values: Any) -> Any:
-    import pyarrow as pa
-
-    if not isinstance(values, list):
-        return values
-    # Text that is no UTF-8, which only an encoder may repair, has no place in a Parquet string.
-    texts = [None if value is None else value.encode("utf-8", "replace").decode("utf-8") for value in values]
-    return pa.array(texts, pa.string())
+    return text_column(values) if isinstance(values, list) else values

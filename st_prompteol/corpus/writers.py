@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -14,6 +14,14 @@ from st_prompteol.corpus.formats import import_pyarrow
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Array = np.ndarray[Any, Any]
+
+
+def text_column(texts: Sequence[str | None]) -> Any:
+    """Returns texts as an Arrow array of strings; what is no UTF-8, which only an encoder may repair, as `?`."""
+    import pyarrow as pa
+
+    repaired = (None if text is None else text.encode("utf-8", "replace").decode("utf-8") for text in texts)
+    return pa.array(repaired, pa.string())
 
 
 class _ArrayWriter:
@@ -82,9 +90,7 @@ class _ParquetWriter:
 
         self.rows, self.dimension = self.rows + len(embeddings), embeddings.shape[1]
         rows = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), self.dimension)
-        # Text that is no UTF-8, which only an encoder may repair, has no place in a Parquet string.
-        texts = [sentence.encode("utf-8", "replace").decode("utf-8") for sentence in sentences]
-        table = pa.table({"sentence": texts, "embedding": rows})
+        table = pa.table({"sentence": text_column(sentences), "embedding": rows})
         self.file = self.file or pq.ParquetWriter(self.path, table.schema)
         self.file.write_table(table)
 
