@@ -38,9 +38,13 @@ pytestmark = [
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves this machine
+    "RAY_AUTH_MODE": "disabled",  # or the first Ray of this process sets tokens up, which drivers of the next lack
+    "RAY_worker_niceness": "0",  # or tests that run beside it starve the workers
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),  # of the workers
 }
+# loopback; from 127.0.0.1 itself Ray goes to the machine's address
+NODE = {"node_ip_address": "127.0.0.2", "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,7 @@ def one_node(environment: dict[str, str]) -> Iterator[None]:
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 * 2**20,
+        _node_ip_address=NODE["node_ip_address"],
         log_to_driver=False,
         configure_logging=False,
     )
@@ -75,12 +80,12 @@ class Cluster:
         from ray.cluster_utils import Cluster
 
         self.environment = environment
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+        head = {**NODE, "num_cpus": 0, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add() for _ in range(2)]
 
     def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        return self.cluster.add_node(**NODE, num_cpus=1)
 
     def command(self, *arguments: str) -> list[str]:
         command = [sys.executable, "-c", "from st_prompteol.cli import app; app()", "encode", *arguments]

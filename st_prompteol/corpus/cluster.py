@@ -41,9 +41,12 @@ class RayWorkers:
         options: What `PromptEOL` is opened with.
         workers: The most actors at a time. Defaults to None: as many as the cluster has room for.
         cpus: Cores of an actor.
+        is_started_here: Whether the cluster is this machine, started for the run.
     """
 
-    def __init__(self, model: str, options: dict[str, Any], workers: int | None, cpus: int) -> None:
+    def __init__(
+        self, model: str, options: dict[str, Any], workers: int | None, cpus: int, is_started_here: bool
+    ) -> None:
         import ray
 
         self.model, self.options = model, options
@@ -58,11 +61,15 @@ class RayWorkers:
         self.workers = room if workers is None else workers
         self._threads = None if has_gpus else cpus  # a GPU's worker may tokenise on all cores
         self._resources = {"num_gpus": 1} if has_gpus else {"num_cpus": cpus}
+        self._can_open_here = is_started_here and not has_gpus
         self._identity: dict[str, Any] = {}
 
     def identify(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns of the model what its embeddings depend on, and what else there is to know of it."""
-        self._identity, about = self._run(_identify)
+        if self._can_open_here:  # which saves the start of a process
+            self._identity, about = identify(PromptEOL(self.model, **self.options))
+        else:
+            self._identity, about = self._run(_identify)
         return dict(self._identity), about
 
     def calibrate(self, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
@@ -191,19 +198,20 @@ def open_workers(
     if os.path.isdir(model):  # workers have a working directory of their own
         model = os.path.abspath(model)
     is_ours = not ray.is_initialized()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     if is_ours:
-        _connect(address or os.environ.get("RAY_ADDRESS"))
+        _connect(address)
     try:
-        yield RayWorkers(model, options, workers, cpus)
+        yield RayWorkers(model, options, workers, cpus, is_ours and address == "local")
     finally:
         if is_ours:
             ray.shutdown()
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str) -> None:
     import ray
 
-    if address is None or address == "local":
+    if address == "local":
         ray.init(
             address="local",
             include_dashboard=False,
@@ -217,8 +225,9 @@ def _connect(address: str | None) -> None:
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
         ray.init(address=address)
     except (OSError, RuntimeError) as error:
+        reason = error.__cause__ or error  # Ray says only that it failed
         raise ConnectionError(
-            f"There is no Ray cluster at {address!r} ({error}): check the address, or start one."
+            f"There is no Ray cluster at {address!r} ({reason}): check the address, or start one."
         ) from error
 
 
