@@ -437,6 +437,16 @@ def test_gathered_weights_are_what_is_saved(causal_lms: dict[str, str], tmp_path
         torch.testing.assert_close(tensor, gathered[f"0.model.{part}"])
 
 
+def test_only_the_first_process_saves(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    class Second(script.RunArguments):
+        process_index = 1
+
+    model = PromptEOL(causal_lms["llama"])
+    args = Second(output_dir=str(tmp_path), eval_strategy="no", precision="float32")
+    script.AdapterTrainer(model=model, args=args, loss=build_loss(model, args)).save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_stream_trains_and_stops_early(
     world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
