@@ -80,19 +80,16 @@ class AdapterTrainer(SentenceTransformerTrainer):
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if self.args.should_save:  # upstream saves in every process, and those after the first without weights
-            self._save_here(output_dir, state_dict)
-        self.accelerator.wait_for_everyone()
-
-    def _save_here(self, output_dir: str | None, state_dict: dict[str, torch.Tensor] | None) -> None:
         body = self.accelerator.unwrap_model(self.model)[0].model
         if state_dict is not None:  # what FSDP gathered: the parameters themselves are one process's shards
             tensors = {name.removeprefix("0.model."): tensor for name, tensor in state_dict.items()}
             body.save_pretrained = partial(body.save_pretrained, state_dict=tensors)
         try:
-            super()._save(output_dir)
+            if self.args.should_save:  # upstream saves in every process, and those after the first without weights
+                super()._save(output_dir)
         finally:
             vars(body).pop("save_pretrained", None)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
