@@ -366,4 +366,24 @@ CLIENTS = (
     ),
 )
 
-READ: tuple[Read, ...] = ()
+_NO_NORMALISER = (
+    "A `.gguf` carries no normaliser: send the text of `model.template.render(sentence)`, without BOS, which is added "
+    "there. It reads the last layer: cut the model for an inner one. Vectors are normalised."
+)
+READ = (
+    Read(
+        "text-embeddings-inference",
+        "`--model-id folder`",
+        "It reads `tokenizer.json`, the pooling's keys and a `Dense` as the folder has them, and the last layer: cut "
+        "the model for an inner one. It does not know `split_special_tokens`. Llama, Mistral and Qwen2 run on a GPU only; "
+        "OPT, and Llama with rope scaling (3.1 and later), do not.",
+    ),
+    Read(
+        "SGLang",
+        "`sglang.launch_server --model-path folder --is-embedding`, `/v1/embeddings` with `input`",
+        "Strings go through the tokenizer as they are; the last token of the last layer, normalised. A sentence of "
+        "white space only is an error.",
+    ),
+    Read("Ollama", "a `Modelfile` with the `.gguf`, `/api/embed`", _NO_NORMALISER),
+    Read("llama.cpp", "`llama-server --embedding --pooling last -m model.gguf`", _NO_NORMALISER),
+)

@@ -41,8 +41,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # fenced blocks, and commands in the running text
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
-# what a reader does once and a test must not, and what takes a GPU or a cloud
-NOT_RUN = re.compile(r"pip install |hf auth login|.* --gpu|ray (up|submit) ")
+# what a reader does once and a test must not, and what takes a GPU, a cloud or many environments, or never ends
+NOT_RUN = re.compile(
+    r"pip install |hf auth login|.* --gpu|ray (up|submit) |python (benchmarks/clients|examples/serve)\.py|vllm serve "
+)
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|python benchmarks/|--config")
 # the same commands on less data
 SMALLER = {
