@@ -375,8 +375,8 @@ READ = (
         "text-embeddings-inference",
         "`--model-id folder`",
         "It reads `tokenizer.json`, the pooling's keys and a `Dense` as the folder has them, and the last layer: cut "
-        "the model for an inner one. It does not know `split_special_tokens`. Llama, Mistral and Qwen2 run on a GPU only; "
-        "OPT, and Llama with rope scaling (3.1 and later), do not.",
+        "the model for an inner one. It does not know `split_special_tokens`. Llama, Mistral and Qwen2 run on a GPU "
+        "only; OPT, and Llama with rope scaling (3.1 and later), do not run.",
     ),
     Read(
         "SGLang",
