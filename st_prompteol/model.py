@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import MutableMapping, Sequence
 from contextlib import nullcontext
@@ -21,6 +19,7 @@ from st_prompteol.failures import explained
 from st_prompteol.files import replacing_folder
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, reading_last_tokens
 from st_prompteol.released import find_released
+from st_prompteol.stock import write_stock_form
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
 
 # What a save may write: of these names, a folder that is saved over keeps nothing from before. Whatever else lies in
@@ -31,12 +30,12 @@ SAVED_NAMES = re.compile(
     r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|adapter_model\.bin|pytorch_model(-\d+-of-\d+)?\.bin"
     r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
 )
-_STOCK_CLASSES: dict[type, type] = {PromptEOLTransformer: Transformer, LastTokenPooling: Pooling}
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
-_REQUIREMENTS = {
+# What reads an inner layer; the last one, every version reads
+_INNER_LAYER = {
     "sentence_transformers": {
         "specifier": ">=6.0",
-        "reason": "earlier versions drop the template, which is this model's chat template, and embed the bare text",
+        "reason": "this model reads an inner layer, and earlier versions read the last one only",
     }
 }
 
@@ -246,7 +245,7 @@ class PromptEOL(SentenceTransformer):
             return
         with replacing_folder(path, keep=lambda name: SAVED_NAMES.fullmatch(name) is None) as folder:
             super().save(str(folder), model_name, create_model_card, train_datasets)
-            _write_stock_types(str(folder))
+            write_stock_form(folder)
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -327,7 +326,7 @@ class PromptEOL(SentenceTransformer):
 
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()
-        return {**config, "requirements": _REQUIREMENTS}
+        return config if self.layer == -1 else {**config, "requirements": _INNER_LAYER}
 
     def _load_default_modules(
         self,
@@ -388,19 +387,3 @@ def _fit_poolings(modules: MutableMapping[str, torch.nn.Module | None], dimensio
 
 def _only_device(device_map: str | dict[str, Any] | None) -> Any:
     return device_map.get("") if isinstance(device_map, dict) else device_map
-
-
-def _write_stock_types(folder: str) -> None:
-    """Names upstream's classes in modules.json: they read the same files, and open them without this package."""
-    names = {f"{ours.__module__}.{ours.__name__}": (ours, stock) for ours, stock in _STOCK_CLASSES.items()}
-    modules_file = os.path.join(folder, "modules.json")
-    with open(modules_file, encoding="utf-8") as file:
-        modules = json.load(file)
-    for module in modules:
-        if module["type"] in names:
-            ours, stock = names[module["type"]]
-            path = module["path"].replace(ours.__name__, stock.__name__)
-            os.rename(os.path.join(folder, module["path"]), os.path.join(folder, path))
-            module |= {"path": path, "type": f"{stock.__module__}.{stock.__name__}"}
-    with open(modules_file, "w", encoding="utf-8") as file:
-        json.dump(modules, file, indent=2)

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from st_prompteol.adapters import (
     keep_nf4_scales,
@@ -36,9 +37,11 @@ from st_prompteol.decoders import (
 from st_prompteol.linear import install_fast_linear
 from st_prompteol.shared_head import HeadCache, is_exact, run_behind
 from st_prompteol.template import PromptTemplate, get_template
-from st_prompteol.tokens import tokenizable, tokenize_plainly, write_chat_template
+from st_prompteol.tokens import TemplateTokenizer, tokenizable
 
 _FILLERS = ("0.", "1 2 3'")  # sentences that begin and end differently, after preprocessing too
+# Of `sentence_bert_config.json`: what sentence-transformers before 5.4 does not know, and what an inner layer needs
+_LAYER_KEYS = ("transformer_task", "modality_config", "module_output_name")
 _HEADS = HeadCache()
 _CPU_TOKENS = 1024  # that a CPU computes at once: its matrix products gain nothing by more, its caches lose
 # Where only last tokens are read: the layers that are read beside the model's own
@@ -48,8 +51,8 @@ _inner_layers: ContextVar[tuple[int, ...] | None] = ContextVar("inner_layers", d
 class PromptEOLTransformer(Transformer):
     """A decoder LLM that reads every sentence inside a template; its language-model head is never loaded.
 
-    The template is the tokenizer's chat template, so the saved form is that of sentence-transformers' own
-    `Transformer` and opens without this package.
+    The template is part of the tokenizer, so the saved form is that of sentence-transformers' own `Transformer` and
+    opens without this package.
 
     Args:
         model_name_or_path: A decoder LLM, a model saved in this form, or an adapter repository: Hub id or folder.
@@ -66,8 +69,8 @@ class PromptEOLTransformer(Transformer):
 
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, the template does not fit into
-            `max_seq_length` tokens or cannot be written as a chat template of this tokenizer, an adapter does not fit,
-            or a saved sentence-transformers model is not in this form.
+            `max_seq_length` tokens or cannot become part of this tokenizer, an adapter does not fit, or a saved
+            sentence-transformers model is not in this form.
         FileNotFoundError: If the base model of an adapter cannot be found.
     """
 
@@ -85,11 +88,12 @@ class PromptEOLTransformer(Transformer):
         **kwargs: Any,
     ) -> None:
         model_kwargs, processor_kwargs, config_kwargs = model_kwargs or {}, processor_kwargs or {}, config_kwargs or {}
-        is_saved = modality_config is not None and template is None
-        if is_saved:
-            saved_layer = _saved_layer(model_name_or_path, modality_config)
-            layer = saved_layer if layer is None else layer
-        layer = -1 if layer is None else layer
+        if layer is None:
+            layer = _saved_layer(modality_config)
+        if layer is None:
+            if template is None:
+                raise ValueError(_foreign(model_name_or_path))
+            layer = -1
 
         hub_kwargs = hub_kwargs_of(model_kwargs)
         adapter = load_adapter_config(model_name_or_path, hub_kwargs)
@@ -122,16 +126,19 @@ class PromptEOLTransformer(Transformer):
         prepare(self.model)
         install_fast_linear(self.model)
         self._can_share = None if install(self.model) else False  # None: found out when it is first needed
-        self._head: tuple[str, torch.Tensor] | None = None
+        self._head: tuple[PromptTemplate, torch.Tensor] | None = None
 
-        tokenizer = self.tokenizer
-        tokenizer.padding_side = tokenizer.truncation_side = "right"
-        if tokenizer.pad_token is None:  # the attention mask hides pads, so any token of the vocabulary serves
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-        if is_saved:
+        if super().tokenizer is None:
+            raise ValueError(f"{model_name_or_path!r} has no tokenizer, but PromptEOL embeds text.")
+        self.processor = TemplateTokenizer.of(super().tokenizer)
+        if template is not None:
+            self.template = template
+        elif self.tokenizer.template is not None:
             self._check_length(self.template, self.max_seq_length)
+        elif modality_config is None:
+            self.template = "prompteol"
         else:
-            self.template = get_template("prompteol" if template is None else template)
+            raise ValueError(_foreign(model_name_or_path))
 
     def _load_config(
         self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
@@ -180,27 +187,30 @@ class PromptEOLTransformer(Transformer):
         record_base_revision(self.model)
         super().save(output_path, *args, **kwargs)
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """Returns what `sentence_bert_config.json` holds: what every version reads, more for an inner layer only."""
+        config: dict[str, Any] = super().get_config_dict()
+        if self.layer == -1:
+            config = {key: value for key, value in config.items() if key not in _LAYER_KEYS}
+        unlimited = self.max_seq_length == VERY_LARGE_INTEGER
+        return {"max_seq_length": None if unlimited else self.max_seq_length, "do_lower_case": False, **config}
+
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, whose chat template is the model's template."""
-        tokenizer = super().tokenizer
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ValueError(f"{self.config.name_or_path!r} has no tokenizer, but PromptEOL embeds text.")
+    def tokenizer(self) -> TemplateTokenizer:
+        """The tokenizer, of which the template is a part."""
+        tokenizer: TemplateTokenizer = super().tokenizer
         return tokenizer
 
     @property
     def template(self) -> PromptTemplate:
         """The template that sentences are read in. Assign another one, its name or its text to change it."""
-        return PromptTemplate.from_chat_template(self.tokenizer.chat_template)
+        return cast(PromptTemplate, self.tokenizer.template)
 
     @template.setter
     def template(self, template: str | PromptTemplate) -> None:
         template = get_template(template)
-        chat_template = write_chat_template(self.tokenizer, template)
         self._check_length(template, self.max_seq_length)
-        self.tokenizer.chat_template = chat_template
-        # Upstream derives the tokens of the template's tail once per model, not once per chat template.
-        self._chat_template_suffix_cache.clear()
+        self.tokenizer.template = template
 
     @property
     def layer(self) -> int:
@@ -225,7 +235,7 @@ class PromptEOLTransformer(Transformer):
 
     def count_template_tokens(self) -> int:
         """Returns how many tokens BOS, demonstrations and template take in front of and after every sentence."""
-        first, second = (tokenize_plainly(self.tokenizer, self.template.render(filler)) for filler in _FILLERS)
+        first, second = self.tokenizer(list(_FILLERS))["input_ids"]
         return sum(
             len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
             for one, other in ((first, second), (first[::-1], second[::-1]))
@@ -234,7 +244,7 @@ class PromptEOLTransformer(Transformer):
     def _check_length(self, template: PromptTemplate, max_seq_length: int | None) -> None:
         if max_seq_length is None:
             return
-        needed = len(tokenize_plainly(self.tokenizer, template.render("x")))
+        needed = len(self.tokenizer.tokenize_plainly(template.render("x")))
         if max_seq_length < needed:
             raise ValueError(
                 f"max_seq_length={max_seq_length} leaves no room for a sentence: the template takes {needed} tokens "
@@ -246,11 +256,11 @@ class PromptEOLTransformer(Transformer):
             raise ValueError(f"max_seq_length={max_seq_length} exceeds the {positions} positions that the model has.")
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Renders and tokenises sentences.
+        """Tokenises sentences in their template.
 
         Args:
             inputs: The sentences. Lone surrogates, which no tokenizer takes, are read as U+FFFD.
-            prompt: Only empty or None: the template is the prompt.
+            prompt: Text in front of every sentence, inside the template. Defaults to None.
             **kwargs: As `Transformer.preprocess` takes them.
 
         Returns:
@@ -258,14 +268,9 @@ class PromptEOLTransformer(Transformer):
 
         Raises:
             TypeError: If an input is not a string.
-            ValueError: If there is a prompt, or a sentence leaves no token at all.
+            ValueError: If a sentence leaves no token at all.
         """
-        if prompt:
-            raise ValueError(
-                f"prompt={prompt!r} has no place in PromptEOL, where the template is the prompt: leave it out, or set "
-                "model.template to a text that holds it."
-            )
-        features: dict[str, Any] = super().preprocess([tokenizable(sentence) for sentence in inputs], **kwargs)
+        features: dict[str, Any] = super().preprocess([tokenizable(sentence) for sentence in inputs], prompt, **kwargs)
         ids = features.get("input_ids")
         if isinstance(ids, torch.Tensor) and (ids.shape[-1] == 0 or not features["attention_mask"].any(dim=1).all()):
             raise ValueError(
@@ -328,10 +333,10 @@ class PromptEOLTransformer(Transformer):
 
     def _head_ids(self) -> torch.Tensor:
         """The tokens that every row begins with, `(head_length,)`, on the model's device."""
-        if self._head is None or self._head[0] != self.tokenizer.chat_template:
-            first, second = (tokenize_plainly(self.tokenizer, self.template.render(filler)) for filler in _FILLERS)
+        if self._head is None or self._head[0] != self.template:
+            first, second = self.tokenizer(list(_FILLERS))["input_ids"]
             shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
-            self._head = (str(self.tokenizer.chat_template), torch.tensor([token for token, _ in shared]))
+            self._head = (self.template, torch.tensor([token for token, _ in shared]))
         return self._head[1].to(self.model.device)
 
     def _shared_length(self, features: dict[str, Any]) -> int:
@@ -425,24 +430,28 @@ def _split(lengths: torch.Tensor) -> list[slice]:
 
 
 def _modality_config(layer: int) -> dict[str, Any]:
-    """What makes sentence-transformers render text through the chat template and read hidden state `layer`."""
+    """What makes sentence-transformers read hidden state `layer`."""
     output = "last_hidden_state" if layer == -1 else ["hidden_states", layer]
-    text = {"method": "forward", "method_output_name": output}
-    return {"text": text, "message": {**text, "format": "flat"}}
+    return {"text": {"method": "forward", "method_output_name": output}}
 
 
 def _layer(method_output_name: Any) -> int:
     return -1 if method_output_name == "last_hidden_state" else int(method_output_name[1])
 
 
-def _saved_layer(model_name_or_path: str, modality_config: dict[str, Any] | None) -> int:
+def _saved_layer(modality_config: dict[str, Any] | None) -> int | None:
+    """Returns the layer that a saved model reads, -1 for a base LLM, None for a model in another form."""
+    if modality_config is None:
+        return -1
     try:
-        layer = _layer((modality_config or {})["text"]["method_output_name"])
+        layer = _layer(modality_config["text"]["method_output_name"])
     except (KeyError, IndexError, TypeError, ValueError):
-        layer = 0
-    if modality_config != _modality_config(layer):
-        raise ValueError(
-            f"{model_name_or_path!r} is a sentence-transformers model, but not one in PromptEOL's form: open it with "
-            "SentenceTransformer, or pass a template to read sentences in."
-        )
-    return layer
+        return None
+    return layer if modality_config == _modality_config(layer) else None
+
+
+def _foreign(model_name_or_path: str) -> str:
+    return (
+        f"{model_name_or_path!r} is a sentence-transformers model, but not one in PromptEOL's form: open it with "
+        "SentenceTransformer, or pass a template to read sentences in."
+    )

@@ -1,19 +1,15 @@
 """Prompt templates: a sentence becomes the text whose last token's hidden state is its embedding.
 
-Standard library only. `PromptTemplate.render` is the definition; `PromptTemplate.to_chat_template` writes the same
-function as a Jinja chat template, which is how a saved model carries its template, and
-`PromptTemplate.from_chat_template` reads it back.
+Standard library only. `PromptTemplate.render` is the definition; `st_prompteol.tokens` makes the same function part of
+a tokenizer.
 """
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Preprocessing = Literal["paper", "none"]
 
@@ -21,38 +17,6 @@ HOLE = "{sentence}"
 
 # A word that follows an opening quote is closed by its counterpart; after anything else it stands bare.
 _CLOSING_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」"}
-
-# The chat template is this program over literals. `head` and `tail` follow from `text` and `demonstrations`, which are
-# there to be read back; rendered for every sentence, they would cost more than its tokens. Text that
-# `from_chat_template` cannot reproduce to the character was not written by `to_chat_template`.
-_CHAT_TEMPLATE = """\
-{%%- set bos = %(bos)s -%%}
-{%%- set text = %(text)s -%%}
-{%%- set demonstrations = %(demonstrations)s -%%}
-{%%- set head = %(head)s -%%}
-{%%- set tail = %(tail)s -%%}
-{%%- macro clean(sentence) -%%}%(clean)s{%%- endmacro -%%}
-{%%- if messages | length != 1 or messages[0]["role"] != "user" -%%}
-  {{- raise_exception("This model's template is the prompt: pass one sentence, without `prompt`, `prompt_name` or \
-a system message.") -}}
-{%%- endif -%%}
-{{- bos ~ (head ~ clean(messages[0]["content"]) ~ tail)%(strip)s -}}
-"""
-_CLEAN = {
-    "paper": """
-  {%- if sentence and sentence[-1] not in ".?\\"'" -%}{%- set sentence = sentence ~ "." -%}{%- endif -%}
-  {%- set sentence = sentence | replace('"', "'") -%}
-  {%- if sentence and sentence[-1] == "?" -%}{%- set sentence = sentence[:-1] ~ "." -%}{%- endif -%}
-  {{- sentence -}}
-""",
-    "none": "{{- sentence -}}",
-}
-_STRIP = {"paper": " | trim", "none": ""}
-_LITERALS = re.compile(
-    r"\{%- set bos = (?P<bos>.*) -%\}\n"
-    r"\{%- set text = (?P<text>.*) -%\}\n"
-    r"\{%- set demonstrations = (?P<demonstrations>.*) -%\}\n"
-)
 
 
 @dataclass(frozen=True)
@@ -199,55 +163,26 @@ class PromptTemplate:
         text = self.head + self._clean(sentence) + self.tail
         return text.strip() if self.preprocessing == "paper" else text
 
-    def to_chat_template(self, bos: str = "") -> str:
-        """Returns a Jinja chat template that renders one user message as `bos + render(content)`.
-
-        It raises for a system message, which is how sentence-transformers passes `encode(prompt=...)` on.
-
-        Args:
-            bos: Text in front of every prompt, usually the tokenizer's BOS: chat templates are tokenised without
-                special tokens. Defaults to none.
-        """
-        pairs = ", ".join(f"({_quote(shot.sentence)}, {_quote(shot.word)})" for shot in self.demonstrations)
-        return _CHAT_TEMPLATE % {
-            "bos": _quote(bos),
-            "text": _quote(self.text),
-            "demonstrations": f"[{pairs}]",
-            "head": _quote(self.head),
-            "tail": _quote(self.tail),
-            "clean": _CLEAN[self.preprocessing],
-            "strip": _STRIP[self.preprocessing],
-        }
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the template as plain values, ready for JSON; `from_dict` reads them back."""
+        shots = [{"sentence": shot.sentence, "word": shot.word} for shot in self.demonstrations]
+        return {"text": self.text, "demonstrations": shots, "preprocessing": self.preprocessing}
 
     @classmethod
-    @lru_cache(maxsize=64)
-    def from_chat_template(cls, chat_template: str) -> PromptTemplate:
-        """Reads the template back from what `to_chat_template` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
+        """Reads what `to_dict` returned; other keys are left alone.
 
         Raises:
-            ValueError: If `chat_template` was not written by `to_chat_template`.
+            ValueError: If a value is missing, or is not one that a template takes.
         """
-        for preprocessing in get_args(Preprocessing):
-            literals = _LITERALS.match(chat_template)
-            if literals is None:
-                break
-            try:
-                bos, text, pairs = (ast.literal_eval(value) for value in literals.groups())
-                template = cls(text, tuple(Demonstration(*pair) for pair in pairs), preprocessing)
-            except (SyntaxError, TypeError, ValueError):
-                break
-            if template.to_chat_template(bos) == chat_template:
-                return template
-        raise ValueError(
-            "The chat template was not written by PromptTemplate.to_chat_template, so it holds no PromptTemplate: "
-            f"pass a template explicitly ({', '.join(TEMPLATES)}, or a PromptTemplate)."
-        )
-
-
-def _quote(text: str) -> str:
-    """Writes `text` as a string literal, in ASCII, that Jinja and Python read alike."""
-    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
-    return f'"{escaped}"'
+        try:
+            shots = tuple(Demonstration(shot["sentence"], shot["word"]) for shot in values["demonstrations"])
+            return cls(values["text"], shots, values["preprocessing"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{values!r:.300} is not a template: it needs text, demonstrations (a list of sentence and word) and "
+                "preprocessing."
+            ) from error
 
 
 TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(

@@ -1,20 +1,259 @@
-"""From sentences to tokens: what a tokenizer can take, and a template written as its chat template."""
+"""A template as part of a tokenizer, and back.
+
+`tokenizer.json` carries the whole template, so that every reader of that file applies it. The normaliser prepares the
+sentence as the template says, puts the template's head in front of it and the first words of the tail behind it. The
+post-processor adds the BOS in front, as the base's own does, and the rest of the tail behind: truncation never takes
+what a post-processor adds. A readable copy of the template stands in `tokenizer_config.json`.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from st_prompteol.files import replacing_file
 from st_prompteol.template import PromptTemplate
 
-# Sentences whose token ids decide how the BOS is written into a chat template: a plain word, a digit, a quote, what
-# a tokenizer may normalise at the start of a text, and nothing at all
-_PROBES = ("A jockey riding a horse.", "7", '"Quoted"', "  spaced", "\n", "😀 x", "")
+logger = logging.getLogger(__name__)
+
+TEMPLATE_KEY = "prompteol"  # of `tokenizer_config.json`: the template to read
+# The start and the end of a text in every dialect of regular expressions (`\z` is a letter to JavaScript)
+_START, _END = r"(?<![\s\S])", r"(?![\s\S])"
+_UNENDED = "(?<=[^.?\"'])"  # behind what the paper appends a full stop to
+# What `str.strip` takes away
+_BLANK = r"[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_SENTENCE = {"Sequence": {"id": "A", "type_id": 0}}
+# Sentences on which a tokenizer with a template must give the ids of the rendered text: they begin and end in whatever
+# a tokenizer may join with the template's own characters
+_PROBES = (
+    *(
+        "A jockey riding a horse.",
+        "7",
+        '"Quoted"',
+        "  spaced ",
+        "\n",
+        "x\n\n",
+        "😀",
+        "x 😀",
+        "it's",
+        "'",
+        "''",
+        "?",
+        "!",
+    ),
+    *(
+        "a:",
+        "a,",
+        "(b)",
+        "[c]",
+        "{d}",
+        "<e>",
+        "/",
+        "\\",
+        "-",
+        "--",
+        "…",
+        "’",
+        "”",
+        "。",
+        "说话",
+        "日本語",
+        "é",
+        "e\u0301",
+    ),
+    *("\t", "\u00a0", "\u3000", "▁", "▁x▁", "Ġ", "Ġx", "##a", "$A", "10%", "x=1", "Ünïcödé", "मूल", "שלום", "\u200b"),
+)
+_SEAMS = 6  # places at which the tail is tried to be cut
+
+
+class TemplateTokenizer(PreTrainedTokenizerFast):
+    """A tokenizer that reads every sentence in a template. Made by `TemplateTokenizer.of`.
+
+    What the tokenizer marks as added tokens (`</s>`, `<think>`) is plain text in a sentence, so that no sentence
+    breaks out of the template; in the text of a template such a token is the token. An empty string is what no
+    normaliser sees: it becomes the BOS and the end of the tail, here and in every other client.
+
+    Attributes:
+        plain: The base's tokenizer: no template, no special tokens added.
+        bos: Token ids in front of every text.
+    """
+
+    plain: Tokenizer
+    bos: list[int]
+
+    @classmethod
+    def of(cls, base: PreTrainedTokenizerBase) -> TemplateTokenizer:
+        """Returns the tokenizer of a base LLM, still without a template, or of a saved model, with its own.
+
+        Args:
+            base: As `AutoTokenizer` gives it. It must not be used any more.
+
+        Raises:
+            ValueError: If `base` has no `tokenizer.json`, or holds another template than the one that it states.
+        """
+        if not isinstance(base, PreTrainedTokenizerFast):
+            raise ValueError(
+                f"The tokenizer of {base.name_or_path!r} ({type(base).__name__}) has no tokenizer.json, of which a "
+                "template could become part: take a model that has one, or convert its tokenizer to one."
+            )
+        plain = base.backend_tokenizer
+        plain.no_truncation()
+        plain.no_padding()
+        plain.encode_special_tokens = False
+        _read_added_tokens_as_text(plain)
+        stated = base.init_kwargs.get(TEMPLATE_KEY)
+        names = base.special_tokens_map.items()
+        tokenizer = cls(
+            tokenizer_object=plain,  # copied there
+            name_or_path=base.name_or_path,
+            model_max_length=base.model_max_length,
+            model_input_names=["input_ids", "attention_mask"],
+            split_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+            padding_side="right",
+            truncation_side="right",
+            **{name: token for name, token in names if name in cls.SPECIAL_TOKENS_ATTRIBUTES},
+            **({} if stated is None else {TEMPLATE_KEY: stated}),
+        )
+        if tokenizer.pad_token is None:  # the attention mask hides pads, so any token of the vocabulary serves
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+        tokenizer.plain = plain
+        tokenizer.bos = _ids_in_front(plain) if stated is None else tokenizer._take_out_template()
+        plain.post_processor = None
+        return tokenizer
+
+    @property
+    def template(self) -> PromptTemplate | None:
+        """The template that sentences are read in, None of a base LLM's tokenizer. Assign one to change it.
+
+        Raises:
+            ValueError: When assigned, if this tokenizer gives other token ids than for the rendered text.
+        """
+        stated = self.init_kwargs.get(TEMPLATE_KEY)
+        return None if stated is None else PromptTemplate.from_dict(stated)
+
+    @template.setter
+    def template(self, template: PromptTemplate) -> None:
+        near, front, far = self._divide(template)
+        processor = _template_processing(self.plain, [*self.bos, *front], far)
+        self.backend_tokenizer.normalizer = _normalizer([*self._steps(template, near), *_steps_of(self.plain)])
+        self.backend_tokenizer.post_processor = _parts(post_processor=processor).post_processor
+        self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
+
+    def tokenize_plainly(self, text: str) -> list[int]:
+        """Returns the token ids of `text`, without a template, behind the BOS."""
+        return [*self.bos, *self._plain_ids(text)]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
+        """Saves `tokenizer.json` and `tokenizer_config.json`, in the form that transformers 4 reads too."""
+        self.backend_tokenizer.no_truncation()  # what the last call left there
+        self.backend_tokenizer.no_padding()
+        files: tuple[str, ...] = super().save_pretrained(save_directory, **kwargs)
+        path = os.path.join(save_directory, "tokenizer_config.json")
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # 5's own name for it is unknown to transformers 4
+        with replacing_file(path) as staged:
+            staged.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return files
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _lead(self, template: PromptTemplate) -> str:
+        """What of the head a normaliser can put in front of a sentence: the text behind its last added token."""
+        ends = (
+            template.head.rfind(token.content) + len(token.content)
+            for token in self.plain.get_added_tokens_decoder().values()
+            if token.content in template.head
+        )
+        return template.head[max(ends, default=0) :]
+
+    def _steps(self, template: PromptTemplate, near: str) -> list[dict[str, Any]]:
+        """The normalisers, as in `tokenizer.json`, that prepare a sentence and put `near` behind it."""
+        steps: list[dict[str, Any]] = []
+        if template.preprocessing == "paper":
+            steps += [_replace(_UNENDED + _END, "."), _replace_text('"', "'"), _replace(rf"\?{_END}", ".")]
+            if not template.head:
+                steps.append(_replace(f"{_START}{_BLANK}+", ""))
+        if lead := self._lead(template):
+            steps.append({"type": "Prepend", "prepend": lead})
+        if near:
+            steps.append(_replace(_END, near))
+        return steps
+
+    def _divide(self, template: PromptTemplate) -> tuple[str, list[int], list[int]]:
+        """Finds the place at which the tail can be cut so that the token ids are those of the whole text.
+
+        Returns:
+            What of the tail stands behind the sentence as text; the token ids of the head's part that is not text; the
+            token ids of the rest of the tail.
+        """
+        lead, head, tail = self._lead(template), template.head, template.tail
+        front = self._plain_ids(head[: len(head) - len(lead)])
+        rendered = [template.render(probe) for probe in _PROBES]
+        whole = [self._plain_ids(text) for text in rendered]
+        sentences = [text[len(head) : len(text) - len(tail)] for text in rendered]
+        for seam in _seams(tail, [token.content for token in self.plain.get_added_tokens_decoder().values()]):
+            near = tail[:seam]
+            inner = [[*front, *self._plain_ids(f"{lead}{sentence}{near}")] for sentence in sentences]
+            far = whole[0][len(inner[0]) :]
+            if all(ids == [*own, *far] for ids, own in zip(whole, inner, strict=True)):
+                if tail and not far:
+                    logger.warning(
+                        "With the tokenizer of %r a sentence that is too long loses the end of the template too: %r.",
+                        self.name_or_path,
+                        tail,
+                    )
+                return near, front, far
+        raise ValueError(
+            f"The tokenizer of {self.name_or_path!r} gives other token ids with the template {template.text!r} inside "
+            "than for the rendered text, so a saved model would embed other text: use another tokenizer of this "
+            "model, or another template."
+        )
+
+    def _take_out_template(self) -> list[int]:
+        """Takes the template of a saved model out of the plain tokenizer, and returns the BOS in front of it.
+
+        Raises:
+            ValueError: If the tokenizer does something else than the template that it states.
+        """
+        template = PromptTemplate.from_dict(self.init_kwargs[TEMPLATE_KEY])
+        steps = _steps_of(self.plain)
+        behind = steps[len(self._steps(template, "")) :][:1]
+        near = behind[0]["content"] if behind and behind[0].get("pattern") == {"Regex": _END} else ""
+        own = self._steps(template, near)
+        if steps[: len(own)] == own:
+            rest = steps[len(own) :]
+            self.plain.normalizer = _normalizer(rest)
+            self.plain.post_processor = None
+            whole = [self._plain_ids(template.render(probe)) for probe in _PROBES]
+            made = [self.backend_tokenizer.encode(probe).ids for probe in _PROBES]
+            bos: list[int] = made[0][: max(0, len(made[0]) - len(whole[0]))]
+            if all(ids == [*bos, *plain] for ids, plain in zip(made, whole, strict=True)):
+                return bos
+        raise ValueError(
+            f"The tokenizer of {self.name_or_path!r} does something else than the template that its "
+            f"tokenizer_config.json states, {template.text!r}: take both files from the same save of the model."
+        )
+
+
+def read_template(tokenizer: Any) -> dict[str, Any] | None:
+    """Returns what any tokenizer states as its template, as `PromptTemplate.to_dict` does, None if it has none."""
+    stated: dict[str, Any] | None = getattr(tokenizer, "init_kwargs", {}).get(TEMPLATE_KEY)
+    return stated
 
 
 def tokenizable(sentence: Any) -> str:
-    """Returns the sentence, lone surrogates, which no tokenizer takes, as U+FFFD; TypeError for what is no string."""
+    """Returns the sentence with lone surrogates, which no tokenizer takes, as U+FFFD; TypeError if it is no string."""
     if not isinstance(sentence, str):
         raise TypeError(
             f"PromptEOL embeds strings, but got {sentence!r:.80} ({type(sentence).__name__}): convert or drop it."
@@ -26,24 +265,83 @@ def tokenizable(sentence: Any) -> str:
     return sentence
 
 
-def tokenize_plainly(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns the token ids of `text` with the tokenizer's BOS, if it puts one in front, and never an EOS."""
-    ids: list[int] = tokenizer(text)["input_ids"]
-    appends_eos = tokenizer("x")["input_ids"][-1] == tokenizer.eos_token_id
-    return ids[:-1] if appends_eos else ids
+def _read_added_tokens_as_text(plain: Tokenizer) -> None:
+    """Marks all added tokens as special: `split_special_tokens` makes those, and no others, text in a sentence."""
+    plain.add_special_tokens(
+        [
+            AddedToken(token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
+                       normalized=False, special=True)
+            for _, token in sorted(plain.get_added_tokens_decoder().items())
+            if not token.special or token.normalized
+        ]
+    )  # fmt: skip
 
 
-def write_chat_template(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> str:
-    """Writes `template` for this tokenizer, with the BOS spelled so that the ids are those of the plain call."""
-    bos = tokenizer.bos_token or ""
-    expected = [tokenize_plainly(tokenizer, template.render(probe)) for probe in _PROBES]
-    for prefix in dict.fromkeys((bos, f"{bos} ", "")):
-        chat_template = template.to_chat_template(prefix)
-        conversations = [[{"role": "user", "content": probe}] for probe in _PROBES]
-        rendered = tokenizer.apply_chat_template(conversations, chat_template=chat_template, return_dict=True)
-        if rendered["input_ids"] == expected:
-            return chat_template
-    raise ValueError(
-        f"The tokenizer of {tokenizer.name_or_path!r} gives other token ids for a chat template than for plain text "
-        f"(BOS {bos!r}), so a saved model would embed other text: use another tokenizer of this model."
+def _ids_in_front(tokenizer: Tokenizer) -> list[int]:
+    """Returns what the tokenizer's own post-processor puts in front of a text; what it puts behind is left out."""
+    bare, whole = (tokenizer.encode("x", add_special_tokens=special).ids for special in (False, True))
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    ids: list[int] = whole[:start]
+    return ids
+
+
+def _seams(tail: str, added_tokens: Sequence[str]) -> Iterator[int]:
+    """Yields places at which a tail may be cut, the first ones first, and its end.
+
+    A word begins there, in front of its space if it has one, as tokenizers do not join words; and no added token
+    stands before.
+    """
+    end = min((tail.index(token) for token in added_tokens if token in tail), default=len(tail))
+    starts = (
+        place
+        for place, (before, here) in enumerate(zip(f"x{tail}", tail, strict=False))
+        if (here.isspace() and not before.isspace())
+        or (here.isalnum() and not before.isalnum() and not before.isspace())
     )
+    yield from islice((place for place in starts if place < end), _SEAMS)
+    yield end
+
+
+def _replace(pattern: str, content: str | None) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _replace_text(text: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+def _template_processing(tokenizer: Tokenizer, front: Sequence[int], far: Sequence[int]) -> dict[str, Any]:
+    """A post-processor that puts tokens around a sentence, each by itself: JavaScript knows no other way."""
+
+    def pieces(ids: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": tokenizer.id_to_token(token), "type_id": 0}} for token in ids]
+
+    names = {token: tokenizer.id_to_token(token) for token in [*front, *far]}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [*pieces(front), _SENTENCE, *pieces(far)],
+        "pair": [*pieces(front), _SENTENCE, second, *pieces(far)],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]} for token, name in names.items()},
+    }
+
+
+def _parts(**parts: Any) -> Tokenizer:
+    """Makes parts of a tokenizer from what `tokenizer.json` holds of them."""
+    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    return Tokenizer.from_str(json.dumps({**empty, **parts}))
+
+
+def _normalizer(steps: list[dict[str, Any]]) -> Any:
+    return _parts(normalizer={"type": "Sequence", "normalizers": steps}).normalizer if steps else None
+
+
+def _steps_of(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Returns the normalisers of a tokenizer as `tokenizer.json` holds them."""
+    alone = Tokenizer(models.BPE())
+    alone.normalizer = tokenizer.normalizer
+    step = json.loads(alone.to_str())["normalizer"]
+    if step is None:
+        return []
+    steps: list[dict[str, Any]] = step["normalizers"] if step["type"] == "Sequence" else [step]
+    return steps

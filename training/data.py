@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
 
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
 
@@ -28,7 +28,7 @@ _CHUNK = 1000
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its cells
 
 
-def load_triplets(args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Dataset | IterableDataset:
+def load_triplets(args: DataArguments, tokenizer: Tokenizer, seed: int = 0) -> Dataset | IterableDataset:
     """Returns the training data: columns anchor, positive and, if there are hard negatives, negative.
 
     Every sentence is cut to `max_sentence_tokens` of its own tokens; rows with an empty cell or one that is not text
@@ -59,7 +59,7 @@ class _Triplets:
     """The rows of a source, read anew each time they are asked for."""
 
     args: DataArguments
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     skipped: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
@@ -147,16 +147,16 @@ class _Triplets:
             yield dict(zip(roles, sentences[start : start + width], strict=True))
 
 
-def cut_sentences(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[str]:
+def cut_sentences(sentences: list[str], tokenizer: Tokenizer, max_tokens: int) -> list[str]:
     """Cuts sentences to their first `max_tokens` tokens, the template not counted (the paper's code: 32).
 
     A sentence that is short enough stays as it is, to the character.
     """
     if not sentences:
         return []
-    encoded = tokenizer(sentences, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    encoded = (encoding.ids for encoding in tokenizer.encode_batch(sentences, add_special_tokens=False))
     return [
-        sentence if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens])
+        sentence if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=False)
         for sentence, ids in zip(sentences, encoded, strict=True)
     ]
 

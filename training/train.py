@@ -9,13 +9,13 @@ Every key of a recipe is also a flag, and flags win: `--learning_rate 3e-4`. `--
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from st_prompteol import PromptEOL, push_to_hub
 from st_prompteol.hub.push import check_push
-from st_prompteol.tokens import write_chat_template
 from training.arguments import DataArguments, ModelArguments, Preprocessing, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_saved, save_merged
 from training.data import load_sts_benchmark, load_triplets, training_preprocessing
@@ -57,7 +56,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         check_push(model, **repository)
 
     # 2. the data: triplets, and STS-B dev to choose the checkpoint by
-    triplets = load_triplets(data_args, model.tokenizer, run_args.seed)
+    triplets = load_triplets(data_args, model.tokenizer.plain, run_args.seed)
     has_rows = hasattr(triplets, "__len__")
     batch_size = run_args.per_device_train_batch_size * run_args.world_size
     if has_rows and len(triplets) < batch_size:
@@ -122,8 +121,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
 def preprocess_for_training(model: PromptEOL, preprocessing: Preprocessing) -> Callable[..., dict[str, Any]]:
     """Returns `model.preprocess` with sentences prepared as in training, which may differ from evaluation."""
     template = replace(model.template, preprocessing=training_preprocessing(preprocessing)[0])
-    options = {"chat_template": {"chat_template": write_chat_template(model.tokenizer, template)}}
-    return partial(model.preprocess, processing_kwargs=options)
+    if template == model.template:
+        return model.preprocess
+    transformer = copy.copy(model[0])  # the same weights, another tokenizer
+    transformer.processor = copy.deepcopy(model.tokenizer)
+    transformer.template = template
+    return transformer.preprocess
 
 
 def dev_scores(trainer: AdapterTrainer) -> tuple[float, float]:

@@ -24,7 +24,6 @@ from st_prompteol.demonstrations.statistics import spearman
 from st_prompteol.evaluation.sts import cosine_similarities
 from st_prompteol.model import PromptEOL
 from st_prompteol.template import Demonstration
-from st_prompteol.tokens import tokenize_plainly
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +213,7 @@ def fitting(model: PromptEOL, tried: Sequence[Tried]) -> list[Tried]:
     for one in tried:
         shots = (one.demonstration,) if isinstance(one, Candidate) else one
         text = replace(model.template, demonstrations=shots).render("x")
-        tokens = len(tokenize_plainly(model.tokenizer, text))
+        tokens = len(model.tokenizer.tokenize_plainly(text))
         if limit is None or tokens <= limit:
             fits.append(one)
         elif isinstance(one, Candidate):

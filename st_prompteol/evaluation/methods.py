@@ -15,6 +15,7 @@ from st_prompteol.evaluation.published import DEFAULT_DEMONSTRATION, DEMONSTRATI
 from st_prompteol.model import PromptEOL
 from st_prompteol.modules import LastTokenPooling
 from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
+from st_prompteol.tokens import TemplateTokenizer
 
 MASKED_PROMPT = 'This sentence : "{sentence}" means '
 
@@ -92,13 +93,9 @@ def apply_encoder_methods(model_name_or_path: str, **kwargs: Any) -> Iterator[tu
         ValueError: If the tokenizer has no mask token.
     """
     device = kwargs.pop("device", None)
-    # The template is a chat template here too, so that a long sentence loses its own end, never the mask.
     output = {"method": "forward", "method_output_name": "last_hidden_state"}
     transformer = Transformer(
-        model_name_or_path,
-        modality_config={"text": output, "message": {**output, "format": "flat"}},
-        module_output_name="token_embeddings",
-        **kwargs,
+        model_name_or_path, modality_config={"text": output}, module_output_name="token_embeddings", **kwargs
     )
     tokenizer = transformer.tokenizer
     if getattr(tokenizer, "mask_token", None) is None:
@@ -106,14 +103,11 @@ def apply_encoder_methods(model_name_or_path: str, **kwargs: Any) -> Iterator[tu
             f"{model_name_or_path!r} is neither a decoder LLM nor a masked language model (no mask token), so the "
             "methods do not apply: evaluate it as it is."
         )
+    # The template is part of the tokenizer here too, so that a long sentence loses its own end, never the mask.
+    transformer.processor = TemplateTokenizer.of(tokenizer)
+    end = tokenizer.sep_token or tokenizer.eos_token or ""
     for method in encoder_methods(tokenizer.mask_token):
-        start, end = (
-            (tokenizer.cls_token or tokenizer.bos_token or ""),
-            (tokenizer.sep_token or tokenizer.eos_token or ""),
-        )
-        template = replace(method.template, text=method.template.text + end)
-        tokenizer.chat_template = template.to_chat_template(start)
-        transformer._chat_template_suffix_cache.clear()
+        transformer.processor.template = replace(method.template, text=method.template.text + end)
         dimension = transformer.get_embedding_dimension()
         masked = method.pooling == "mask"
         pooling = MaskTokenPooling(dimension, tokenizer.mask_token_id) if masked else Pooling(dimension, "mean")

@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from st_prompteol.decoders import opened_commit
 from st_prompteol.evaluation.senteval import TaskResult, task_files
 from st_prompteol.files import replacing_file
+from st_prompteol.tokens import read_template
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Run:
         settings = {
             "method": method,
             "modules": [repr(module) for module in model],
+            "template": read_template(model.tokenizer),
             "chat_template": getattr(model.tokenizer, "chat_template", None),
             "max_seq_length": model.max_seq_length,
             "truncate_dim": model.truncate_dim,

@@ -1,0 +1,67 @@
+"""The saved form: module names, files and keys that sentence-transformers 3 to 6 and transformers 4 and 5 read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# Where every version of sentence-transformers finds its own modules
+_CLASSIC = "sentence_transformers.models"
+_CLASSIC_NAMES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm", "WeightedLayerPooling")
+_STOCK_NAMES = {"PromptEOLTransformer": "Transformer", "LastTokenPooling": "Pooling"}
+# In the order in which the switches put the vectors of several modes together
+_POOLING_SWITCHES = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+_DENSE_DEFAULTS = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
+
+
+def write_stock_form(folder: Path) -> None:
+    """Rewrites what sentence-transformers has just saved to `folder` with the names that older versions know too.
+
+    Args:
+        folder: One that nobody reads yet.
+    """
+    modules = _read(folder / "modules.json")
+    for module in modules:
+        package, _, name = module["type"].rpartition(".")
+        if name in _STOCK_NAMES and package.startswith("st_prompteol"):
+            stock = _STOCK_NAMES[name]
+            path = module["path"].replace(name, stock)
+            (folder / module["path"]).rename(folder / path)
+            module |= {"path": path, "type": f"{_CLASSIC}.{stock}"}
+        elif name in _CLASSIC_NAMES and package.startswith("sentence_transformers."):
+            module["type"] = f"{_CLASSIC}.{name}"
+        config = folder / module["path"] / "config.json"
+        if module["type"] == f"{_CLASSIC}.Pooling":
+            _write(config, _classic_pooling(_read(config)))
+        elif module["type"] == f"{_CLASSIC}.Dense":
+            values = _read(config)
+            _write(config, {key: value for key, value in values.items() if _DENSE_DEFAULTS.get(key) != value})
+    _write(folder / "modules.json", modules)
+
+
+def _classic_pooling(config: dict[str, Any]) -> dict[str, Any]:
+    """Spells a pooling by a switch per mode: without one that a reader knows, it takes the mean of all tokens."""
+    modes = [config["pooling_mode"]] if isinstance(config["pooling_mode"], str) else list(config["pooling_mode"])
+    if modes != [mode for mode in _POOLING_SWITCHES if mode in modes]:
+        return config  # switches could not say this order
+    return {
+        "word_embedding_dimension": config["embedding_dimension"],
+        **{switch: mode in modes for mode, switch in _POOLING_SWITCHES.items()},
+        "include_prompt": config["include_prompt"],
+    }
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
