@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from sentence_transformers.util import get_device_name
 
 from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
+from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explained
 from st_prompteol.files import replacing_folder
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, reading_last_tokens
@@ -189,6 +190,20 @@ class PromptEOL(SentenceTransformer):
             ValueError: If the model has no adapter, or its weights are quantised.
         """
         merge_adapter(self[0].model)
+
+    def cut(self) -> Cut:
+        """Removes the blocks above `layer`, which is the last layer then: for servers, which read no other.
+
+        Embeddings keep their directions, so that cosines are what they were; whether they keep their lengths is told.
+
+        Raises:
+            ValueError: If `layer` is the last one already; if the model has an adapter, is quantised or spread over
+                devices; or if its family would give other directions. The model is then as it was before.
+        """
+        body, cut = cut_body(self)
+        self[0].put_body(body)
+        self.layer = -1
+        return cut
 
     def describe(self) -> dict[str, str | int | None]:
         """Returns what the model runs with, by name, as `st-prompteol info` shows it."""
