@@ -59,7 +59,8 @@ class PromptEOL(SentenceTransformer):
             block. Defaults to None: the layer of a saved model, -1 for a base LLM.
         quantization: `"nf4"` or `"int8"` by bitsandbytes, on a CPU too. Defaults to None.
         max_seq_length: The most tokens a rendered sentence may have, BOS, demonstrations and template included; a
-            longer sentence loses its own end, never the template's. Defaults to None: what model and tokenizer allow.
+            longer sentence loses its own end, and the template's last words stay. Defaults to None: what model and
+            tokenizer allow.
         device: As in `SentenceTransformer`. Defaults to None: the accelerator if there is one.
         device_map: How accelerate spreads the model over devices, e.g. `"auto"`; excludes `device`. Defaults to None.
         model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it weights are float32 on a CPU and the

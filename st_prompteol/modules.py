@@ -175,7 +175,7 @@ class PromptEOLTransformer(Transformer):
         prepare(model)
         install_fast_linear(model)
         self._can_share = None if install(model) else False  # None: found out when it is first needed
-        self._head: tuple[str, torch.Tensor] | None = None
+        self._head: tuple[PromptTemplate, torch.Tensor] | None = None
 
     def train(self, mode: bool = True) -> PromptEOLTransformer:
         """Sets training or evaluation mode; what trains is first made ready for gradients, its shared head dropped."""
