@@ -125,7 +125,7 @@ def install(model: PreTrainedModel) -> bool:
         Whether the model can: its attention is transformers' own `sdpa` or `eager`, and goes through the interface;
         and its weights are not quantised, for there a row's result depends on the rows that it is computed with.
     """
-    original = model.config._attn_implementation
+    original = (model.config._attn_implementation or "").removeprefix(_PREFIX)
     quantised = getattr(model, "is_quantized", False)
     if original not in ("sdpa", "eager") or quantised or not model.is_backend_compatible():
         return False

@@ -36,7 +36,7 @@ def run_to_layers(
         By layer `(batch_size, sequence_length, hidden_size)`; of packed rows `(1, num_tokens, hidden_size)`, or with
         `last_only` `(1, num_rows, hidden_size)`.
     """
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     if not blocks:
         raise NotImplementedError(f"{type(model).__name__} does not keep its blocks in one list.")
     rows = current_rows() if last_only else None
@@ -57,12 +57,13 @@ def run_to_layers(
 
 def prepare(model: PreTrainedModel) -> None:
     """Lets `run_to_layers` step in between the model's blocks; once and early, as threads may share the model."""
-    for block in _blocks(model):
+    for block in blocks_of(model):
         block.register_forward_pre_hook(_before_block, with_kwargs=True)
         block.register_forward_hook(_after_block)
 
 
-def _blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """Returns the blocks of a decoder, none if it does not keep them in one list."""
     count = model.config.get_text_config().num_hidden_layers
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count)
     return next(lists, torch.nn.ModuleList())

@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from sentence_transformers.util import get_device_name
 
 from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
+from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explained
 from st_prompteol.files import replacing_folder
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, reading_last_tokens
@@ -58,7 +59,8 @@ class PromptEOL(SentenceTransformer):
             block. Defaults to None: the layer of a saved model, -1 for a base LLM.
         quantization: `"nf4"` or `"int8"` by bitsandbytes, on a CPU too. Defaults to None.
         max_seq_length: The most tokens a rendered sentence may have, BOS, demonstrations and template included; a
-            longer sentence loses its own end, never the template's. Defaults to None: what model and tokenizer allow.
+            longer sentence loses its own end, and the template's last words stay. Defaults to None: what model and
+            tokenizer allow.
         device: As in `SentenceTransformer`. Defaults to None: the accelerator if there is one.
         device_map: How accelerate spreads the model over devices, e.g. `"auto"`; excludes `device`. Defaults to None.
         model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it weights are float32 on a CPU and the
@@ -189,6 +191,20 @@ class PromptEOL(SentenceTransformer):
             ValueError: If the model has no adapter, or its weights are quantised.
         """
         merge_adapter(self[0].model)
+
+    def cut(self) -> Cut:
+        """Removes the blocks above `layer`, which is the last layer then: for servers, which read no other.
+
+        Embeddings keep their directions, so that cosines are what they were; whether they keep their lengths is told.
+
+        Raises:
+            ValueError: If `layer` is the last one already; if the model has an adapter, is quantised or spread over
+                devices; or if its family would give other directions. The model is then as it was before.
+        """
+        body, cut = cut_body(self)
+        self[0].put_body(body)
+        self.layer = -1
+        return cut
 
     def describe(self) -> dict[str, str | int | None]:
         """Returns what the model runs with, by name, as `st-prompteol info` shows it."""

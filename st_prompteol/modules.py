@@ -123,11 +123,7 @@ class PromptEOLTransformer(Transformer):
         if bare_adapter:
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 
-        prepare(self.model)
-        install_fast_linear(self.model)
-        self._can_share = None if install(self.model) else False  # None: found out when it is first needed
-        self._head: tuple[PromptTemplate, torch.Tensor] | None = None
-
+        self.put_body(self.model)
         if super().tokenizer is None:
             raise ValueError(f"{model_name_or_path!r} has no tokenizer, but PromptEOL embeds text.")
         self.processor = TemplateTokenizer.of(super().tokenizer)
@@ -172,6 +168,14 @@ class PromptEOLTransformer(Transformer):
         if is_peft_model:
             load_adapter(model, model_name_or_path, **hub_kwargs)
         return model
+
+    def put_body(self, model: PreTrainedModel) -> None:
+        """Makes `model` the body and prepares it for the fast path; once, as a body that is prepared stays so."""
+        self.model = model
+        prepare(model)
+        install_fast_linear(model)
+        self._can_share = None if install(model) else False  # None: found out when it is first needed
+        self._head: tuple[PromptTemplate, torch.Tensor] | None = None
 
     def train(self, mode: bool = True) -> PromptEOLTransformer:
         """Sets training or evaluation mode; what trains is first made ready for gradients, its shared head dropped."""

@@ -100,10 +100,10 @@ def test_template_and_layer_can_be_changed_and_the_next_encode_follows(causal_lm
 
 def test_a_long_sentence_loses_its_own_tail_never_the_template_s(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["opt"], max_seq_length=40)
-    tail = model.tokenizer(model.template.tail, add_special_tokens=False)["input_ids"]
+    tail = model.tokenizer.plain.encode(' means in one word:"').ids
     model.preprocess(["word " * 200])
     model.template = 'The sentence "{sentence}" says, at its very end:"'  # another tail than that of the first call
-    other_tail = model.tokenizer(model.template.tail, add_special_tokens=False)["input_ids"]
+    other_tail = model.tokenizer.plain.encode(' says, at its very end:"').ids
     for expected in (other_tail, tail):
         features = model.preprocess(["word " * 200, "short"])
         long, short = (
@@ -126,7 +126,7 @@ def test_odd_sentences_give_finite_embeddings(causal_lms: dict[str, str], archit
     assert np.isfinite(embeddings).all()
     assert embeddings.shape == (len(ODD), 32)
     np.testing.assert_allclose(embeddings[ODD.index(LONE)], model.encode("lone � surrogate"), atol=1e-5)
-    tail = model.tokenizer(model.template.tail, add_special_tokens=False)["input_ids"]
+    tail = model.tokenizer.plain.encode(' means in one word:"').ids
     for sentence in ODD:
         assert model.preprocess([sentence])["input_ids"][0, -len(tail) :].tolist() == tail
 
@@ -138,13 +138,12 @@ def test_what_is_no_string_is_refused(causal_lms: dict[str, str], value: object)
         model.encode(["fine", value])
 
 
-def test_a_prompt_is_refused_the_template_is_the_prompt(causal_lms: dict[str, str]) -> None:
+def test_a_prompt_stands_in_front_of_the_sentence_inside_the_template(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["opt"], prompts={"query": "query: "})
-    with pytest.raises(ValueError, match="the template is the prompt"):
-        model.encode("x", prompt="query: ")
-    with pytest.raises(ValueError, match="the template is the prompt"):
-        model.encode_query("x")
-    assert model.encode_document("x").shape == (32,)
+    expected = oracle(causal_lms["opt"], [model.template.render("query: x")])[0]
+    for embedding in (model.encode("x", prompt="query: "), model.encode_query("x")):
+        np.testing.assert_allclose(embedding, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.encode_document("x"), model.encode("x"), atol=1e-6)
 
 
 def test_an_empty_sentence_without_template_and_bos_has_nothing_to_embed(causal_lms: dict[str, str]) -> None:
@@ -235,7 +234,7 @@ def test_token_ids_equal_the_plain_call_s_on_all_sentences_of_sts_b(
         for split in ("train", "dev", "test")
         for line in (shared / f"senteval/STS/STSBenchmark/sts-{split}.csv").read_text(encoding="utf-8").splitlines()
     ]
-    sentences = ["", *sorted({sentence for line in lines for sentence in line[5:7]})]
+    sentences = sorted({sentence for line in lines for sentence in line[5:7]})
     assert len(sentences) > 10_000
     expected = plain([template.render(sentence) for sentence in sentences])["input_ids"]
     for start in range(0, len(sentences), 1000):

@@ -23,6 +23,7 @@ RANKS = [
     {"tokens", "blocks"},
     {"shared_head"},
     {"modules"},
+    {"cut"},
     {"model"},
     {"corpus", "evaluation"},
     {"demonstrations", "hub"},

@@ -1,23 +1,20 @@
-"""Templates against the paper's rules written out here, and the chat template against `render`, over odd sentences."""
+"""Templates against the paper's rules written out here, over odd sentences."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
 from st_prompteol.template import get_template
 
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
-
-
-def render_chat(chat_template: str, sentence: str) -> str:
-    return render_jinja_template([[{"role": "user", "content": sentence}]], chat_template=chat_template)[0][0]
 
 
 def reference_preprocessing(sentence: str) -> str:
@@ -118,14 +115,24 @@ def templates(draw: st.DrawFn) -> PromptTemplate:
     return PromptTemplate(text, tuple(demonstrations), draw(st.sampled_from(["paper", "none"])))
 
 
-@given(templates(), ODD_TEXT, st.sampled_from(["", "<s>", "</s> ", '{{ "', "<|begin_of_text|>"]))
-def test_the_chat_template_renders_the_same_characters_and_is_read_back(
-    template: PromptTemplate, sentence: str, bos: str
-) -> None:
-    chat_template = template.to_chat_template(bos)
-    assert chat_template.isascii()
-    assert render_chat(chat_template, sentence) == bos + template.render(sentence)
-    assert PromptTemplate.from_chat_template(chat_template) == template
+@given(templates())
+def test_plain_values_are_read_back(template: PromptTemplate) -> None:
+    values = json.loads(json.dumps({**template.to_dict(), "another": "key"}))
+    assert PromptTemplate.from_dict(values) == template
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({}, [], None, "text", {"text": "{sentence}"}, {"text": 3, "demonstrations": [], "preprocessing": "none"}),
+        {"text": "{sentence}x", "demonstrations": [["a", "b"]], "preprocessing": "none"},
+        {"text": "{sentence}x", "demonstrations": [{"sentence": "a"}], "preprocessing": "none"},
+        {"text": "{sentence}x", "demonstrations": None, "preprocessing": "none"},
+    ],
+)
+def test_what_is_no_template_is_refused(values: Any) -> None:
+    with pytest.raises(ValueError, match="is not a template: it needs text"):
+        PromptTemplate.from_dict(values)
 
 
 @given(templates(), ODD_TEXT)
@@ -136,18 +143,6 @@ def test_rendering_is_preprocessing_then_template_then_strip(template: PromptTem
         rendered = before + clean(sentence) + after
         assert template.render(sentence) == (rendered.strip() if template.preprocessing == "paper" else rendered)
     assert template.render(sentence).count(clean(sentence)) >= 1 or not sentence.strip() or not before
-
-
-def test_a_system_message_is_refused_not_dropped() -> None:
-    messages = [[{"role": "system", "content": "query: "}, {"role": "user", "content": "X"}]]
-    with pytest.raises(Exception, match="template is the prompt"):
-        render_jinja_template(messages, chat_template=PromptTemplate().to_chat_template("<s>"))
-
-
-@pytest.mark.parametrize("foreign", ["", "{{ messages[0]['content'] }}", PromptTemplate().to_chat_template() + " "])
-def test_a_foreign_chat_template_is_not_mistaken_for_ours(foreign: str) -> None:
-    with pytest.raises(ValueError, match="not written by PromptTemplate"):
-        PromptTemplate.from_chat_template(foreign)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +167,7 @@ def test_mistakes_are_named(make: object, message: str) -> None:
 
 def test_needs_the_standard_library_only() -> None:
     code = (
-        "import sys; import st_prompteol.template as t; t.PromptTemplate().to_chat_template();"
+        "import sys; import st_prompteol.template as t; t.PromptTemplate().render('x');"
         "print([m for m in ('torch', 'transformers', 'jinja2', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

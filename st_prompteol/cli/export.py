@@ -12,6 +12,9 @@ from st_prompteol.cli.options import Device, Layer, Model, Revision, Template, o
 def export(
     model: Model,
     path: Annotated[str, typer.Argument(help="The folder to write.")],
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Remove the blocks above the layer, for servers that read the last one only.")
+    ] = False,
     template: Template = None,
     layer: Layer = None,
     device: Device = None,
@@ -21,5 +24,11 @@ def export(
     opened = open_model(model, template=template, layer=layer, device=device, revision=revision)
     if opened.adapters:
         opened.merge_adapter()
+    if cut:
+        typer.echo(str(opened.cut()), err=True)
     opened.save_pretrained(path)
     typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)
+    if opened.layer != -1:
+        from st_prompteol.cut import server_note
+
+        typer.echo(server_note(opened.layer), err=True)

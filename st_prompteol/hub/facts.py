@@ -180,7 +180,6 @@ def collect_facts(
             "versions": section(upstream.text, "### Framework Versions"),
             "hardware": escape(options.hardware) if options.hardware else _this_machine(model),
             "curves": os.path.isfile(os.path.join(source, "curves.png")),
-            "template_source": fence(_template_source(repo_id), "python"),
             "merge_source": fence(_merge_source(repo_id), "python") if adapter else None,
             "limits": options.limits,
             "license": escape(license) if license else None,
@@ -305,18 +304,6 @@ def _usage(model: PromptEOL, repo_id: str) -> str:
         *(f"# {line}" for line in similarities.splitlines()),
     ]
     return "\n".join(lines).replace("'", '"')
-
-
-def _template_source(repo_id: str) -> str:
-    return "\n".join(
-        [
-            "from transformers import AutoTokenizer",
-            "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")',
-            f'messages = [{{"role": "user", "content": "{SENTENCES[0]}"}}]',
-            "print(tokenizer.apply_chat_template(messages, tokenize=False))",
-        ]
-    )
 
 
 def _merge_source(repo_id: str) -> str:

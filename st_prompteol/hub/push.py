@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+from st_prompteol.cut import server_note
 from st_prompteol.evaluation.results import Run
 from st_prompteol.failures import explained, explained_push, status_of
 from st_prompteol.hub.card import render_card
@@ -31,6 +33,8 @@ from st_prompteol.hub.upload import (
     select_files,
 )
 from st_prompteol.model import PromptEOL
+
+logger = logging.getLogger(__name__)
 
 # What goes along from the folder that a model was opened from, beside what a save writes
 _COMPANIONS = ("curves.png", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
@@ -134,6 +138,8 @@ def push_to_hub(
         source = os.fspath(model)
         model = PromptEOL(source, token=token)
     name = source or str(model[0].config.name_or_path)
+    if model.layer != -1:
+        logger.warning("%s", server_note(model.layer))
     if merge_to is not None and not model.adapters:
         raise ValueError(f"{name!r} has no adapter to merge: leave out merge_to={merge_to!r}.")
     if merge_to == repo_id:
