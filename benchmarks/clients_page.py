@@ -28,7 +28,8 @@ client runs in an environment of its own with {results["torch"]}; repeat it with
 writes this page.
 """,
         _table(["client", *KINDS.values()], [[name, *map(_cell(row, count), KINDS)] for name, row in rows.items()]),
-        "`no`: the client refuses the folder with an error, listed below. `*`: some sentences differ, listed below.\n",
+        "`no`: the client refuses the folder with an error, listed below. In brackets: how many sentences differ, also\n"
+        "listed below; all others are at 1.000000.\n",
         "## What to set\n",
         _table(
             ["client", "the folder is given as", "what to know"],
@@ -58,9 +59,10 @@ def _cell(row: dict[str, Any], count: int) -> Any:
             return ""
         if "error" in measured:
             return "no"
-        star = " *" if measured["different"] else ""
-        number = f"{measured['equal']}/{count}" if "equal" in measured else f"{measured['minimum']:.6f}"
-        return number + star
+        if "equal" in measured:
+            return f"{measured['equal']} of {count}"
+        different = len(measured["different"])
+        return f"{measured['minimum']:.6f}" + (f" ({different})" if different else "")
 
     return cell
 

