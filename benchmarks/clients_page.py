@@ -15,56 +15,74 @@ KINDS = {
 }
 
 
+RULES = """\
+- Give it plain sentences, and leave prompts, prefixes and instructions empty: the template is the prompt, and whatever
+  a client pastes in front of a sentence lands inside it.
+- Clients that prepare sentences themselves embed what they made of them: LangChain puts spaces for newlines,
+  sentence-transformers before 5.4 strips white space. The paper's preparation puts a full stop behind a space, too.
+- An empty sentence becomes the BOS and the template's last words: no normaliser sees it.
+- An inner layer is read by sentence-transformers 6 and what builds on it. Older ones refuse it. What loads the weights
+  by itself (transformers, txtai, every server) reads the last layer and does not say so: `st-prompteol export MODEL
+  FOLDER --cut` makes the inner layer the last one.
+- `split_special_tokens` in `tokenizer_config.json` makes `</s>` in a sentence plain text. What reads `tokenizer.json`
+  alone takes it as the token, and puts a template around each piece.
+- `sentence-transformers[onnx]` cannot be installed beside sentence-transformers 6, and OpenVINO 2026.4 computes wrong
+  embeddings for a bare Llama, with any tokenizer.
+- A `.gguf` carries no normaliser: llama.cpp and Ollama take the text of `model.template.render(sentence)`.
+"""
+
+
 def write_page(results: dict[str, Any]) -> str:
     """Returns the page of the results that `benchmarks/clients.py` wrote."""
     rows, count = results["rows"], len(results["sentences"])
     parts = [
         f"""# Clients
 
-What programs make of a saved model when it is given to them like any other: the smallest cosine to `PromptEOL`'s
-embeddings over {count} sentences, about half of them odd ({_listed(results["sentences"][:8])} …), with the model
-`{results["model"]}` in float32. Where token ids are compared, how many of the {count} sentences have the same. Every
-client runs in an environment of its own with {results["torch"]}; repeat it with `python benchmarks/clients.py`, which
-writes this page.
+What other programs make of a saved model that is given to them as any model is: the smallest cosine to `PromptEOL`'s
+embeddings in float32 over {count} sentences, half of them odd, with the model `{results["model"]}`; where token ids
+are compared, how many of the {count} sentences have the same. Each client ran in an environment of its own, with
+{results["torch"]}. `python benchmarks/clients.py` measures it again and writes this page.
 """,
-        _table(["client", *KINDS.values()], [[name, *map(_cell(row, count), KINDS)] for name, row in rows.items()]),
-        "`no`: the client refuses the folder with an error, listed below. In brackets: how many sentences differ, also\n"
-        "listed below; all others are at 1.000000.\n",
+        _table(
+            ["client", *KINDS.values(), "lengths"],
+            [[name, *(_cell(row["kinds"].get(kind), count) for kind in KINDS), _lengths(row)]
+             for name, row in rows.items()],
+        ),
+        "In brackets: how many sentences differ; all others are at 1.000000. `no`: refused with an error. Both are\n"
+        "listed [below](#what-differs).\n",
         "## What to set\n",
+        RULES,
         _table(
             ["client", "the folder is given as", "what to know"],
-            [[name, row["given"], row["advice"]] for name, row in rows.items()],
+            [[name, row["given"], row["advice"]] for name, row in rows.items()]
+            + [[f"{name} (read)", row["given"], row["advice"]] for name, row in results["read"].items()],
         ),
-        "Not run; this is what their sources and documentation say:\n",
-        _table(
-            ["client", "the folder is given as", "what to know"],
-            [[f"{name} (read)", row["given"], row["advice"]] for name, row in results["read"].items()],
-        ),
+        "\"Read\" is what a client's sources say; it was not run.\n",
         "## What differs\n",
         "\n".join(_differences(rows)) + "\n",
         "## What is refused\n",
         "\n".join(_errors(rows)) + "\n",
         "## What was installed\n",
         _table(["client", "packages"], [[name, ", ".join(row["requirements"])] for name, row in rows.items()]),
-    ]
+    ]  # fmt: skip
     return "\n".join(parts)
 
 
-def _cell(row: dict[str, Any], count: int) -> Any:
-    """Returns the function from a kind of folder to what the table says of it."""
+def _lengths(row: dict[str, Any]) -> str:
+    """Whether embeddings are as long as the model's, which cosines do not show."""
+    kept = row["kinds"].get("full", {}).get("lengths")
+    return "" if kept is None else "kept" if kept else "1"
 
-    def cell(kind: str) -> str:
-        measured = row["kinds"].get(kind, {})
-        if not measured:
-            return ""
-        if "error" in measured:
-            return "no"
-        if "equal" in measured:
-            return f"{measured['equal']} of {count}"
-        different = len(measured["different"])
-        return f"{measured['minimum']:.6f}" + (f" ({different})" if different else "")
 
-    return cell
+def _cell(measured: dict[str, Any] | None, count: int) -> str:
+    if measured is None:
+        return ""
+    if "error" in measured:
+        return "no"
+    if "equal" in measured:
+        return f"{measured['equal']} of {count}"
+    different = len(measured["different"])
+    return f"{measured['minimum']:.6f}" + (f" ({different})" if different else "")
 
 
 def _differences(rows: dict[str, Any]) -> list[str]:

@@ -202,7 +202,7 @@ def embed(folder):
                 server.wait(60)
 """
 
-# vLLM asks for the version of a package of its own name, which the wheel for CPUs does not have, with a build for CPUs.
+# vLLM asks for the version of a package of its own name, which this wheel does not have, and of a build for CPUs.
 VLLM_NAME = """
 import pathlib, sysconfig
 packages = pathlib.Path(sysconfig.get_path("purelib"))
@@ -237,11 +237,13 @@ async function embed(folder) {
 
 
 def _sentence_transformers(version: str, transformers: str, peft: str) -> Client:
+    strips = tuple(map(int, version.split("."))) < (5, 4)
     return Client(
         f"sentence-transformers {version.rsplit('.', 1)[0]}, transformers {transformers.rsplit('.', 1)[0]}",
         (f"sentence-transformers=={version}", f"transformers=={transformers}", f"peft=={peft}"),
         SENTENCE_TRANSFORMERS,
         "`SentenceTransformer(folder)`",
+        "It strips white space around a sentence." if strips else "",
     )
 
 
