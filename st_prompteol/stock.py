@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
 
+from st_prompteol.spelling import spell_for_all
 from st_prompteol.tokens import TemplateTokenizer
 
 # Where every version of sentence-transformers finds its own modules
@@ -52,6 +53,8 @@ def write_stock_form(folder: Path) -> None:
             values = _read(config)
             _write(config, {key: value for key, value in values.items() if _DENSE_DEFAULTS.get(key) != value})
     _write(folder / "modules.json", modules)
+    if (folder / "config.json").exists():  # not of an adapter
+        _write(folder / "config.json", spell_for_all(_read(folder / "config.json")))
 
 
 def stock_body(model: PreTrainedModel) -> PreTrainedModel:
