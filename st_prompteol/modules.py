@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,7 @@ from st_prompteol.decoders import (
 )
 from st_prompteol.linear import install_fast_linear
 from st_prompteol.shared_head import HeadCache, is_exact, run_behind
+from st_prompteol.stock import check_tokenizer, stock_body
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import TemplateTokenizer, tokenizable
 
@@ -189,7 +191,10 @@ class PromptEOLTransformer(Transformer):
         """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
         unpack_nf4(self.model)
         record_base_revision(self.model)
-        super().save(output_path, *args, **kwargs)
+        stock_body(self.model).save_pretrained(output_path)
+        self.tokenizer.save_pretrained(output_path)
+        self.save_config(output_path)
+        check_tokenizer(Path(output_path), self.tokenizer)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Returns what `sentence_bert_config.json` holds: what every version reads, more for an inner layer only."""

@@ -6,6 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
+
+from st_prompteol.spelling import spell_for_all
+from st_prompteol.tokens import TemplateTokenizer
+
 # Where every version of sentence-transformers finds its own modules
 _CLASSIC = "sentence_transformers.models"
 _CLASSIC_NAMES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm", "WeightedLayerPooling")
@@ -19,6 +25,8 @@ _POOLING_SWITCHES = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+_OF_QWEN2 = ("model_type", "architectures", "use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+_PROBES = ("A jockey riding a horse", 'He said "no"?', "</s>")
 _DENSE_DEFAULTS = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
@@ -45,6 +53,46 @@ def write_stock_form(folder: Path) -> None:
             values = _read(config)
             _write(config, {key: value for key, value in values.items() if _DENSE_DEFAULTS.get(key) != value})
     _write(folder / "modules.json", modules)
+    if (folder / "config.json").exists():  # not of an adapter
+        _write(folder / "config.json", spell_for_all(_read(folder / "config.json")))
+
+
+def stock_body(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the body to save: a Qwen2 as the Llama that it is, every other one as it is.
+
+    transformers 5 opens the tokenizer of every Qwen2, whatever its files say, as a class that makes its own
+    normaliser, without the template. As a Llama with biases, that of the output being zero, it computes the same.
+    """
+    config = model.config
+    windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    changed = getattr(model, "is_quantized", False) or hasattr(model, "peft_config")
+    if config.model_type != "qwen2" or windows or changed:
+        return model
+    values = {key: value for key, value in config.to_dict().items() if key not in _OF_QWEN2}
+    llama = LlamaConfig(**values, attention_bias=True, head_dim=config.hidden_size // config.num_attention_heads)
+    with torch.device("meta"):
+        body = LlamaModel(llama)
+    tensors = model.state_dict()
+    for name, tensor in body.state_dict().items():
+        if name not in tensors:
+            tensors[name] = torch.zeros(tensor.shape, dtype=model.dtype, device=model.device)
+    body.load_state_dict(tensors, assign=True)
+    return body
+
+
+def check_tokenizer(folder: Path, tokenizer: TemplateTokenizer) -> None:
+    """Opens a saved tokenizer as everybody does, whatever the model beside it makes of its class.
+
+    Raises:
+        ValueError: If that gives other token ids.
+    """
+    opened = AutoTokenizer.from_pretrained(folder)
+    if any(opened(probe)["input_ids"] != tokenizer(probe)["input_ids"] for probe in _PROBES):
+        raise ValueError(
+            f"transformers opens the tokenizer of {tokenizer.name_or_path!r} as its own {type(opened).__name__}, "
+            "which drops the template, so plain SentenceTransformer would embed other text: save an adapter on this "
+            "base instead (model.add_adapter), whose folder opens right, or take a base of another family."
+        )
 
 
 def _classic_pooling(config: dict[str, Any]) -> dict[str, Any]:

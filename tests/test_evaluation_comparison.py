@@ -94,7 +94,7 @@ def test_decoder_methods_are_the_pipelines_that_they_say(causal_lms: dict[str, s
 
 
 def test_the_masked_prompt_reads_the_mask_and_survives_long_sentences(bert: str) -> None:
-    sentences = ["a man rides a horse", "the dog sings", "a cat " * 100, "big [MASK] dog"]
+    sentences = ["a man rides a horse", "the dog sings", "a cat " * 100, "big [ MASK ] dog"]
     by_name = {method.name: model.encode(sentences) for method, model in apply_encoder_methods(bert, device="cpu")}
     assert list(by_name) == ["mean of tokens", "masked prompt", "masked prompt without the period"]
     transformer = Transformer(bert)
@@ -104,12 +104,18 @@ def test_the_masked_prompt_reads_the_mask_and_survives_long_sentences(bert: str)
             text = f'This sentence : "{sentence}." means [MASK]{end}'
             ids = tokenizer(text)["input_ids"]
             if len(ids) > 64:  # the sentence loses its own end
-                tail = tokenizer(f'." means [MASK]{end}', add_special_tokens=False)["input_ids"] + [3]
+                tail = tokenizer(f" means [MASK]{end}", add_special_tokens=False)["input_ids"] + [3]
                 ids = ids[: 64 - len(tail)] + tail
             with torch.no_grad():
                 hidden = body(input_ids=torch.tensor([ids])).last_hidden_state[0]
             position = max(index for index, token in enumerate(ids) if token == 4)
             np.testing.assert_allclose(row, hidden[position].numpy(), atol=1e-5)
+
+
+def test_a_mask_in_a_sentence_is_text(bert: str) -> None:
+    for method, model in apply_encoder_methods(bert, device="cpu"):
+        masks = (model.preprocess(["big [MASK] dog"])["input_ids"] == 4).sum()
+        assert masks == ("masked" in method.name)
 
 
 def test_a_row_without_mask_is_refused(causal_lms: dict[str, str]) -> None:
@@ -169,7 +175,7 @@ class TestResultsOnDisk:
         assert path.relative_to(tmp_path).parts[1] == content["revision"][:18]
         assert content["revision"].startswith("local-")
         assert {"score", "details", "settings", "data", "versions", "seconds", "date"} <= content.keys()
-        assert "means in one word" in content["settings"]["chat_template"]
+        assert "means in one word" in content["settings"]["template"]["text"]
         assert content["parameters"] == sum(p.numel() for p in model.parameters())
 
     def test_a_damaged_file_is_set_aside_and_the_task_runs_again(

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 from st_prompteol import Demonstration, LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
@@ -41,8 +44,8 @@ def test_a_saved_model_opens_without_this_package(
         assert (ours.template, ours.layer, ours.max_seq_length) == (model.template, layer, 100)
     assert "st_prompteol" not in (tmp_path / "modules.json").read_text(encoding="utf-8")
     assert [module["type"] for module in json.loads((tmp_path / "modules.json").read_text(encoding="utf-8"))] == [
-        "sentence_transformers.base.modules.transformer.Transformer",
-        "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        "sentence_transformers.models.Transformer",
+        "sentence_transformers.models.Pooling",
     ]
     assert not list(tmp_path.rglob("*.bin"))
 
@@ -136,15 +139,72 @@ def test_a_foreign_sentence_transformers_model_is_refused_unless_a_template_is_g
     np.testing.assert_allclose(opened.encode(SENTENCES), PromptEOL(causal_lms["opt"]).encode(SENTENCES), atol=1e-5)
 
 
-def test_old_versions_of_sentence_transformers_are_told_to_update(causal_lms: dict[str, str], tmp_path: Path) -> None:
-    PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path))
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_saved_form_has_the_names_and_keys_that_every_version_reads(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+) -> None:
+    centring = Dense(
+        32, 32, activation_function=torch.nn.Identity(), init_weight=torch.eye(32), init_bias=torch.ones(32)
+    )
+    modules = [*PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY]), centring, Normalize()]
+    model = PromptEOL(modules=modules)
+    model.save_pretrained(str(tmp_path))
+    assert [(module["type"], module["path"]) for module in read_json(tmp_path / "modules.json")] == [
+        ("sentence_transformers.models.Transformer", ""),
+        ("sentence_transformers.models.Pooling", "1_Pooling"),
+        ("sentence_transformers.models.Dense", "2_Dense"),
+        ("sentence_transformers.models.Normalize", "3_Normalize"),
+    ]
+    assert read_json(tmp_path / "sentence_bert_config.json") == {"max_seq_length": 256, "do_lower_case": False}
+    assert read_json(tmp_path / "1_Pooling/config.json") == {
+        "word_embedding_dimension": 32,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+        "pooling_mode_weightedmean_tokens": False,
+        "pooling_mode_lasttoken": True,
+        "include_prompt": True,
+    }
+    assert read_json(tmp_path / "2_Dense/config.json") == {
+        "in_features": 32,
+        "out_features": 32,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    assert "requirements" not in read_json(tmp_path / "config_sentence_transformers.json")
+    assert not list(tmp_path.glob("*.jinja"))
+    expected = model.encode([*SENTENCES, ""])
+    np.testing.assert_allclose(plain.encode(tmp_path, [*SENTENCES, ""]), expected, atol=1e-5)
+    np.testing.assert_allclose(PromptEOL(str(tmp_path)).encode([*SENTENCES, ""]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("modes", [["mean"], ["cls", "mean"], ["mean", "cls"], ["lasttoken", "weightedmean"]])
+def test_other_poolings_are_saved_so_that_they_are_read_alike(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, modes: list[str]
+) -> None:
+    model = PromptEOL(modules=[PromptEOLTransformer(causal_lms["llama"]), Pooling(32, modes)])
+    model.save_pretrained(str(tmp_path))
+    np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES), model.encode(SENTENCES), atol=1e-5)
+
+
+def test_versions_that_know_no_inner_layer_are_told_so(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    PromptEOL(causal_lms["opt"], layer=-2).save_pretrained(str(tmp_path))
     config = tmp_path / "config_sentence_transformers.json"
-    saved = json.loads(config.read_text(encoding="utf-8"))
+    saved = read_json(config)
     assert saved["requirements"]["sentence_transformers"]["specifier"] == ">=6.0"
     saved["requirements"]["sentence_transformers"]["specifier"] = ">=999"
     config.write_text(json.dumps(saved), encoding="utf-8")
-    with pytest.raises(ImportError, match=r"sentence.transformers.*embed the bare text"):
+    with pytest.raises(ImportError, match=r"sentence.transformers.*reads an inner layer"):
         SentenceTransformer(str(tmp_path))
+
+
+def test_another_template_keeps_the_saved_layer(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    PromptEOL(causal_lms["opt"], layer=-2).save_pretrained(str(tmp_path))
+    assert PromptEOL(str(tmp_path), template="prompt").layer == -2
 
 
 def test_dtype_is_float32_on_a_cpu_unless_asked_otherwise(tmp_path: Path) -> None:
@@ -171,7 +231,7 @@ def test_describes_itself(causal_lms: dict[str, str]) -> None:
         'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
         'This sentence : "{sentence}" means in one word:"'
     )
-    ids = [model.tokenizer(model.template.render(sentence))["input_ids"] for sentence in ("q.", "q'")]
+    ids = [model.tokenizer.tokenize_plainly(model.template.render(sentence)) for sentence in ("q.", "q'")]
     assert facts["template tokens"] == len(ids[0]) - 2 == len(ids[1]) - 2  # q and its end, no merge around them
     assert facts["parameters"] == sum(p.numel() for p in model[0].model.parameters())
     assert (facts["layer"], facts["dimension"], facts["dtype"], facts["adapters"]) == (-1, 32, "float32", None)
@@ -270,14 +330,24 @@ class TestWhatCannotBeOpened:
         with pytest.raises(ValueError, match="Unknown template 'promteol': choose one of prompteol, prompt, none"):
             PromptEOL(causal_lms["opt"], template="promteol")
 
-    def test_a_tokenizer_that_no_chat_template_can_match(self, causal_lms: dict[str, str], tmp_path: Path) -> None:
+    def test_a_template_that_the_tokenizer_cannot_take(self, causal_lms: dict[str, str], tmp_path: Path) -> None:
         tokenizer = build_tokenizer(tmp_path)
         shutil.copy(Path(causal_lms["opt"], "config.json"), tmp_path)
         shutil.copy(Path(causal_lms["opt"], "model.safetensors"), tmp_path)
-        tokenizer.bos_token = None  # the post-processor still writes <s>, but nothing names it
+        tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", rstrip=True, special=True)})
         tokenizer.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="gives other token ids for a chat template than for plain text"):
-            PromptEOL(str(tmp_path))
+        with pytest.raises(ValueError, match="gives other token ids with the template '<mask> "):
+            PromptEOL(str(tmp_path), template="<mask> {sentence}")
+
+
+def test_a_bos_that_only_the_post_processor_knows_is_kept(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(causal_lms["opt"], tmp_path, dirs_exist_ok=True)
+    tokenizer = build_tokenizer(tmp_path)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    np.testing.assert_allclose(
+        PromptEOL(str(tmp_path)).encode(SENTENCES), PromptEOL(causal_lms["opt"]).encode(SENTENCES), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,20 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {"template", "files", "failures", "fingerprint", "adapters", "decoders", "attention", "linear", "released"},
+    {
+        "template",
+        "files",
+        "failures",
+        "fingerprint",
+        "adapters",
+        "decoders",
+        "attention",
+        "linear",
+        "released",
+        "spelling",
+    },
     {"tokens", "blocks"},
-    {"shared_head"},
+    {"shared_head", "stock"},
     {"modules"},
     {"cut"},
     {"model"},

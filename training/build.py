@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
 from st_prompteol.files import replacing_file
+from st_prompteol.spelling import spell_for_all
 from training.arguments import ModelArguments, RunArguments
 
 _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]
@@ -146,7 +147,7 @@ def load_weights(model: PromptEOL, path: str) -> None:
         for file in sorted(Path(path).glob("model*.safetensors"))
         for name, tensor in load_file(file).items()
     }
-    body.load_state_dict(tensors)
+    body.load_state_dict({name: tensors[name] for name in body.state_dict()})  # a Qwen2 is saved with biases more
 
 
 def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto") -> str:
@@ -167,5 +168,6 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto") -> str:
         config = Path(path) / "config.json"
         fields = json.loads(config.read_text(encoding="utf-8"))
         with replacing_file(config) as staged:
-            staged.write_text(json.dumps({**fields, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+            fields = spell_for_all({**fields, "dtype": "float32"})
+            staged.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return path
