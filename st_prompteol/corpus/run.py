@@ -163,7 +163,7 @@ def encode_corpus(
                     return _report([done[fragment.part] for fragment in fragments], 0, [], start)
             if manifest.ranges is None and precision in ("int8", "uint8"):
                 manifest.ranges = pool.calibrate(job, fragments)
-            _write(manifest, folder)
+            _claim(manifest, folder, is_there=found is not None)
             is_ours = True
             job = replace(job, key=manifest.key, ranges=manifest.ranges)
             missing = [fragment for fragment in fragments if fragment.part not in done]
@@ -173,13 +173,16 @@ def encode_corpus(
             folder.remove_staged(PREFIX)
     done |= {outcome.part: outcome for outcome in outcomes if not outcome.failure}
     manifest.failures = {outcome.part: outcome.failure for outcome in outcomes if outcome.failure}
+    for part in _foreign(folder, job.key, list(done)):
+        del done[part]
+        manifest.failures[part] = f"{part} is of another run to {folder.address!r}: run again, which replaces it."
     parts = [done[fragment.part] for fragment in fragments if fragment.part in done]
     manifest.complete = not manifest.failures
     manifest.parts = [{"name": part.part, "rows": part.rows, "bad_rows": part.bad_rows} for part in parts]
     manifest.totals = {
         name: sum(getattr(part, name) for part in parts) for name in ("rows", "bad_rows", "seconds", "tokens")
     }
-    _write(manifest, folder)
+    _claim(manifest, folder, is_there=True)
     return _report(parts, sum(outcome.rows for outcome in outcomes), list(manifest.failures.values()), start)
 
 
@@ -250,10 +253,30 @@ def _encode(
     return outcomes
 
 
-def _write(manifest: Manifest, folder: Storage) -> None:
+def _foreign(folder: Storage, key: str, parts: Sequence[str]) -> list[str]:
+    """Returns those of the parts that this run does not find as it made them."""
+    footers = read_footers(folder, parts)
+    return [part for part in parts if footers.get(part, {}).get("key") != key]
+
+
+def _claim(manifest: Manifest, folder: Storage, is_there: bool) -> None:
+    """Makes a destination that of this run, unless one of another model or other data has it.
+
+    Args:
+        manifest: What the run is.
+        folder: The destination.
+        is_there: Whether a manifest was found there, which is that of an earlier run.
+    """
     try:
         folder.make()
+        if not is_there and manifest.claim(folder):
+            return
+        if not is_there and (found := read_manifest(folder)) is not None:  # of a run that was faster
+            manifest.ranges = manifest.ranges and found.ranges
+            check_files(folder, found.files, [SourceFile(**file) for file in manifest.files], set())
         manifest.write(folder)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise type(error)(
             f"The destination {folder.address!r} cannot be written: {error.strerror or error}."
