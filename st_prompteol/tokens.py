@@ -78,8 +78,9 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     """A tokenizer that reads every sentence in a template. Made by `TemplateTokenizer.of`.
 
     What the tokenizer marks as added tokens (`</s>`, `<think>`) is plain text in a sentence, so that no sentence
-    breaks out of the template; in the text of a template such a token is the token. An empty string is what no
-    normaliser sees: it becomes the BOS and the end of the tail, here and in every other client.
+    breaks out of the template; in the text of a template such a token is the token. An empty string (with the paper's
+    preprocessing a blank one, too) is what no normaliser puts text around: it becomes the BOS and the end of the tail,
+    here and in every other client.
 
     Attributes:
         plain: The base's tokenizer: no template, no special tokens added.
@@ -182,9 +183,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         """The normalisers, as in `tokenizer.json`, that prepare a sentence and put `near` behind it."""
         steps: list[dict[str, Any]] = []
         if template.preprocessing == "paper":
+            steps += [_replace(f"{_START}{_BLANK}+", ""), _replace(f"(?<!{_BLANK}){_BLANK}+{_END}", "")]
             steps += [_replace(_UNENDED + _END, "."), _replace_text('"', "'"), _replace(rf"\?{_END}", ".")]
-            if not template.head:
-                steps.append(_replace(f"{_START}{_BLANK}+", ""))
         if lead := self._lead(template):
             steps.append({"type": "Prepend", "prepend": lead})
         if near:
@@ -236,8 +236,9 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             rest = steps[len(own) :]
             self.plain.normalizer = _normalizer(rest)
             self.plain.post_processor = None
-            whole = [self._plain_ids(template.render(probe)) for probe in _PROBES]
-            made = [self.backend_tokenizer.encode(probe).ids for probe in _PROBES]
+            probes = [probe for probe in _PROBES if probe.strip()]  # a blank one may become the empty string
+            whole = [self._plain_ids(template.render(probe)) for probe in probes]
+            made = [self.backend_tokenizer.encode(probe).ids for probe in probes]
             bos: list[int] = made[0][: max(0, len(made[0]) - len(whole[0]))]
             if all(ids == [*bos, *plain] for ids, plain in zip(made, whole, strict=True)):
                 return bos

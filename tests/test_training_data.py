@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from .conftest import build_tokenizer
 
@@ -25,8 +26,9 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    return build_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    backend: Tokenizer = build_tokenizer(tmp_path_factory.mktemp("tokenizer")).backend_tokenizer
+    return backend
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -48,7 +50,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
 def test_rows_come_through_to_the_character(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, suffix: str, streaming: bool
+    tmp_path: Path, tokenizer: Tokenizer, suffix: str, streaming: bool
 ) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS)
     args = DataArguments(train_file=path, max_sentence_tokens=100, streaming=streaming)
@@ -57,13 +59,13 @@ def test_rows_come_through_to_the_character(
     assert sorted(data, key=lambda row: row["anchor"]) == sorted(ROWS, key=lambda row: row["anchor"])
 
 
-def test_cells_of_tsv_hold_quotation_marks_as_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_cells_of_tsv_hold_quotation_marks_as_they_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "rows.tsv").write_text('anchor\tpositive\n"One day" she said\tOne day.\n', encoding="utf-8")
     data = load_triplets(DataArguments(train_file=str(tmp_path / "rows.tsv"), max_sentence_tokens=100), tokenizer)
     assert data[0] == {"anchor": '"One day" she said', "positive": "One day."}
 
 
-def test_simcse_s_columns_and_any_others_are_mapped(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_simcse_s_columns_and_any_others_are_mapped(tmp_path: Path, tokenizer: Tokenizer) -> None:
     row = {"sent0": "a", "sent1": "b", "hard_neg": "c"}
     path = write(tmp_path / "simcse.csv", [row])
     assert load_triplets(DataArguments(train_file=path), tokenizer)[0] == dict(
@@ -73,7 +75,7 @@ def test_simcse_s_columns_and_any_others_are_mapped(tmp_path: Path, tokenizer: P
     assert data[0] == {"anchor": "c", "positive": "a"}
 
 
-def test_missing_columns_are_told_with_those_found(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_missing_columns_are_told_with_those_found(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write(tmp_path / "rows.jsonl", [{"query": "a", "answer": "b"}])
     with pytest.raises(ValueError, match="has the columns 'query', 'answer', but not anchor positive negative: name"):
         load_triplets(DataArguments(train_file=path), tokenizer)
@@ -92,7 +94,7 @@ BAD = [
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
 def test_bad_rows_are_skipped_and_counted(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture, streaming: bool
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, streaming: bool
 ) -> None:
     path = write(tmp_path / "rows.jsonl", BAD)
     with caplog.at_level(logging.WARNING, logger="training"):
@@ -104,7 +106,7 @@ def test_bad_rows_are_skipped_and_counted(
     assert "the first: line 2, line 3, line 4" in caplog.text
 
 
-def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('anchor,positive\n"two\nlines",b\nonly\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is not text; mend the row, or drop --strict"):
@@ -124,14 +126,14 @@ def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokeniz
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_refused(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, name: str, content: bytes, message: str
+    tmp_path: Path, tokenizer: Tokenizer, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_triplets(DataArguments(train_file=str(tmp_path / name)), tokenizer)
 
 
-def test_a_missing_file_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_missing_file_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"'.*gone\.csv' is neither a file nor a folder"):
         load_triplets(DataArguments(train_file=str(tmp_path / "gone.csv")), tokenizer)
     with pytest.raises(FileNotFoundError, match="must be a folder in SentEval's layout"):
@@ -145,7 +147,7 @@ def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) ->
     sentences = load_sts_benchmark("dev", str(shared / "senteval")).first[-400:]
     for limit in (4, 16):
         expected = [tokenizer.decode(tokenizer.encode(s, add_special_tokens=False)[:limit]) for s in sentences]
-        assert cut_sentences(sentences, tokenizer, limit) == expected
+        assert cut_sentences(sentences, tokenizer.backend_tokenizer, limit) == expected
 
 
 @pytest.mark.shared
