@@ -191,17 +191,6 @@ def test_other_poolings_are_saved_so_that_they_are_read_alike(
     np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES), model.encode(SENTENCES), atol=1e-5)
 
 
-def test_versions_that_know_no_inner_layer_are_told_so(causal_lms: dict[str, str], tmp_path: Path) -> None:
-    PromptEOL(causal_lms["opt"], layer=-2).save_pretrained(str(tmp_path))
-    config = tmp_path / "config_sentence_transformers.json"
-    saved = read_json(config)
-    assert saved["requirements"]["sentence_transformers"]["specifier"] == ">=6.0"
-    saved["requirements"]["sentence_transformers"]["specifier"] = ">=999"
-    config.write_text(json.dumps(saved), encoding="utf-8")
-    with pytest.raises(ImportError, match=r"sentence.transformers.*reads an inner layer"):
-        SentenceTransformer(str(tmp_path))
-
-
 def test_another_template_keeps_the_saved_layer(causal_lms: dict[str, str], tmp_path: Path) -> None:
     PromptEOL(causal_lms["opt"], layer=-2).save_pretrained(str(tmp_path))
     assert PromptEOL(str(tmp_path), template="prompt").layer == -2
