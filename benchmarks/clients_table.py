@@ -247,7 +247,7 @@ def _sentence_transformers(version: str, transformers: str, peft: str) -> Client
         (f"sentence-transformers=={version}", f"transformers=={transformers}", f"peft=={peft}"),
         SENTENCE_TRANSFORMERS,
         "`SentenceTransformer(folder)`",
-        "It strips white space around a sentence." if strips else "",
+        "It strips white space around a sentence, as the paper's preparation does." if strips else "",
     )
 
 

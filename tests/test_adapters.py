@@ -182,7 +182,7 @@ def test_versions_that_leave_an_adapter_out_are_told_so(causal_lms: dict[str, st
     assert saved["requirements"]["transformers"]["specifier"] == ">=5.6"
     saved["requirements"]["transformers"]["specifier"] = ">=999"
     path.write_text(json.dumps(saved), encoding="utf-8")
-    with pytest.raises(ImportError, match="transformers.*leave the adapter out"):
+    with pytest.raises(ImportError, match=r"transformers.*leave the adapter out"):
         SentenceTransformer(str(tmp_path))
 
 

@@ -375,6 +375,6 @@ def test_a_family_whose_tokenizer_transformers_replaces_is_refused(tmp_path: Pat
     del config["layer_types"]
     (tmp_path / "base/config.json").write_text(json.dumps(config | windows), encoding="utf-8")
     model = PromptEOL(path)
-    with pytest.raises(ValueError, match="opens the tokenizer of .* as its own Qwen2Tokenizer, which drops the templ"):
+    with pytest.raises(ValueError, match=r"opens the tokenizer of .* as its own Qwen2Tokenizer, which drops"):
         model.save_pretrained(str(tmp_path / "saved"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["base"]
