@@ -101,7 +101,7 @@ def embed(folder):
 """
 
 HAYSTACK = """
-from haystack.components.embedders import SentenceTransformersTextEmbedder
+from haystack_integrations.components.embedders.sentence_transformers import SentenceTransformersTextEmbedder
 from haystack.utils import ComponentDevice
 def embed(folder):
     embedder = SentenceTransformersTextEmbedder(
@@ -113,7 +113,7 @@ def embed(folder):
 
 HAYSTACK_DOCUMENTS = """
 from haystack import Document
-from haystack.components.embedders import SentenceTransformersDocumentEmbedder
+from haystack_integrations.components.embedders.sentence_transformers import SentenceTransformersDocumentEmbedder
 from haystack.utils import ComponentDevice
 def embed(folder):
     embedder = SentenceTransformersDocumentEmbedder(
@@ -169,12 +169,15 @@ def embed(folder):
 """
 
 VLLM = """
-import os, signal, socket, subprocess, time, urllib.request
+import os, signal, socket, subprocess, time, urllib.error, urllib.request
 os.environ.update({"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"})
 def post(port, path, body):
     data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)) as answer:
-        return json.load(answer)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(error.read().decode()) from error
 def embed(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -244,7 +247,7 @@ def _sentence_transformers(version: str, transformers: str, peft: str) -> Client
         (f"sentence-transformers=={version}", f"transformers=={transformers}", f"peft=={peft}"),
         SENTENCE_TRANSFORMERS,
         "`SentenceTransformer(folder)`",
-        "It strips white space around a sentence." if strips else "",
+        "It strips white space around a sentence, as the paper's preparation does." if strips else "",
     )
 
 
@@ -298,14 +301,14 @@ CLIENTS = (
     ),
     Client(
         "Haystack, text",
-        ("haystack-ai==3.4.0", *_NEW),
+        ("sentence-transformers-haystack==2.0.0", "haystack-ai==3.4.0", *_NEW),
         HAYSTACK,
         "`SentenceTransformersTextEmbedder(folder)`",
         "A `prefix` or `suffix` is pasted into the sentence: leave both empty.",
     ),
     Client(
         "Haystack, documents",
-        ("haystack-ai==3.4.0", *_NEW),
+        ("sentence-transformers-haystack==2.0.0", "haystack-ai==3.4.0", *_NEW),
         HAYSTACK_DOCUMENTS,
         "`SentenceTransformersDocumentEmbedder(folder)`",
         "As above; `meta_fields_to_embed` are pasted in as well.",

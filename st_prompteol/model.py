@@ -32,13 +32,7 @@ SAVED_NAMES = re.compile(
     r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
 )
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
-# What sentence-transformers 6 checks before it opens a model; earlier versions fail on an inner layer by themselves
-_INNER_LAYER = {
-    "sentence_transformers": {
-        "specifier": ">=6.0",
-        "reason": "this model reads an inner layer, and earlier versions read the last one only",
-    }
-}
+# What sentence-transformers 6 checks before it opens a model
 _ADAPTER = {"transformers": {"specifier": ">=5.6", "reason": "transformers 5.0 to 5.5 leave the adapter out"}}
 
 
@@ -343,8 +337,7 @@ class PromptEOL(SentenceTransformer):
 
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()
-        requirements = {**(_INNER_LAYER if self.layer != -1 else {}), **(_ADAPTER if self.adapters else {})}
-        return {**config, "requirements": requirements} if requirements else config
+        return {**config, "requirements": _ADAPTER} if self.adapters else config
 
     def _load_default_modules(
         self,

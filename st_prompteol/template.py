@@ -57,10 +57,10 @@ class PromptTemplate:
         text: The template with exactly one `{sentence}`; every other brace is literal. Defaults to PromptEOL's
             `This sentence : "{sentence}" means in one word:"` (Jiang et al. 2023, section 3.1).
         demonstrations: Worked examples in front of the sentence (section 3.2), in this order. Defaults to none.
-        preprocessing: `"paper"` applies the paper's evaluation preprocessing: a full stop is appended to a sentence
-            that is not empty and does not end in one of `. ? " '`, double quotes become single ones, a final
-            question mark becomes a full stop, and the rendered text is stripped. `"none"` leaves sentences as they
-            are. Defaults to `"paper"`.
+        preprocessing: `"paper"` applies the paper's evaluation preprocessing: white space around a sentence and
+            around the template is stripped, a full stop is appended to a sentence that is not empty and does not end
+            in one of `. ? " '`, double quotes become single ones, and a final question mark becomes a full stop.
+            `"none"` leaves sentences as they are. Defaults to `"paper"`.
 
     Raises:
         ValueError: If `text` holds no hole or more than one, `preprocessing` is unknown, or there are demonstrations
@@ -151,7 +151,10 @@ class PromptTemplate:
         return self._after.rstrip() if self.preprocessing == "paper" else self._after
 
     def _clean(self, sentence: str) -> str:
-        if self.preprocessing == "none" or not sentence:
+        if self.preprocessing == "none":
+            return sentence
+        sentence = sentence.strip()
+        if not sentence:
             return sentence
         if sentence[-1] not in ".?\"'":
             sentence += "."
@@ -160,8 +163,7 @@ class PromptTemplate:
 
     def render(self, sentence: str) -> str:
         """Returns the text that is tokenised for `sentence`, without the BOS."""
-        text = self.head + self._clean(sentence) + self.tail
-        return text.strip() if self.preprocessing == "paper" else text
+        return self.head + self._clean(sentence) + self.tail
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the template as plain values, ready for JSON; `from_dict` reads them back."""

@@ -16,9 +16,10 @@ from itertools import islice
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from st_prompteol.files import replacing_file
+from st_prompteol.long_text import shorten
 from st_prompteol.template import PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,9 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     """A tokenizer that reads every sentence in a template. Made by `TemplateTokenizer.of`.
 
     What the tokenizer marks as added tokens (`</s>`, `<think>`) is plain text in a sentence, so that no sentence
-    breaks out of the template; in the text of a template such a token is the token. An empty string is what no
-    normaliser sees: it becomes the BOS and the end of the tail, here and in every other client.
+    breaks out of the template; in the text of a template such a token is the token. An empty string (with the paper's
+    preprocessing a blank one, too) is what no normaliser puts text around: it becomes the BOS and the end of the tail,
+    here and in every other client.
 
     Attributes:
         plain: The base's tokenizer: no template, no special tokens added.
@@ -148,6 +150,16 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         self.backend_tokenizer.post_processor = _parts(post_processor=processor).post_processor
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
 
+    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        """Tokenises texts as upstream does; of a long one that is truncated, no more is read than is needed."""
+        length = kwargs.get("max_length") or self.model_max_length
+        if kwargs.get("truncation") and length and isinstance(text, str | list):
+            whole = [text] if isinstance(text, str) else text
+            if all(isinstance(one, str) for one in whole):
+                cut = [shorten(one, length, self._plain_ids) for one in whole]
+                text = cut[0] if isinstance(text, str) else cut
+        return super().__call__(text, *args, **kwargs)
+
     def tokenize_plainly(self, text: str) -> list[int]:
         """Returns the token ids of `text`, without a template, behind the BOS."""
         return [*self.bos, *self._plain_ids(text)]
@@ -182,9 +194,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         """The normalisers, as in `tokenizer.json`, that prepare a sentence and put `near` behind it."""
         steps: list[dict[str, Any]] = []
         if template.preprocessing == "paper":
+            steps += [_replace(f"{_START}{_BLANK}+", ""), _replace(f"(?<!{_BLANK}){_BLANK}+{_END}", "")]
             steps += [_replace(_UNENDED + _END, "."), _replace_text('"', "'"), _replace(rf"\?{_END}", ".")]
-            if not template.head:
-                steps.append(_replace(f"{_START}{_BLANK}+", ""))
         if lead := self._lead(template):
             steps.append({"type": "Prepend", "prepend": lead})
         if near:
@@ -236,8 +247,9 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             rest = steps[len(own) :]
             self.plain.normalizer = _normalizer(rest)
             self.plain.post_processor = None
-            whole = [self._plain_ids(template.render(probe)) for probe in _PROBES]
-            made = [self.backend_tokenizer.encode(probe).ids for probe in _PROBES]
+            probes = [probe for probe in _PROBES if probe.strip()]  # a blank one may become the empty string
+            whole = [self._plain_ids(template.render(probe)) for probe in probes]
+            made = [self.backend_tokenizer.encode(probe).ids for probe in probes]
             bos: list[int] = made[0][: max(0, len(made[0]) - len(whole[0]))]
             if all(ids == [*bos, *plain] for ids, plain in zip(made, whole, strict=True)):
                 return bos

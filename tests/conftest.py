@@ -43,7 +43,7 @@ TEXT = [
 SENTENCES = [
     "A jockey riding a horse.",
     "What is this",
-    " ",
+    "?",
     "Is it raining?",
     'He said "no" twice',
     "une phrase en français, et une autre, et encore une autre qui est longue",

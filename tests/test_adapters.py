@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import Demonstration, PromptEOL, lora_config, quantization_config
@@ -170,6 +171,19 @@ def test_an_adapter_whose_base_is_missing_names_it(causal_lms: dict[str, str], t
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=r"was trained on '.*gone', which cannot be opened"):
         PromptEOL(adapter)
+
+
+def test_versions_that_leave_an_adapter_out_are_told_so(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    model.add_adapter(lora_config(r=2))
+    model.save_pretrained(str(tmp_path))
+    path = tmp_path / "config_sentence_transformers.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    assert saved["requirements"]["transformers"]["specifier"] == ">=5.6"
+    saved["requirements"]["transformers"]["specifier"] = ">=999"
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    with pytest.raises(ImportError, match=r"transformers.*leave the adapter out"):
+        SentenceTransformer(str(tmp_path))
 
 
 def test_there_must_be_an_adapter_to_merge(causal_lms: dict[str, str]) -> None:

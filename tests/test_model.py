@@ -191,17 +191,6 @@ def test_other_poolings_are_saved_so_that_they_are_read_alike(
     np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES), model.encode(SENTENCES), atol=1e-5)
 
 
-def test_versions_that_know_no_inner_layer_are_told_so(causal_lms: dict[str, str], tmp_path: Path) -> None:
-    PromptEOL(causal_lms["opt"], layer=-2).save_pretrained(str(tmp_path))
-    config = tmp_path / "config_sentence_transformers.json"
-    saved = read_json(config)
-    assert saved["requirements"]["sentence_transformers"]["specifier"] == ">=6.0"
-    saved["requirements"]["sentence_transformers"]["specifier"] = ">=999"
-    config.write_text(json.dumps(saved), encoding="utf-8")
-    with pytest.raises(ImportError, match=r"sentence.transformers.*reads an inner layer"):
-        SentenceTransformer(str(tmp_path))
-
-
 def test_another_template_keeps_the_saved_layer(causal_lms: dict[str, str], tmp_path: Path) -> None:
     PromptEOL(causal_lms["opt"], layer=-2).save_pretrained(str(tmp_path))
     assert PromptEOL(str(tmp_path), template="prompt").layer == -2
@@ -363,3 +352,29 @@ def test_many_sentences_in_chunks_come_back_in_their_order(
     for show_progress_bar in (False, True):
         got = model.encode(sentences, batch_size=4, show_progress_bar=show_progress_bar, **options)
         np.testing.assert_allclose(np.asarray(got), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_qwen2_is_saved_as_the_llama_that_it_is(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+) -> None:
+    model = PromptEOL(causal_lms["qwen2"], demonstrations=[JOCKEY])
+    for layer in (-1, -2):
+        model.layer = layer
+        expected = model.encode(SENTENCES)
+        model.save_pretrained(str(tmp_path))
+        config = read_json(tmp_path / "config.json")
+        assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaModel"])
+        np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES), expected, atol=1e-5)
+        np.testing.assert_allclose(PromptEOL(str(tmp_path)).encode(SENTENCES), expected, atol=1e-5)
+
+
+def test_a_family_whose_tokenizer_transformers_replaces_is_refused(tmp_path: Path) -> None:
+    path = build_causal_lm(tmp_path / "base", "qwen2", bos=False)
+    config = read_json(tmp_path / "base/config.json")
+    windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}  # no Llama has these
+    del config["layer_types"]
+    (tmp_path / "base/config.json").write_text(json.dumps(config | windows), encoding="utf-8")
+    model = PromptEOL(path)
+    with pytest.raises(ValueError, match=r"opens the tokenizer of .* as its own Qwen2Tokenizer, which drops"):
+        model.save_pretrained(str(tmp_path / "saved"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["base"]

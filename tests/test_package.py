@@ -24,6 +24,7 @@ RANKS = [
         "files",
         "failures",
         "tables",
+        "long_text",
         "adapters",
         "decoders",
         "attention",

@@ -27,7 +27,8 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return build_tokenizer(tmp_path_factory.mktemp("tokenizer")).backend_tokenizer
+    backend: Tokenizer = build_tokenizer(tmp_path_factory.mktemp("tokenizer")).backend_tokenizer
+    return backend
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
