@@ -374,6 +374,8 @@ def test_arguments_that_make_no_sense_are_named(model: PromptEOL, tmp_path: Path
     for arguments, message in [
         ({"engine": "spark"}, "Unknown engine 'spark': choose local or ray"),
         ({"engine": "ray"}, "pass its name or folder, not the model"),
+        ({"address": "auto", "workers": 2}, "address='auto', workers=2 has no effect with engine='local': leave"),
+        ({"cpus_per_worker": 1}, "cpus_per_worker=1 has no effect with engine='local'"),
         ({"keep": ["embedding"]}, "none of which is 'embedding'"),
         ({"keep": "text"}, "must be a list of columns"),
         ({"fragment_rows": 0}, "must be at least 1"),

@@ -78,7 +78,7 @@ def encode_corpus(
     devices: Sequence[str] | None = None,
     address: str | None = None,
     workers: int | None = None,
-    cpus_per_worker: int = 1,
+    cpus_per_worker: int | None = None,
     show_progress_bar: bool = False,
 ) -> CorpusReport:
     """Encodes every row of a corpus; a run that was stopped, whatever by, goes on when it is called again.
@@ -110,7 +110,7 @@ def encode_corpus(
         address: Of the cluster, as `ray.init` takes it. Defaults to None: `RAY_ADDRESS`, else a Ray is started here.
         workers: The most workers at a time. Defaults to None: one for each GPU of the cluster, or for each
             `cpus_per_worker` cores if it has none.
-        cpus_per_worker: Cores of a worker of the Ray engine. Defaults to 1.
+        cpus_per_worker: Cores of a worker of the Ray engine that has no GPU. Defaults to None: 1.
         show_progress_bar: Whether to show one. Defaults to False.
 
     Returns:
@@ -127,6 +127,10 @@ def encode_corpus(
     """
     start = time.perf_counter()
     _check(model, engine, keep, batch_size, fragment_rows)
+    of_ray = {"address": address, "workers": workers, "cpus_per_worker": cpus_per_worker}
+    of_other: dict[str, Any] = {"devices": devices} if engine == "ray" else of_ray
+    if unused := [f"{name}={value!r}" for name, value in of_other.items() if value is not None]:
+        raise ValueError(f"{', '.join(unused)} has no effect with engine={engine!r}: leave it out.")
     addresses = [source] if isinstance(source, str | os.PathLike) else list(source)
     folder, sources = Storage(destination), [Storage(each).address for each in addresses]
     for each in sources:
@@ -206,10 +210,10 @@ def _open_workers(
     devices: Sequence[str] | None,
     address: str | None,
     workers: int | None,
-    cpus_per_worker: int,
+    cpus_per_worker: int | None,
 ) -> AbstractContextManager[Workers]:
     if engine == "ray":
-        return cluster.open_workers(str(model), options, address, workers, cpus_per_worker)
+        return cluster.open_workers(str(model), options, address, workers, cpus_per_worker or 1)
     return local.open_workers(model, options, devices)
 
 
