@@ -871,7 +871,7 @@ try:
             where = [how, at, f"{type(failed).__name__}: {failed}", now]
             if not isinstance(failed, ConnectionError) or "\\n" in str(failed):
                 RESULT["problems"].append(["failed", *where])
-            is_old, is_new = (now, commits) == (old, 2), "chat_template.jinja" in now and commits == 3
+            is_old, is_new = (now, commits) == (old, 2), "modules.json" in now and commits == 3
             if is_old == is_new or is_new != ("but the check from the Hub failed" in str(failed)):
                 RESULT["problems"].append(["half", *where])
             RESULT["old"] += is_old
