@@ -35,6 +35,8 @@ from training.arguments import ModelArguments, RunArguments
 from training.data import load_sts_benchmark
 from training.failures import explain
 from training.loss import build_loss
+from training.report import judge
+from training.run_folder import claimed
 from training.trainer import find_checkpoint
 
 pytestmark = pytest.mark.filterwarnings(
@@ -231,6 +233,71 @@ def test_a_folder_that_holds_a_run_is_left_alone(
 ) -> None:
     message = sentence_of_exit(words(world, causal_lms["llama"], finished[0]))
     assert "holds a run already: pass --resume_from_checkpoint auto" in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (["--layer", "-2"], "layer was None and is -2"),
+        (["--per_device_train_batch_size", "4"], "per_device_train_batch_size was 8 and is 4"),
+        (["--learning_rate", "0.5"], "learning_rate was 0.01 and is 0.5"),
+        (["--train_file"], "train_file was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"),
+    ],
+)
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
+    finished: tuple[Path, str],
+    world: dict[str, str],
+    causal_lms: dict[str, str],
+    tmp_path: Path,
+    changed: list[str],
+    difference: str,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0] / "checkpoint-20", run / "checkpoint-20")
+    shutil.copy(finished[0] / "run.json", run)
+    if changed == ["--train_file"]:
+        other = tmp_path / "other.jsonl"
+        rows = Path(world["train_file"]).read_text(encoding="utf-8").splitlines()
+        other.write_text("\n".join(rows[::-1]) + "\n", encoding="utf-8")
+        changed = ["--train_file", str(other)]
+    argv = words(world, causal_lms["llama"], run, "--resume_from_checkpoint", "auto", *changed)
+    message = sentence_of_exit(argv)
+    assert re.search(rf"was begun otherwise \({difference}\): go on as .* If it is meant, remove .*run\.json", message)
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    leftovers = [run / ".checkpoint-4.0123abcd.tmp" / "model.safetensors", tmp_path / ".run.0123abcd.tmp" / "x"]
+    kept = [run / "notes.tmp", tmp_path / ".other.0123abcd.tmp" / "x"]
+    for path in (*leftovers, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half", encoding="utf-8")
+    with claimed(str(run)):
+        assert [path.parent.exists() for path in leftovers] == [False, False]
+        assert all(path.exists() for path in kept)
+        argv = words(world, causal_lms["llama"], run)
+        assert "is the folder of a run that is going on" in sentence_of_exit(argv)
+    with claimed(str(run)):
+        pass
+
+
+def test_a_run_that_diverged_ends_in_an_error_and_saves_nothing(
+    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    argv = words(world, causal_lms["llama"], tmp_path / "run", "--learning_rate", "1e30", "--warmup_steps", "0")
+    argv += ["--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"]
+    assert re.search("NaN or infinite numbers, so it is not saved: lower learning_rate", sentence_of_exit(argv))
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_a_run_says_that_it_made_the_model_worse() -> None:
+    assert judge({"STS-B dev": (0.5, 0.6), "STS-B test": (0.5, 0.5)}) == []
+    (warning,) = judge({"STS-B dev": (0.5, 0.6), "STS-B test": (0.7, 0.65)})
+    assert "on STS-B test the trained model is worse than its base, 65.00 where that has 70.00" in warning
+    with pytest.raises(FloatingPointError, match="no score on STS-B dev"):
+        judge({"STS-B dev": (0.5, float("nan"))})
 
 
 def test_a_published_adapter_is_trained_further(

@@ -115,6 +115,15 @@ def before_training(model: PromptEOL, model_args: ModelArguments, run_args: RunA
         model.enable_adapters()
 
 
+def check_finite(model: PromptEOL) -> None:
+    """Raises FloatingPointError if a model embeds a sentence by NaN or infinite numbers."""
+    if not model.encode(_PROBES, convert_to_tensor=True).isfinite().all():
+        raise FloatingPointError(
+            "The trained model embeds sentences by NaN or infinite numbers, so it is not saved: lower learning_rate, "
+            "raise warmup_steps, or compute with --precision float32 or bf16."
+        )
+
+
 def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_args: RunArguments) -> None:
     """Reads what was saved back, every tensor of it, and compares embeddings.
 
@@ -127,7 +136,7 @@ def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_arg
     with before_training(model, model_args, run_args) as before:
         base = before.encode(_PROBES, convert_to_tensor=True).float()
     scale = expected.abs().max()
-    if (saved - expected).abs().max() > 1e-3 * scale:
+    if not (saved - expected).abs().max() <= 1e-3 * scale:
         raise ValueError(f"What was saved in {path!r} is not what was trained: do not use it, train again.")
     if (saved - base).abs().max() <= 1e-5 * scale:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -119,6 +120,29 @@ def forecast(speed: Speed, total_steps: int) -> str:
     """Returns how long a whole run will take, evaluations aside."""
     seconds = speed.seconds_per_step * total_steps
     return f"forecast: {total_steps:,} steps in {seconds / 3600:.2f} h ({seconds:,.0f} s), evaluations aside"
+
+
+def judge(scores: dict[str, tuple[float, float]]) -> list[str]:
+    """Returns a sentence for each evaluation on which training made the model worse than its base.
+
+    Args:
+        scores: What was evaluated -> Spearman before and after training.
+
+    Raises:
+        FloatingPointError: If there is no score after training, as all embeddings are alike or are no numbers.
+    """
+    for name, (_, after) in scores.items():
+        if math.isnan(after):
+            raise FloatingPointError(
+                f"After training there is no score on {name}, because all sentences are embedded alike or by NaN: "
+                "lower learning_rate, and begin anew."
+            )
+    return [
+        f"WARNING: on {name} the trained model is worse than its base, {100 * after:.2f} where that has "
+        f"{100 * before:.2f}: lower learning_rate, or look at the data."
+        for name, (before, after) in scores.items()
+        if after < before
+    ]
 
 
 def format_table(scores: dict[str, tuple[float, float]]) -> str:

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from transformers import EarlyStoppingCallback, set_seed
 from st_prompteol import PromptEOL, push_to_hub
 from st_prompteol.hub.push import check_push
 from training.arguments import DataArguments, ModelArguments, Preprocessing, RunArguments, parse_arguments
-from training.build import before_training, build_model, check_saved, save_merged
+from training.build import before_training, build_model, check_finite, check_saved, save_merged
 from training.data import load_sts_benchmark, load_triplets, training_preprocessing
 from training.failures import explained
 from training.loss import build_loss
-from training.report import DEV_METRIC, Curves, Speed, describe_run, describe_speed, forecast, format_table
+from training.report import DEV_METRIC, Curves, Speed, describe_run, describe_speed, forecast, format_table, judge
+from training.run_folder import check_record, claimed
 from training.trainer import AdapterTrainer, find_checkpoint
 
 
@@ -41,6 +43,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     checkpoint = find_checkpoint(run_args.output_dir, run_args.resume_from_checkpoint)
     if run_args.resume_from_checkpoint:
         say(f"going on from: {checkpoint or 'the start, there is no whole checkpoint yet'}")
+
+    if run_args.process_index == 0 and not run_args.dry_run:
+        check_record(model_args, data_args, run_args, checkpoint)
 
     # 1. the model: a base LLM, quantised or not, with an adapter on every linear layer
     set_seed(run_args.seed)
@@ -97,6 +102,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         return model
 
     # 6. the result: adapter with tokenizer and template, read back to see that it is used
+    check_finite(model)
     trainer.save_model(run_args.output_dir)
     if not trainer.is_world_process_zero() or run_args.sharded:
         return model
@@ -107,7 +113,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         trained = test(model)[test.primary_metric]
         with before_training(model, model_args, run_args) as before:
             base = test(before)[test.primary_metric]
-        say(format_table({"STS-B dev": dev_scores(trainer), "STS-B test": (base, trained)}))
+        scores = {"STS-B dev": dev_scores(trainer), "STS-B test": (base, trained)}
+        say(format_table(scores))
+        for warning in judge(scores):
+            say(warning)
 
     # 7. what else was asked for
     if run_args.merge:
@@ -143,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line per multiplication in int8
     with explained():
         model_args, data_args, run_args = parse_arguments(argv)
-        train(model_args, data_args, run_args)
+        is_alone = run_args.process_index == 0 and not run_args.dry_run  # which of several processes writes
+        with claimed(run_args.output_dir) if is_alone else nullcontext():
+            train(model_args, data_args, run_args)
 
 
 if __name__ == "__main__":
