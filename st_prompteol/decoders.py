@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from peft import PeftConfig
 from sentence_transformers.util import load_file_path
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +41,24 @@ def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> 
     """Returns the configuration of an adapter repository, None for any other."""
     if not has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
         return None
-    return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+    try:
+        return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The adapter_config.json of {model_name_or_path!r} is none that the installed peft knows ({error}): mend "
+            "it, or install the version of peft that it was made with."
+        ) from error
+
+
+def check_complete(model_name_or_path: str, missing: Iterable[str]) -> None:
+    """Raises ValueError if weights were not in the checkpoint, and so are random; a pooler's are never read."""
+    names = sorted(name for name in missing if not name.startswith("pooler."))
+    if names:
+        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ValueError(
+            f"The checkpoint {model_name_or_path!r} has no tensor for {told}, which would be random: download or save "
+            "it again, or take the config.json that belongs to it."
+        )
 
 
 def opened_commit(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> str | None:
@@ -108,6 +132,10 @@ def is_decoder(config: PretrainedConfig) -> bool:
     if getattr(config, "is_encoder_decoder", False):
         return False
     if getattr(text_config, "is_causal", True) is False or getattr(text_config, "use_bidirectional_attention", False):
+        return False
+    # transformers opens the body of these, which have a decoder alone as a causal language model, with its encoder
+    has_encoder = hasattr(config, "encoder_layers") or hasattr(config, "num_encoder_layers")
+    if has_encoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return False
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         return False

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pickle import UnpicklingError
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -21,6 +22,12 @@ from safetensors import SafetensorError
 
 # Upstream's exceptions, or the causes of those it wraps around them, and the one sentence that each becomes
 _FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
+    (
+        UnpicklingError,
+        ValueError,
+        "A weights file of {name} holds something else than numbers, which could run code, so it is not opened: take "
+        "a safetensors file of it, from whoever made it.",
+    ),
     (SafetensorError, ValueError, "A weights file of {name} is damaged ({error}): download or save it again."),
     (GatedRepoError, PermissionError, "{name} is gated: ask for access on its page, then pass token=… or log in."),
     (RevisionNotFoundError, FileNotFoundError, "{name} has no such revision: pass a branch, tag or commit of it."),

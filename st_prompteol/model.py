@@ -31,6 +31,7 @@ SAVED_NAMES = re.compile(
     r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|adapter_model\.bin|pytorch_model(-\d+-of-\d+)?\.bin"
     r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
 )
+_NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
 # What sentence-transformers 6 checks before it opens a model
 _ADAPTER = {"transformers": {"specifier": ">=5.6", "reason": "transformers 5.0 to 5.5 leave the adapter out"}}
@@ -102,6 +103,8 @@ class PromptEOL(SentenceTransformer):
             raise ValueError("PromptEOL needs a model_name_or_path to open, or modules to assemble.")
         if device is not None and device_map is not None:
             raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other: pass one.")
+        if "meta" in (device, model_kwargs.get("device_map"), _only_device(device_map)):
+            raise ValueError(_NO_WEIGHTS)
         if template is not None:
             template = get_template(template)
             if demonstrations:
@@ -159,6 +162,13 @@ class PromptEOL(SentenceTransformer):
     def layer(self, layer: int) -> None:
         self[0].layer = layer
         _fit_poolings(self._modules, self[0].get_embedding_dimension())
+
+    def preprocess(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Tokenises as upstream; ValueError for a model that was moved to the device `meta`."""
+        if self.device.type == "meta":
+            raise ValueError(_NO_WEIGHTS)
+        features: dict[str, Any] = super().preprocess(*args, **kwargs)
+        return features
 
     def load_adapter(self, peft_model_id: str, adapter_name: str = "default", **kwargs: Any) -> None:
         """Puts another adapter on the model and makes it the active one; every tensor must find its place.

@@ -27,6 +27,7 @@ from st_prompteol.adapters import (
 from st_prompteol.attention import install
 from st_prompteol.blocks import prepare, run_to_layers
 from st_prompteol.decoders import (
+    check_complete,
     check_layer,
     has_file,
     hub_kwargs_of,
@@ -163,7 +164,10 @@ class PromptEOLTransformer(Transformer):
         if is_peft_model:
             adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
             source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
-        model: PreTrainedModel = super()._load_model(source, transformer_task, config, backend, False, **model_kwargs)
+        model, report = super()._load_model(
+            source, transformer_task, config, backend, False, output_loading_info=True, **model_kwargs
+        )
+        check_complete(source, report["missing_keys"])
         # upstream's own attribute, which it no longer fills: adapters and results are recorded with it
         model.config._commit_hash = opened_commit(source, hub_kwargs_of(model_kwargs))
         keep_nf4_scales(model)

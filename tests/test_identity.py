@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +120,7 @@ def test_an_adapter_s_scaling_is_part_of_it(causal_lms: dict[str, str]) -> None:
 
 
 def test_weights_that_hold_nothing_are_said(causal_lms: dict[str, str]) -> None:
-    model = copy.deepcopy(PromptEOL(causal_lms["opt"])).to("meta")
+    model = PromptEOL(causal_lms["opt"]).to("meta")
     with pytest.raises(ValueError, match="on the device 'meta', so they hold nothing"):
         identify(model)
 
