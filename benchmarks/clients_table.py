@@ -363,7 +363,7 @@ CLIENTS = (
         ("@huggingface/tokenizers@0.2.0",),
         JAVASCRIPT_TOKENIZERS,
         "`new Tokenizer(tokenizer.json, tokenizer_config.json)`",
-        "It does not know `split_special_tokens`, and does not cut sentences that are too long.",
+        "It does not know `split_special_tokens`, does not cut sentences that are too long, and puts the template around a blank one, too.",
         runtime="node",
         compares="token ids",
     ),
