@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -35,6 +36,7 @@ _FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
         ConnectionError,
         "{name} is no folder, is not in the cache and could not be downloaded: check the spelling and the connection.",
     ),
+    (OfflineModeIsEnabled, ConnectionError, "{name} is asked for on the Hub, but HF_HUB_OFFLINE is set: unset it."),
 )
 # What a server's answer means to a user, in opening and in pushing alike; what is a ConnectionError may pass
 _STATUSES: dict[int, tuple[type[Exception], str]] = {
@@ -111,6 +113,8 @@ def explained_push(repo_id: str) -> Iterator[None]:
             builtin, sentence = _PUSH_STATUSES[status]
             detail = getattr(error, "server_message", None) or HTTPStatus(status).phrase
             raise builtin(f"{repo_id!r} was not pushed to: {sentence.format(error=detail)}") from error
+        if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
+            raise ConnectionError(f"{repo_id!r} was not asked for on the Hub, as HF_HUB_OFFLINE is set.") from error
         if is_broken_connection(error):
             raise ConnectionError(
                 f"{repo_id!r} was not pushed to: the connection broke. Nothing is half there; push again."
@@ -135,6 +139,8 @@ def is_broken_connection(error: BaseException) -> bool:
 def may_pass(error: BaseException) -> bool:
     """Whether the same request can succeed a little later."""
     kind, _ = _STATUSES.get(status_of(error) or 0, (None, ""))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
+        return False
     return kind is ConnectionError or is_broken_connection(error)
 
 

@@ -33,6 +33,28 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
+def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
+    """Writes a file that is not there yet, whole and at once; of several that try, one gets True, the others False."""
+    target = Path(path)
+    staged = _beside(target)
+    try:
+        staged.write_bytes(content)
+        os.link(staged, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        if not staged.exists():  # nothing can be written here
+            raise
+        try:  # a file system without links
+            with open(target, "xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+    finally:
+        staged.unlink(missing_ok=True)
+    return True
+
+
 def append_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
     """Appends lines to a file in one write; what a crash cut short before them stays a line of its own."""
     with open(path, "ab+") as file:

@@ -16,9 +16,10 @@ from itertools import islice
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from st_prompteol.files import replacing_file
+from st_prompteol.long_text import shorten
 from st_prompteol.template import PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,16 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         self.backend_tokenizer.normalizer = _normalizer([*self._steps(template, near), *_steps_of(self.plain)])
         self.backend_tokenizer.post_processor = _parts(post_processor=processor).post_processor
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
+
+    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        """Tokenises texts as upstream does; of a long one that is truncated, no more is read than is needed."""
+        length = kwargs.get("max_length") or self.model_max_length
+        if kwargs.get("truncation") and length and isinstance(text, str | list):
+            whole = [text] if isinstance(text, str) else text
+            if all(isinstance(one, str) for one in whole):
+                cut = [shorten(one, length, self._plain_ids) for one in whole]
+                text = cut[0] if isinstance(text, str) else cut
+        return super().__call__(text, *args, **kwargs)
 
     def tokenize_plainly(self, text: str) -> list[int]:
         """Returns the token ids of `text`, without a template, behind the BOS."""

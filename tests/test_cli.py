@@ -130,3 +130,34 @@ def test_unknown_options_are_usage_errors(causal_lms: dict[str, str]) -> None:
     assert run("encode", causal_lms["opt"], "--precision", "int4", "-o", "x.npy")[0] == 2
     assert run("encode", causal_lms["opt"])[0] == 2
     assert run("unknown")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", "tiny", "x.txt", "-o", "x.npy", "--keep", "id"], "--keep has no effect without --engine:"),
+        (["encode", "tiny", "x.txt", "-o", "x.npy", "--fragment-rows", "32768"], "--fragment-rows has no effect"),
+        (["encode", "tiny", "x.txt", "-o", "x", "--address", "auto"], "--address has no effect without --engine ray"),
+        (
+            ["encode", "tiny", "x.txt", "-o", "x", "--engine", "local", "--workers", "2", "--cpus-per-worker", "1"],
+            "--workers and --cpus-per-worker have no effect without --engine ray",
+        ),
+        (["evaluate", "tiny", "--at-layer", "-2"], "--at-layer has no effect without --methods"),
+        (["evaluate", "tiny", "--mteb", "STSBenchmark", "--fast"], "--fast has no effect on MTEB's tasks"),
+        (["demonstrations", "build", "c.tsv", "--dictionary", "d", "--llm-count", "3"], "--llm-count has no effect"),
+        (
+            ["demonstrations", "build", "c.tsv", "--llm", "x", "--timeout", "9"],
+            "--timeout has no effect on an LLM",
+        ),
+        (
+            ["demonstrations", "build", "c.tsv", "--llm", "x", "--provider", "auto", "--device", "cpu"],
+            "--device has no effect on an LLM at an endpoint",
+        ),
+        (["demonstrations", "search", "tiny", "c.tsv", "--pairs", "p.tsv", "--data-dir", "d"], "--data-dir has no"),
+        (["demonstrations", "search", "tiny", "c.tsv", "--layers", "-1,-2", "--layer", "-2"], "--layer has no effect"),
+    ],
+)
+def test_an_option_works_or_is_refused(arguments: list[str], message: str) -> None:
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert message in err

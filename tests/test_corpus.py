@@ -32,10 +32,12 @@ def model(causal_lms: dict[str, str]) -> PromptEOL:
 
 
 def write(path: Path, sentences: list[str]) -> Path:
-    if path.suffix in (".csv", ".tsv"):
+    if path.suffix == ".csv":
         with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writerows([["id", "text"], *([number, text] for number, text in enumerate(sentences))])
+            csv.writer(file).writerows([["id", "text"], *([number, text] for number, text in enumerate(sentences))])
+    elif path.suffix == ".tsv":  # whose cells hold everything but tabs and line breaks, as it is
+        lines = (f"{number}\t{text}\n" for number, text in enumerate(sentences))
+        path.write_text("id\ttext\n" + "".join(lines), encoding="utf-8")
     elif path.suffix == ".jsonl":
         lines = (json.dumps({"text": text, "n": 1}, ensure_ascii=False) + "\n" for text in sentences)
         path.write_text("".join(lines), encoding="utf-8")
@@ -60,12 +62,13 @@ def test_row_i_is_sentence_i_in_every_format(
     model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, destination: str
 ) -> None:
     monkeypatch.setattr("st_prompteol.corpus.file.CHUNK_BATCHES", 2)  # several chunks
-    path, out = write(tmp_path / f"in{source}", SENTENCES), tmp_path / f"out{destination}"
+    sentences = [sentence for sentence in SENTENCES if source != ".tsv" or "\t" not in sentence]
+    path, out = write(tmp_path / f"in{source}", sentences), tmp_path / f"out{destination}"
     shape = encode_file(model, path, out, column=None if source == ".txt" else "text", batch_size=2)
-    assert shape == (len(SENTENCES), 32)
-    np.testing.assert_allclose(read(out), model.encode(SENTENCES), rtol=1e-4, atol=1e-5)
+    assert shape == (len(sentences), 32)
+    np.testing.assert_allclose(read(out), model.encode(sentences), rtol=1e-4, atol=1e-5)
     if destination == ".parquet":
-        assert pq.read_table(out)["sentence"].to_pylist() == SENTENCES
+        assert pq.read_table(out)["sentence"].to_pylist() == sentences
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, out.name])
 
 
@@ -95,9 +98,9 @@ def test_reads_standard_input(model: PromptEOL, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "content", "column", "message"),
     [
-        ("in.txt", b"fine\n\xff\xfe\n", None, r"Line 2 of .* is not UTF-8 .*iconv"),
+        ("in.txt", b"fine\n\xff\xfe\n", None, r"Line 2 of .* is not UTF-8: .*iconv"),
         ("in.csv", b"a,b\n1,\xff\n", "b", r"Line 2 of .* is not UTF-8"),
-        ("in.csv", b"a,b\n1,2\n3\n", "b", r"Line 3 of .* has 1 columns, but needs 2"),
+        ("in.csv", b"a,b\n1,2\n3\n", "b", r"Line 3 of .* has 1 columns, but its header 2"),
         ("in.csv", b"a,b\n1,2\n", "text", r"has no column 'text': choose one of 'a', 'b'"),
         ("in.csv", b"a,b\n1,2\n", None, r"has no column None: choose one of 'a', 'b'"),
         ("in.csv", b"", "text", r"has no column 'text': choose one of none at all"),

@@ -197,7 +197,7 @@ def test_a_fragment_that_kills_its_workers_gets_smaller_batches_and_is_left_out_
     (tmp_path / "out").mkdir()
     fragments = cut(list_sources([str(source)]), 20, "text", ())
     job = Job(str(tmp_path / "out"), "text", None, 16, "float32", False, key="key")
-    identity, _ = identify(PromptEOL(causal_lms["opt"]))
+    identity = identify(PromptEOL(causal_lms["opt"]))
     attempts = start_attempts()
     worker = _Worker(causal_lms["opt"], {}, 1, identity, job, attempts)
     for _ in range(2):  # two workers began it, and were killed

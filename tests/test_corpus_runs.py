@@ -113,7 +113,7 @@ def test_rows_of_every_format_come_once_in_order_with_their_columns(model: Promp
     manifest = manifest_of(tmp_path / "out")
     assert manifest["complete"] is True
     assert manifest["totals"]["rows"] == sum(part["rows"] for part in manifest["parts"]) == len(expected)
-    assert manifest["identity"]["template"] == model.template.text
+    assert manifest["identity"]["template"] == model.template.to_dict()
     assert manifest["about"]["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert pq.ParquetFile(sorted((tmp_path / "out").glob("part-*"))[0]).num_row_groups == 1
 
@@ -132,10 +132,10 @@ def test_rows_without_text_are_null_and_counted(model: PromptEOL, tmp_path: Path
         fragment_rows=2,
     )
     table = read(tmp_path / "out")
-    expected = ["one", *[None] * 7, "nine", "ten", None, None, "", "x", None, None, "y"]
+    expected = ["one", *[None] * 6, "nine", "ten", None, None, "", "x", None, None, "y"]
     assert table["text"].to_pylist() == expected
     assert [row is None for row in table["embedding"].to_pylist()] == [text is None for text in expected]
-    assert (report.rows, report.bad_rows) == (17, 11)
+    assert (report.rows, report.bad_rows) == (16, 10)
     got = embeddings_of(table.filter(table["embedding"].is_valid()))
     np.testing.assert_allclose(got, model.encode([text for text in expected if text is not None]), **CLOSE)
 
@@ -260,7 +260,7 @@ def test_a_destination_of_something_else_is_refused(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for other, changed, difference in [
         (PromptEOL(causal_lms["llama"]), {}, "weights '.*' there and '.*' here"),
-        (PromptEOL(causal_lms["opt"], template="prompt"), {}, "template '.*one word.*' there and '.*means' here"),
+        (PromptEOL(causal_lms["opt"], template="prompt"), {}, "template {.*one word.*} there and {.*means'.*} here"),
         (PromptEOL(causal_lms["opt"], layer=-2), {}, r"\(layer -1 there and -2 here\)"),
         (model, {"precision": "float16"}, "precision 'float32' there and 'float16' here"),
         (model, {"fragment_rows": 5}, "fragment_rows 10 there and 5 here"),
@@ -315,6 +315,38 @@ def test_an_unreadable_file_in_the_middle_is_named_and_the_rest_is_done(model: P
     np.testing.assert_allclose(embeddings_of(read(out)), model.encode(expected), **CLOSE)
 
 
+def test_files_that_ended_the_run_are_named_or_read_and_the_rest_is_done(model: PromptEOL, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    (source / "d").mkdir(parents=True)
+    (source / "a.csv").write_bytes(b"text\rone\rtwo\r")
+    pq.write_table(pa.table([["x"], ["y"]], names=["text", "text"]), source / "b.parquet")
+    (source / "c.jsonl").write_bytes(b'{"text": "three"}\n{"text": ' + b"1" * 4301 + b'}\n{"text": "four"}\n')
+    with open(os.fsencode(source) + b"/d/\xff.txt", "wb") as file:
+        file.write(b"five\n")
+    (source / "e.csv").write_text('text\n"six\n' + "long " * 30_000 + "\n", encoding="utf-8")
+    arguments: dict[str, Any] = {"fragment_rows": 10}
+    texts = [source / "d", source / "a.csv", source / "b.parquet", source / "c.jsonl", source / "e.csv"]
+    with pytest.raises(ValueError, match="read as one sentence a line"):
+        encode_corpus(model, texts, tmp_path / "out", column="text", **arguments)
+    report = encode_corpus(model, texts[0], tmp_path / "lines", **arguments)
+    assert (report.rows, report.failures) == (1, ())
+    assert read(tmp_path / "lines")["sentence"].to_pylist() == ["five"]
+    report = encode_corpus(model, texts[1:], tmp_path / "out", column="text", **arguments)
+    assert [failure.split("' cannot")[0][-5:] for failure in report.failures] == ["a.csv", "rquet"]
+    assert "carriage return alone" in report.failures[0]
+    assert "has 2 columns 'text'" in report.failures[1]
+    assert read(tmp_path / "out")["text"].to_pylist() == ["three", None, "four", None, "long " * 30_000]
+    assert report.bad_rows == 2
+
+
+def test_a_folder_that_links_lead_back_to_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "a.txt").write_text("one\n", encoding="utf-8")
+    (tmp_path / "d" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "d" / "elsewhere").symlink_to(tmp_path / "d", target_is_directory=True)
+    assert [file.path for file in list_sources([str(tmp_path)])] == [str(tmp_path / "a.txt")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "column", "message"),
     [
@@ -342,6 +374,8 @@ def test_arguments_that_make_no_sense_are_named(model: PromptEOL, tmp_path: Path
     for arguments, message in [
         ({"engine": "spark"}, "Unknown engine 'spark': choose local or ray"),
         ({"engine": "ray"}, "pass its name or folder, not the model"),
+        ({"address": "auto", "workers": 2}, "address='auto', workers=2 has no effect with engine='local': leave"),
+        ({"cpus_per_worker": 1}, "cpus_per_worker=1 has no effect with engine='local'"),
         ({"keep": ["embedding"]}, "none of which is 'embedding'"),
         ({"keep": "text"}, "must be a list of columns"),
         ({"fragment_rows": 0}, "must be at least 1"),

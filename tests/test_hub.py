@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 
 from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.cli import app
-from st_prompteol.hub.upload import _SECRETS, check_no_secrets, select_files
+from st_prompteol.hub import push
+from st_prompteol.hub.facts import CardOptions
+from st_prompteol.hub.upload import check_no_secrets, select_files
 
 from .conftest import SENTENCES, build_senteval
 from .hubserver import Hub
@@ -756,44 +758,58 @@ def test_what_only_its_owner_should_have_stays(tmp_path: Path) -> None:
     assert "hf_own" not in str(caught.value)
 
 
-# Kind -> what is refused, and what only looks like it; put together here, or scanners would find them
-SECRETS = {
-    "a Hugging Face token": (["hf_" + "a1" * 15], ["hf_" + "a1" * 14 + "a", "half_" + "a1" * 15]),
-    "a private key": (
-        [f"-----BEGIN {kind}-----" for kind in ("PRIVATE KEY", "RSA PRIVATE KEY", "PGP PRIVATE KEY BLOCK")],
-        ["-----BEGIN PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----"],
-    ),
-    "an AWS key": (["AKIA" + "A1B2" * 4, "ASIA" + "A1B2" * 4], ["AKIA" + "A1B2" * 5, "AKIA" + "a1b2" * 4]),
-    "a Google key": (["AIza" + "Sy_-a" * 7], ["AIza" + "Sy_-a" * 6 + "Sy_-"]),
-    "a GitHub token": (
-        ["ghp_" + "a1B2" * 9, "ghs_" + "a1B2" * 9, "github_pat_" + "a1_B" * 15],
-        ["ghp_" + "a1B2" * 8, "ghx_" + "a1B2" * 9, "github_pat_" + "a1_B" * 14],
-    ),
-    "a GitLab token": (["glpat-" + "a1_-B" * 4], ["glpat-" + "a1_-" * 4]),
-    "a Slack token": (["xoxb-" + "1234567890", "xoxp-" + "1234567890"], ["xoxb-" + "123456789", "xoxz-" + "1" * 20]),
-    "a password in an address": (
-        ["https://user:pass" + "@example.org", "redis://user:p!w" + "@10.0.0.1:6379"],
-        ["https://example.org:8080/people/@user", "https://user@example.org", "mailto:user@example.org"],
-    ),
-    "an API key": (
-        ["sk-" + "a1_-" * 10, "sk-proj-" + "a1B2" * 10, "sk-ant-" + "a1B2" * 10],
-        ["sk-" + "a1_-" * 9, "task-" + "a1-B" * 12],
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", _SECRETS)
-def test_secrets_are_refused_and_what_looks_like_them_is_not(tmp_path: Path, kind: str) -> None:
-    card = tmp_path / "README.md"
-    refused, allowed = SECRETS[kind]
-    for secret in refused:
-        card.write_text(f"use {secret} for it", encoding="utf-8")
-        with pytest.raises(ValueError, match=f"'README.md' would make {kind} public") as caught:
-            check_no_secrets(tmp_path, [Path("README.md")], None)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["README.md", "curves.png", "LICENSE"])
+def test_tokens_are_found_in_any_encoding(tmp_path: Path, encoding: str, name: str) -> None:
+    shaped = "hf_" + "a1" * 15  # put together here, or scanners would find it
+    for secret, kind in ((shaped, "a Hugging Face token"), ("hf_own", "your token")):
+        (tmp_path / name).write_bytes(f"use {secret} for it".encode(encoding))
+        with pytest.raises(ValueError, match=f"'{name}' would make {kind} public") as caught:
+            check_no_secrets(tmp_path, [Path(name)], "hf_own")
         assert secret not in str(caught.value)
-    for text in allowed:
-        card.write_text(f"use {text} for it", encoding="utf-8")
-        check_no_secrets(tmp_path, [Path("README.md")], None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sk-learn-is-a-python-library-that-many-people-like-to-use", "half_" + "a1" * 15, "-----BEGIN PRIVATE KEY-----"],
+)
+def test_what_is_no_token_goes(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    check_no_secrets(tmp_path, [Path("README.md")], "hf_own")
+
+
+@pytest.mark.parametrize("name", ["NOTICE.txt", "LICENSE", "curves.png"])
+def test_no_link_leads_a_push_out_of_the_folder(causal_lms: dict[str, str], tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "elsewhere" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("for nobody", encoding="utf-8")
+    PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path / "model"))
+    (tmp_path / "model" / name).symlink_to(secret)
+    model = PromptEOL(str(tmp_path / "model"))
+    contents = push._Contents(model, str(tmp_path / "model"), str(tmp_path / "model"), CardOptions(), None, None, None)
+    with pytest.raises(ValueError, match=f"'{name}' in .* is a link to .*secret', and nothing from outside"):
+        push._write_folder(contents, push._Target("alice/x", dry_run=True), tmp_path / "folder")
+
+
+def test_a_dry_run_needs_no_connection(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path / "model"))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment["HF_TOKEN"] = WRITE
+    command = [
+        sys.executable,
+        "-c",
+        "from st_prompteol.cli import app; app()",
+        "push",
+        str(tmp_path / "model"),
+        "alice/x",
+    ]
+    done = subprocess.run([*command, "--dry-run"], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "files, " in done.stdout
+    assert "would go to alice/x" in done.stdout
+    assert "Only what is here was checked, and not what 'alice/x' holds" in done.stderr
+    done = subprocess.run([*command, "--branch", "b"], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, "HF_HUB_OFFLINE is set" in done.stderr) == (2, True)
 
 
 def test_several_adapters_over_one_base_are_listed(causal_lms: dict[str, str], tmp_path: Path) -> None:

@@ -109,7 +109,10 @@ def test_bad_rows_are_skipped_and_counted(
 def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('anchor,positive\n"two\nlines",b\nonly\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is not text; mend the row, or drop --strict"):
+    with pytest.raises(ValueError, match=r"Line 4 of '.*rows\.csv' has 1 columns, but its header 2.* --strict"):
+        load_triplets(DataArguments(train_file=str(path), strict=True), tokenizer)
+    path.write_text('anchor,positive\n"two\nlines",b\nonly,\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is empty; mend the row, or drop --strict"):
         load_triplets(DataArguments(train_file=str(path), strict=True), tokenizer)
 
 
@@ -119,7 +122,7 @@ def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokeniz
         ("empty.csv", b"", "holds no row"),
         ("header.csv", b"anchor,positive\n", "holds no row"),
         ("bad.jsonl", b'{"anchor": "a"\n', "Line 1 of .* is not JSON"),
-        ("list.jsonl", b"[1, 2]\n", "Line 1 of .* is not a JSON object"),
+        ("list.jsonl", b"[1, 2]\n", "Line 1 of .* must be a JSON object"),
         ("bad.parquet", b"no", "is not a Parquet file"),
         ("latin.csv", "anchor,positive\né,b\n".encode("latin-1"), "is not UTF-8"),
         ("rows.xml", b"<a/>", r"train_file ends in \.csv, \.tsv, \.jsonl, \.parquet"),

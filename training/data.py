@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from tokenizers import Tokenizer
 
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
+from st_prompteol.tables import Bad, Row, read_rows
 
 if TYPE_CHECKING:
     from training.arguments import DataArguments
@@ -23,9 +22,8 @@ logger = logging.getLogger(__name__)
 
 ROLES = ("anchor", "positive", "negative")
 _SIMCSE = ("sent0", "sent1", "hard_neg")  # the columns of the paper's file, nli_for_simcse.csv
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _CHUNK = 1000
-
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its cells
 
 
 def load_triplets(args: DataArguments, tokenizer: Tokenizer, seed: int = 0) -> Dataset | IterableDataset:
@@ -67,7 +65,7 @@ class _Triplets:
     def source(self) -> str:
         return repr(self.args.train_file or self.args.dataset_name)
 
-    def raw(self) -> Iterator[Row]:
+    def raw(self) -> Iterator[Row | Bad]:
         return read_file(self.args.train_file) if self.args.train_file else _read_hub(self.args)
 
     def roles(self) -> tuple[str, ...]:
@@ -76,10 +74,11 @@ class _Triplets:
 
     def mapping(self) -> dict[str, str]:
         """From roles to the names of the source's columns."""
-        first = next(self.raw(), None)
+        first = next((row for row in self.raw() if isinstance(row, Row)), None)
         if first is None:
-            raise ValueError(f"{self.source} holds no row to train on: check the file and its columns.")
-        found = list(first[1])
+            problem = next((f" ({row.problem})" for row in self.raw() if isinstance(row, Bad)), "")
+            raise ValueError(f"{self.source} holds no row to train on{problem}: check the file and its columns.")
+        found = list(first.cells)
         candidates = [self.args.columns] if self.args.columns else [ROLES, _SIMCSE, ROLES[:2], _SIMCSE[:2]]
         for names in candidates:
             if len(names) in (2, 3) and set(names) <= set(found):
@@ -95,11 +94,11 @@ class _Triplets:
         mapping = self.mapping()
         self.skipped, self.examples = {}, []
         count, chunk = 0, []
-        for place, cells in self.raw():
-            sentences = [cells.get(name) for name in mapping.values()]
-            problem = self.problem(list(mapping.values()), sentences)
+        for row in self.raw():
+            sentences = [row.cells.get(name) for name in mapping.values()]
+            problem = "unreadable" if isinstance(row, Bad) else self.problem(list(mapping.values()), sentences)
             if problem:
-                self.skip(place, problem)
+                self.skip(row, problem)
                 continue
             chunk.append(sentences)
             count += 1
@@ -120,12 +119,13 @@ class _Triplets:
                 return f"{name} is empty"
         return None
 
-    def skip(self, place: str, problem: str) -> None:
+    def skip(self, row: Row | Bad, problem: str) -> None:
         if self.args.strict:
-            raise ValueError(f"{self.source}, {place}: {problem}; mend the row, or drop --strict to skip such rows.")
+            told = row.problem if isinstance(row, Bad) else f"{self.source}, {row.place}: {problem}; mend the row,"
+            raise ValueError(f"{told} or drop --strict to skip such rows.")
         self.skipped[problem] = self.skipped.get(problem, 0) + 1
         if len(self.examples) < 3:
-            self.examples.append(place)
+            self.examples.append(row.place)
 
     def report(self) -> None:
         if self.skipped:
@@ -161,79 +161,28 @@ def cut_sentences(sentences: list[str], tokenizer: Tokenizer, max_tokens: int) -
     ]
 
 
-def read_file(path: str | Path) -> Iterator[Row]:
+def read_file(path: str | Path) -> Iterator[Row | Bad]:
     """Yields the rows of a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or of all of a folder's Parquet files.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the format is unknown or the content is not in it.
+        ValueError: If the format is unknown or the file as a whole is not in it.
     """
     path = Path(path)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{str(path)!r} is neither a file nor a folder with .parquet files: check train_file.")
-    reader = _READERS.get(files[0].suffix)
-    if reader is None:
-        raise ValueError(f"Unknown format {str(path)!r}: train_file ends in {', '.join(_READERS)}.")
+    if files[0].suffix not in _SUFFIXES:
+        raise ValueError(f"Unknown format {str(path)!r}: train_file ends in {', '.join(_SUFFIXES)}.")
     for file in files:
-        try:
-            yield from reader(file)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{str(file)!r} is not UTF-8 ({error}): convert it, for example with iconv.") from None
-        except csv.Error as error:
-            raise ValueError(f"{str(file)!r} is not the format that its name says ({error}): write it anew.") from None
+        yield from read_rows(file)
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    tabs = path.suffix == ".tsv"  # whose cells hold quotation marks as they are
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(
-            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-        )
-        header = next(lines, [])
-        for cells in lines:
-            if cells:
-                yield f"line {lines.line_num}", dict(zip(header, cells, strict=False))
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"Line {number} of {str(path)!r} is not JSON ({error}): mend it.") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"Line {number} of {str(path)!r} is not a JSON object: write one with the columns.")
-            yield f"line {number}", row
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=_CHUNK) for row in batch.to_pylist())
-            yield from _numbered(rows)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{str(path)!r} is not a Parquet file ({error}): write it anew.") from None
-
-
-_READERS = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _read_hub(args: DataArguments) -> Iterator[Row]:
+def _read_hub(args: DataArguments) -> Iterator[Row | Bad]:
     config = args.dataset_config or ("triplet" if args.dataset_name == "sentence-transformers/all-nli" else None)
     rows = load_dataset(args.dataset_name, config, split=args.dataset_split, streaming=args.streaming)
-    yield from _numbered(rows)
-
-
-def _numbered(rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
-    for number, row in enumerate(rows):
-        yield f"row {number}", row
+    for number, cells in enumerate(rows):
+        yield Row(f"row {number}", cells)
 
 
 @dataclass(frozen=True)

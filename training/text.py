@@ -92,7 +92,7 @@ def read_text(senteval_dir: str, nli_dir: str, wordnet_dir: str) -> Text:
     synsets = read_wordnet(wordnet_dir)
     sources = (
         _senteval_sentences(senteval_dir),
-        (cell for _, row in read_file(nli_dir) for cell in row.values() if isinstance(cell, str)),
+        (cell for row in read_file(nli_dir) for cell in row.cells.values() if isinstance(cell, str)),
         (example for synset in synsets for example in synset.examples),
     )
     sentences, seen = [], set(forbidden)

@@ -32,9 +32,9 @@ _ALIKE = 4.0  # out of 5: pairs that people gave as much count as paraphrases
 def inference_triplets(nli_dir: str, rng: random.Random) -> Iterator[Triplet]:
     """Yields premises with an entailment and a contradiction, or another premise where there is none."""
     hypotheses: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for _, row in read_file(nli_dir):
-        if "premise" in row:
-            hypotheses[row["premise"]][row["label"]].append(row["hypothesis"])
+    for row in read_file(nli_dir):
+        if "premise" in row.cells:
+            hypotheses[row.cells["premise"]][row.cells["label"]].append(row.cells["hypothesis"])
     premises = list(hypotheses)
     for premise, (entailed, _, contradicted) in ((p, [h[0], h[1], h[2]]) for p, h in hypotheses.items()):
         for number, hypothesis in enumerate(entailed):

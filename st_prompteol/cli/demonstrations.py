@@ -8,13 +8,24 @@ from typing import Annotated
 
 import typer
 
-from st_prompteol.cli.options import Device, Layer, Model, Quantization, Revision, Template, open_model, quiet
+from st_prompteol.cli.options import (
+    Device,
+    Layer,
+    Model,
+    Quantization,
+    Revision,
+    Template,
+    open_model,
+    quiet,
+    refuse_unused,
+)
 
 DataDir = Annotated[str | None, typer.Option(help="Folder in SentEval's layout, for STS-B; downloaded if not given.")]
 Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
 
 
 def build(
+    context: typer.Context,
     output: Annotated[str, typer.Argument(help="File of candidates to write: .jsonl or .tsv.")],
     dictionary: Annotated[
         str | None, typer.Option(help="Folder of WordNet's files, or a .tsv file of definition and word.")
@@ -41,6 +52,16 @@ def build(
     seed: Seed = 0,
 ) -> None:
     """Build candidates from a dictionary, from an LLM, or from both."""
+    if dictionary is None:
+        refuse_unused(context, "without --dictionary", "dictionary_count", "min_frequency")
+    if llm is None:
+        refuse_unused(context, "without --llm", "llm_count", "sentences", "data_dir")
+    if llm is None or sentences is not None:
+        refuse_unused(context, "where no sentences of STS-B are drawn", "data_dir")
+    if base_url is None and provider is None:
+        refuse_unused(context, "on an LLM that is run here", "key_variable", "concurrency", "timeout", "attempts")
+    else:
+        refuse_unused(context, "on an LLM at an endpoint", "device")
     quiet()
     from st_prompteol.demonstrations import Endpoint, LocalLM, build_demonstrations
     from st_prompteol.demonstrations.build import read_sentences
@@ -77,6 +98,7 @@ def build(
 
 
 def search(
+    context: typer.Context,
     model: Model,
     candidates: Annotated[str, typer.Argument(help="Candidates: .jsonl, .tsv, or lines in the paper's spelling.")],
     output_dir: Annotated[
@@ -100,6 +122,10 @@ def search(
     revision: Revision = None,
 ) -> None:
     """Find the best demonstrations for a model among candidates."""
+    if pairs is not None:
+        refuse_unused(context, "beside --pairs", "data_dir")
+    if layers is not None:
+        refuse_unused(context, "beside --layers", "layer")
     quiet()
     from st_prompteol.demonstrations import read_candidates, read_pairs, search_demonstrations, sts_b_dev
     from st_prompteol.demonstrations.report import plot, summarize, write_table

@@ -18,10 +18,12 @@ from st_prompteol.cli.options import (
     TruncateDim,
     open_model,
     quiet,
+    refuse_unused,
 )
 
 
 def encode(
+    context: typer.Context,
     output: Annotated[
         str,
         typer.Option("--output", "-o", help="File to write: .npy, .safetensors or .parquet; a folder with --engine."),
@@ -57,7 +59,9 @@ def encode(
     workers: Annotated[
         int | None, typer.Option(min=1, help="With --engine ray: most workers at a time. Default: one a GPU.")
     ] = None,
-    cpus_per_worker: Annotated[int, typer.Option(min=1, help="With --engine ray: cores of a worker without GPU.")] = 1,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: cores of a worker without GPU. Default: 1.")
+    ] = None,
     truncate_dim: TruncateDim = None,
     template: Template = None,
     layer: Layer = None,
@@ -67,6 +71,10 @@ def encode(
     revision: Revision = None,
 ) -> None:
     """Encode a file of sentences, row i of the output being sentence i, or with --engine a corpus."""
+    if engine is None:
+        refuse_unused(context, "without --engine", "keep", "fragment_rows")
+    if engine != "ray":
+        refuse_unused(context, "without --engine ray", "address", "workers", "cpus_per_worker")
     options: dict[str, Any] = {
         "template": template,
         "layer": layer,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from st_prompteol.cli.options import Device, Layer, Quantization, Revision, Template, quiet
+from st_prompteol.cli.options import Device, Layer, Quantization, Revision, Template, quiet, refuse_unused
 
 if TYPE_CHECKING:
     from st_prompteol.evaluation.report import Row
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[list[str], typer.Argument(help="Models of any kind: decoder LLMs, saved models, encoders.")],
     tasks: Annotated[
         list[str] | None,
@@ -41,6 +42,10 @@ def evaluate(
     revision: Revision = None,
 ) -> None:
     """Evaluate models on the paper's 7 STS and 7 transfer tasks, and on MTEB."""
+    if not methods:
+        refuse_unused(context, "without --methods", "layers")
+    if mteb and not tasks:
+        refuse_unused(context, "on MTEB's tasks", "data_dir", "fast")
     quiet()
     from st_prompteol.evaluation.comparison import Comparison
     from st_prompteol.evaluation.report import published_rows, write_table

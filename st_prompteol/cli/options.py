@@ -38,6 +38,21 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
+    """Raises ValueError for options that were given although they have no effect.
+
+    Args:
+        context: The command's.
+        reason: When they have none.
+        *names: The options, as the parameters are called.
+    """
+    given = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        options = {name: next(iter(one.opts)) for one in context.command.params if (name := one.name)}
+        told = " and ".join(options[name] for name in given)
+        raise ValueError(f"{told} {'has' if len(given) == 1 else 'have'} no effect {reason}: leave it out.")
+
+
 def quiet() -> None:
     """Turns upstream's notices and weight-loading bars off: what a user should know is printed here."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from st_prompteol.corpus.file import encode_file
-from st_prompteol.corpus.formats import read_lines
 from st_prompteol.corpus.run import CorpusReport, encode_corpus
 
-__all__ = ["CorpusReport", "encode_corpus", "encode_file", "read_lines"]
+__all__ = ["CorpusReport", "encode_corpus", "encode_file"]

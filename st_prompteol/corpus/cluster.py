@@ -21,9 +21,10 @@ from transformers.utils import logging as transformers_logging
 
 from st_prompteol.corpus.encoder import FragmentEncoder, Job
 from st_prompteol.corpus.fragments import Fragment
-from st_prompteol.corpus.manifest import identify
+from st_prompteol.corpus.manifest import describe_model
 from st_prompteol.corpus.parts import Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
+from st_prompteol.identity import identify
 from st_prompteol.model import PromptEOL
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class RayWorkers:
     def identify(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns of the model what its embeddings depend on, and what else there is to know of it."""
         if self._can_open_here:  # which saves the start of a process
-            self._identity, about = identify(PromptEOL(self.model, **self.options))
+            self._identity, about = _identify(self.model, self.options, None)
         else:
             self._identity, about = self._run(_identify)
         return dict(self._identity), about
@@ -176,7 +177,7 @@ class _Worker:
             )
         if self.encoder is None:
             opened = _open(self.model, self.options, self.threads)
-            if identify(opened)[0] != self.identity:
+            if identify(opened) != self.identity:
                 raise ValueError(
                     f"{self.model!r} is not the same model on every node: pass a revision, or one folder."
                 )
@@ -240,7 +241,8 @@ def _open(model: str, options: dict[str, Any], threads: int | None) -> PromptEOL
 
 
 def _identify(model: str, options: dict[str, Any], threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    return identify(_open(model, options, threads))
+    opened = _open(model, options, threads)
+    return identify(opened), describe_model(opened)
 
 
 def _calibrate(

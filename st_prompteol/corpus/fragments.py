@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.corpus.formats import SUFFIXES, columns_of, known
+from st_prompteol.corpus.formats import check_lines
 from st_prompteol.corpus.storage import Storage
+from st_prompteol.tables import SUFFIXES, check_single, columns_of, known
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +111,11 @@ def cut(files: Sequence[SourceFile], rows: int, column: str | None, keep: Sequen
 
 def _spans(file: SourceFile, rows: int, column: str | None, keep: Sequence[str]) -> list[tuple[int, int]]:
     lines = file.suffix not in (".parquet", ".jsonl", ".csv", ".tsv")
-    if lines and (column is not None or keep):
-        raise ValueError(
-            f"{file.path!r} is read as one sentence a line, so it has no column {(column or keep[0])!r}: encode it "
-            "in a run of its own."
-        )
+    if lines:
+        check_lines(file.path, column, keep)
     try:
-        types, groups = ({}, []) if lines else _look_into(file)
-    except (OSError, ValueError, csv.Error) as error:
+        types, groups = ({}, []) if lines else _look_into(file, [*([] if column is None else [column]), *keep])
+    except (OSError, ValueError) as error:
         logger.warning("%r cannot be read: %s", file.path, error)
         return [(0, file.size)]
     if types:  # an empty file has no columns to miss
@@ -135,11 +132,18 @@ def _spans(file: SourceFile, rows: int, column: str | None, keep: Sequence[str])
     return [(start, min(start + step, file.size)) for start in range(0, file.size, step)] if file.size else []
 
 
-def _look_into(file: SourceFile) -> tuple[dict[str, Any], list[int]]:
-    """Returns the columns and, of Parquet, their types and the rows of each row group."""
+def _look_into(file: SourceFile, wanted: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
+    """Returns the columns and, of Parquet, their types and the rows of each row group.
+
+    Raises:
+        ValueError: If the file as a whole cannot be read, or a column that is wanted is there twice.
+        OSError: If it cannot be read.
+    """
     with Storage(file.source).open(file.path) as opened:
+        names = columns_of(file.path, opened)
+        check_single(file.path, wanted or names[:1], names)
         if file.suffix != ".parquet":
-            return dict.fromkeys(columns_of(opened, file.path)), []
+            return dict.fromkeys(names), []
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(opened) as parquet:

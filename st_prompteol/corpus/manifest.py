@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,8 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.corpus.fragments import SourceFile
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.fingerprint import weights_fingerprint
-from st_prompteol.model import PromptEOL
+from st_prompteol.identity import digest
 
 NAME = "_manifest.json"  # readers of Parquet folders pass over names with an underscore
 
@@ -48,13 +46,28 @@ class Manifest:
     @property
     def key(self) -> str:
         """A short text that stands for the identity, and for the ranges that embeddings were scaled by."""
-        told = json.dumps([self.identity, self.ranges], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        return digest([self.identity, self.ranges])
+
+    def claim(self, destination: Storage) -> bool:
+        """Puts it into a folder that has none, and returns whether it was the first that did."""
+        return destination.create(NAME, self._content())
 
     def write(self, destination: Storage) -> None:
-        """Puts it into its place; what was there stays until it is whole."""
+        """Puts it into its place; what was there stays until it is whole.
+
+        Raises:
+            FileExistsError: If the place has been taken by a run of another model or other data.
+        """
+        found = read_manifest(destination)
+        if found is not None:
+            check_identity(destination, found.identity, self.identity)
+            check_identity(destination, {"ranges": found.ranges}, {"ranges": self.ranges})
         with destination.replacing(NAME) as staged:
-            staged.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            staged.write_bytes(self._content())
+
+    def _content(self) -> bytes:
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return text.encode("utf-8", "backslashreplace")  # names of files that are not UTF-8, as JSON writes them
 
 
 def read_manifest(destination: Storage) -> Manifest | None:
@@ -79,25 +92,10 @@ def read_manifest(destination: Storage) -> Manifest | None:
     return None
 
 
-def identify(model: SentenceTransformer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns of a model what its embeddings depend on, and what else there is to know of it."""
+def describe_model(model: SentenceTransformer) -> dict[str, Any]:
+    """Returns what else there is to know of a model: where it is from."""
     config = getattr(model[0], "config", None)
-    identity = {
-        "weights": weights_fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "dimension": model.get_embedding_dimension(),
-        "max_seq_length": model.max_seq_length,
-    }
-    about = {"model": getattr(config, "name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
-    if isinstance(model, PromptEOL):
-        identity |= {
-            "template": model.template.text,
-            "preprocessing": model.template.preprocessing,
-            "demonstrations": [[shot.sentence, shot.word] for shot in model.template.demonstrations],
-            "layer": model.layer,
-            "adapters": list(model[0].model.active_adapters()) if model.adapters else [],
-        }
-    return identity, about
+    return {"model": getattr(config, "name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
 
 
 def packages() -> dict[str, str]:

@@ -78,7 +78,7 @@ def encode_corpus(
     devices: Sequence[str] | None = None,
     address: str | None = None,
     workers: int | None = None,
-    cpus_per_worker: int = 1,
+    cpus_per_worker: int | None = None,
     show_progress_bar: bool = False,
 ) -> CorpusReport:
     """Encodes every row of a corpus; a run that was stopped, whatever by, goes on when it is called again.
@@ -110,7 +110,7 @@ def encode_corpus(
         address: Of the cluster, as `ray.init` takes it. Defaults to None: `RAY_ADDRESS`, else a Ray is started here.
         workers: The most workers at a time. Defaults to None: one for each GPU of the cluster, or for each
             `cpus_per_worker` cores if it has none.
-        cpus_per_worker: Cores of a worker of the Ray engine. Defaults to 1.
+        cpus_per_worker: Cores of a worker of the Ray engine that has no GPU. Defaults to None: 1.
         show_progress_bar: Whether to show one. Defaults to False.
 
     Returns:
@@ -127,6 +127,10 @@ def encode_corpus(
     """
     start = time.perf_counter()
     _check(model, engine, keep, batch_size, fragment_rows)
+    of_ray = {"address": address, "workers": workers, "cpus_per_worker": cpus_per_worker}
+    of_other: dict[str, Any] = {"devices": devices} if engine == "ray" else of_ray
+    if unused := [f"{name}={value!r}" for name, value in of_other.items() if value is not None]:
+        raise ValueError(f"{', '.join(unused)} has no effect with engine={engine!r}: leave it out.")
     addresses = [source] if isinstance(source, str | os.PathLike) else list(source)
     folder, sources = Storage(destination), [Storage(each).address for each in addresses]
     for each in sources:
@@ -163,7 +167,7 @@ def encode_corpus(
                     return _report([done[fragment.part] for fragment in fragments], 0, [], start)
             if manifest.ranges is None and precision in ("int8", "uint8"):
                 manifest.ranges = pool.calibrate(job, fragments)
-            _write(manifest, folder)
+            _claim(manifest, folder, is_there=found is not None)
             is_ours = True
             job = replace(job, key=manifest.key, ranges=manifest.ranges)
             missing = [fragment for fragment in fragments if fragment.part not in done]
@@ -173,13 +177,16 @@ def encode_corpus(
             folder.remove_staged(PREFIX)
     done |= {outcome.part: outcome for outcome in outcomes if not outcome.failure}
     manifest.failures = {outcome.part: outcome.failure for outcome in outcomes if outcome.failure}
+    for part in _foreign(folder, job.key, list(done)):
+        del done[part]
+        manifest.failures[part] = f"{part} is of another run to {folder.address!r}: run again, which replaces it."
     parts = [done[fragment.part] for fragment in fragments if fragment.part in done]
     manifest.complete = not manifest.failures
     manifest.parts = [{"name": part.part, "rows": part.rows, "bad_rows": part.bad_rows} for part in parts]
     manifest.totals = {
         name: sum(getattr(part, name) for part in parts) for name in ("rows", "bad_rows", "seconds", "tokens")
     }
-    _write(manifest, folder)
+    _claim(manifest, folder, is_there=True)
     return _report(parts, sum(outcome.rows for outcome in outcomes), list(manifest.failures.values()), start)
 
 
@@ -203,10 +210,10 @@ def _open_workers(
     devices: Sequence[str] | None,
     address: str | None,
     workers: int | None,
-    cpus_per_worker: int,
+    cpus_per_worker: int | None,
 ) -> AbstractContextManager[Workers]:
     if engine == "ray":
-        return cluster.open_workers(str(model), options, address, workers, cpus_per_worker)
+        return cluster.open_workers(str(model), options, address, workers, cpus_per_worker or 1)
     return local.open_workers(model, options, devices)
 
 
@@ -250,10 +257,30 @@ def _encode(
     return outcomes
 
 
-def _write(manifest: Manifest, folder: Storage) -> None:
+def _foreign(folder: Storage, key: str, parts: Sequence[str]) -> list[str]:
+    """Returns those of the parts that this run does not find as it made them."""
+    footers = read_footers(folder, parts)
+    return [part for part in parts if footers.get(part, {}).get("key") != key]
+
+
+def _claim(manifest: Manifest, folder: Storage, is_there: bool) -> None:
+    """Makes a destination that of this run, unless one of another model or other data has it.
+
+    Args:
+        manifest: What the run is.
+        folder: The destination.
+        is_there: Whether a manifest was found there, which is that of an earlier run.
+    """
     try:
         folder.make()
+        if not is_there and manifest.claim(folder):
+            return
+        if not is_there and (found := read_manifest(folder)) is not None:  # of a run that was faster
+            manifest.ranges = manifest.ranges and found.ranges
+            check_files(folder, found.files, [SourceFile(**file) for file in manifest.files], set())
         manifest.write(folder)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise type(error)(
             f"The destination {folder.address!r} cannot be written: {error.strerror or error}."

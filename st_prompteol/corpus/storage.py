@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import tempfile
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.corpus.formats import import_pyarrow
-from st_prompteol.files import replacing_file
+from st_prompteol.files import create_file, replacing_file
+from st_prompteol.tables import import_pyarrow
 
+logger = logging.getLogger(__name__)
+
+_NO_DATA = (".", "_")  # by which writers begin the names of what is no data
 _NATIVE = ("file", "s3", "gs")  # what pyarrow opens by itself; all else goes through fsspec
 
 
@@ -42,6 +46,7 @@ class Storage:
         from pyarrow import fs
 
         self.address = os.fspath(address)
+        self._client: Any = None  # fsspec's, where pyarrow has none of its own
         scheme = self.address.partition("://")[0] if "://" in self.address else None
         if scheme is None:
             self.address = os.path.abspath(self.address)
@@ -55,7 +60,7 @@ class Storage:
                 filesystem, self.path = fsspec.core.url_to_fs(self.address)
             except ValueError as error:
                 raise ValueError(f"Nothing opens {self.address!r} ({error}): check how it begins.") from None
-            self.filesystem = fs.PyFileSystem(fs.FSSpecHandler(filesystem))
+            self.filesystem, self._client = fs.PyFileSystem(fs.FSSpecHandler(filesystem)), filesystem
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def files(self) -> list[StoredFile]:
@@ -68,6 +73,8 @@ class Storage:
         """
         from pyarrow import fs
 
+        if self.is_local and os.path.isdir(self.path):
+            return sorted(_walk(self.path), key=lambda file: file.path)
         info = self.filesystem.get_file_info(self.path)
         if info.type == fs.FileType.NotFound:
             raise FileNotFoundError(f"{self.address!r} is neither a file nor a folder: check the spelling.")
@@ -80,7 +87,7 @@ class Storage:
                 _stored(info)
                 for info in infos
                 if info.type == fs.FileType.File
-                and not any(part.startswith((".", "_")) for part in info.path[below:].split("/"))
+                and not any(part.startswith(_NO_DATA) for part in info.path[below:].split("/"))
             ),
             key=lambda file: file.path,
         )
@@ -94,7 +101,8 @@ class Storage:
 
     def open(self, path: str | None = None) -> Any:
         """Opens a file for reading, by its path in the filesystem or the storage's own; it can seek."""
-        return self.filesystem.open_input_file(self.path if path is None else path)
+        path = self.path if path is None else path
+        return open(path, "rb") if self.is_local else self.filesystem.open_input_file(path)
 
     def read(self, name: str) -> bytes:
         """Returns what a file in the folder holds."""
@@ -123,6 +131,32 @@ class Storage:
             yield staged
             fs.copy_files(str(staged), self.join(name), fs.LocalFileSystem(), self.filesystem)
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes a file of the folder that is not there yet, at once or not at all.
+
+        Of several that try at the same time one succeeds, where the storage can: on this machine by a link, elsewhere
+        by the exclusive creation that fsspec's clients offer (`s3fs`, `gcsfs`). Pyarrow's own clients have none, so
+        for `s3://` and `gs://` these packages are used where they are installed; without them it is looked whether
+        the file is there, and then it is written.
+
+        Returns:
+            Whether it was written; False if there is one already.
+        """
+        if self.is_local:
+            return create_file(self.join(name), content)
+        client = self._client or _other_client(self.address)
+        if client is not None:
+            try:
+                client.pipe_file(self.join(name), content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        if name in self.names():
+            return False
+        with self.replacing(name) as staged:
+            staged.write_bytes(content)
+        return True
+
     def make(self) -> None:
         """Makes the folder where it does not exist; object stores have none."""
         self.filesystem.create_dir(self.path, recursive=True)
@@ -132,6 +166,34 @@ class Storage:
         if self.is_local:
             for path in Path(self.path).glob(f".{prefix}*.tmp"):
                 path.unlink(missing_ok=True)
+
+
+def _walk(folder: str) -> Iterator[StoredFile]:
+    """Yields the files below a folder of this machine; a folder that links lead to again is read once."""
+    seen: set[tuple[int, int]] = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        at = os.stat(path)
+        if (at.st_dev, at.st_ino) in seen:
+            logger.warning("%r is a link to a folder that is read already, so it is left out.", path)
+            folders.clear()
+            continue
+        seen.add((at.st_dev, at.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(_NO_DATA))
+        for name in names:
+            file = os.path.join(path, name)
+            if not name.startswith(_NO_DATA) and os.path.isfile(file):
+                found = os.stat(file)
+                yield StoredFile(file, found.st_size, found.st_mtime)
+
+
+def _other_client(address: str) -> Any:
+    """Returns fsspec's client for an address that pyarrow opens by its own, None if it is not installed."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(address)[0]
+    except ImportError:
+        return None
 
 
 def _stored(info: Any) -> StoredFile:

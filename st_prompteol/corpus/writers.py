@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from st_prompteol.corpus.formats import import_pyarrow
+from st_prompteol.tables import import_pyarrow
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Array = np.ndarray[Any, Any]

@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from st_prompteol.corpus import read_lines
 from st_prompteol.demonstrations.candidates import Candidate, check_output, drop_duplicates, write_candidates
 from st_prompteol.demonstrations.llm import LLM, ask_for_words
 from st_prompteol.demonstrations.wordnet import sample_dictionary
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
+from st_prompteol.tables import read_lines
 from st_prompteol.template import Demonstration
 
 # The paper's mix (section 3.2)

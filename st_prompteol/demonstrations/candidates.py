@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from st_prompteol.corpus import read_lines
 from st_prompteol.files import replacing_file
+from st_prompteol.tables import LINE, Bad, columns_of, read_rows
 from st_prompteol.template import Demonstration, PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,9 @@ def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
     r"""Reads candidates from a file; of duplicates the first one stays.
 
     Args:
-        path: `.jsonl` with objects of `sentence`, `word` and, if known, `source`; `.tsv` with these columns, with or
-            without a header; anything else in the paper's one-line spelling, `_` for a space and `*sent_0*` for the
-            place of the sentence, e.g.
+        path: `.jsonl` with objects of `sentence`, `word` and, if known, `source`; `.tsv` or `.csv` with these columns,
+            with or without a header; anything else in the paper's one-line spelling, `_` for a space and `*sent_0*`
+            for the place of the sentence, e.g.
             `This_sentence_:_"A_jockey."_means_in_one_word:"Horse".This_sentence_:_"*sent_0*"_means_in_one_word:"`.
 
     Raises:
@@ -45,15 +46,17 @@ def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
         OSError: If it cannot be read.
     """
     path = Path(path)
-    read = _READERS.get(path.suffix, _from_reference)
     candidates = []
-    for number, line in read_lines(path):
-        if not line.strip() or (number == 1 and tuple(line.split("\t")[:2]) == _HEADER[:2]):
-            continue
+    for row in read_rows(path, header=_missing_header(path)):
+        if isinstance(row, Bad):
+            raise ValueError(row.problem)
         try:
-            candidates.append(read(line, path.stem))
+            if LINE not in row.cells:
+                candidates.append(_from_cells(row.cells, path.stem))
+            elif row.cells[LINE].strip():
+                candidates.append(_from_reference(row.cells[LINE], path.stem))
         except ValueError as error:
-            raise ValueError(f"{str(path)!r}, line {number}: {error}") from None
+            raise ValueError(f"{str(path)!r}, {row.place}: {error}") from None
     if not candidates:
         raise ValueError(f"{str(path)!r} holds no demonstration: write one a line, as sentence and word.")
     return drop_duplicates(candidates)
@@ -111,24 +114,17 @@ def check_quotes(template: PromptTemplate, demonstrations: Sequence[Demonstratio
                 )
 
 
-def _from_json(line: str, source: str) -> Candidate:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{line[:80]!r} is not JSON ({error}): mend or drop the line.") from None
-    if not isinstance(row, dict) or not {"sentence", "word"} <= row.keys():
-        raise ValueError(f"{line[:80]!r} must be a JSON object with a sentence and a word: mend or drop the line.")
-    return Candidate(Demonstration(row["sentence"], row["word"]), str(row.get("source") or source))
+def _missing_header(path: Path) -> Sequence[str] | None:
+    """Returns the columns of a table without a header, None where there is one."""
+    if path.suffix not in (".csv", ".tsv") or {"sentence", "word"} <= set(first := columns_of(path)):
+        return None
+    return _HEADER[: max(2, len(first))]
 
 
-def _from_tsv(line: str, source: str) -> Candidate:
-    cells = line.split("\t")
-    if len(cells) not in (2, 3):
-        raise ValueError(
-            f"{line[:80]!r} has {len(cells)} tab-separated column(s), but a demonstration takes a sentence, a word "
-            "and, if known, a source: mend or drop the line."
-        )
-    return Candidate(Demonstration(cells[0], cells[1]), (cells[2] if len(cells) == 3 else "") or source)
+def _from_cells(cells: Mapping[str, Any], source: str) -> Candidate:
+    if not {"sentence", "word"} <= cells.keys():
+        raise ValueError(f"{str(dict(cells))[:80]} must hold a sentence and a word: mend or drop it.")
+    return Candidate(Demonstration(cells["sentence"], cells["word"]), str(cells.get("source") or source))
 
 
 def _from_reference(line: str, source: str) -> Candidate:
@@ -143,9 +139,6 @@ def _from_reference(line: str, source: str) -> Candidate:
     if not sentence or not word or before + sentence + after + word + '".' + before != shown or '"' in word:
         raise ValueError(f"{spelled}: mend or drop the line.")
     return Candidate(Demonstration(sentence, word), source)
-
-
-_READERS: dict[str, Callable[[str, str], Candidate]] = {".jsonl": _from_json, ".tsv": _from_tsv}
 
 
 def _to_json(candidate: Candidate) -> str:

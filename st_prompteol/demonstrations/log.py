@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from st_prompteol.files import append_lines, read_json_lines
-from st_prompteol.fingerprint import weights_fingerprint
+from st_prompteol.identity import digest, identify
 from st_prompteol.model import PromptEOL
 from st_prompteol.template import Demonstration
 
@@ -78,21 +78,17 @@ class SearchLog:
             append_lines(self._path, lines)
 
 
-def model_key(model: PromptEOL, layers_and_template: Mapping[str, Any]) -> dict[str, Any]:
+def model_key(model: PromptEOL) -> dict[str, Any]:
     """Returns what the embeddings of a model depend on, ready for JSON, without demonstrations and layer."""
-    config = model[0].config
-    quantization = getattr(config, "quantization_config", None)
-    method = getattr(quantization, "quant_method", None)
+    identity = identify(model)
+    method = (identity["quantization"] or {}).get("quant_method")
     return {
-        "model": config.name_or_path,
+        "model": model[0].config.name_or_path,
         "revision": getattr(model[0].model.config, "_commit_hash", None),
-        "weights": weights_fingerprint(model),
-        "adapters": list(model[0].model.active_adapters()) if model.adapters else [],
-        "max_seq_length": model.max_seq_length,
-        "truncate_dim": model.truncate_dim,
-        "precision": str(model.dtype).removeprefix("torch.")
-        + (f", {getattr(method, 'value', method)}" * bool(method)),
-        **layers_and_template,
+        "identity": digest(identity, but=("template", "layer")),
+        "precision": identity["dtype"] + (f", {getattr(method, 'value', method)}" if method else ""),
+        "template": model.template.text,
+        "preprocessing": model.template.preprocessing,
     }
 
 

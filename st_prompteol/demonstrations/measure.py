@@ -71,10 +71,8 @@ class Measurer:
         self._vectors: dict[tuple[Shots, int], dict[int, Any]] = {}  # of those that recur in a later subset
         models = _replicas(model, devices)
         self._encoders = [ShotEncoder(one, list(sentences), self.layers, batch_size) for one in models]
-        template = replace(model.template, demonstrations=())
         data = hashlib.sha256(json.dumps([list(pair) for pair in pairs]).encode()).hexdigest()[:16]
-        key = model_key(model, {"template": template.text, "preprocessing": template.preprocessing, "data": data})
-        self._log = SearchLog(log, key)
+        self._log = SearchLog(log, {**model_key(model), "data": data})
         self._known: dict[tuple[Shots, int], list[Similarities]] = {}
         self._means: dict[tuple[Shots, int, int], float] = {}
 

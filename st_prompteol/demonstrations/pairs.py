@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from st_prompteol.corpus import read_lines
 from st_prompteol.demonstrations.measure import ScoredPair
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
+from st_prompteol.tables import Bad, read_rows
 
 _COLUMNS = ("sentence1", "sentence2", "score")
 
@@ -35,32 +31,18 @@ def read_pairs(path: str | Path) -> list[ScoredPair]:
     if path.suffix not in (".jsonl", ".csv", ".tsv"):
         raise ValueError(f"Unknown format of pairs {str(path)!r}: end its name in .jsonl, .csv or .tsv.")
     pairs = []
-    for number, row in _read_json(path) if path.suffix == ".jsonl" else _read_csv(path):
+    for row in read_rows(path):
+        if isinstance(row, Bad):
+            raise ValueError(row.problem)
         try:
-            first, second, score = (row[name] for name in _COLUMNS)
+            first, second, score = (row.cells[name] for name in _COLUMNS)
             if not isinstance(first, str) or not isinstance(second, str):
                 raise TypeError("a sentence is no text")
             pairs.append((first, second, float(score)))
         except (KeyError, TypeError, ValueError):
             raise ValueError(
-                f"{str(path)!r}, line {number}, must have {', '.join(_COLUMNS)}, the last one a number: mend it."
+                f"{str(path)!r}, {row.place}, must have {', '.join(_COLUMNS)}, the last one a number: mend it."
             ) from None
     if not pairs:
         raise ValueError(f"{str(path)!r} holds no pair: write {', '.join(_COLUMNS)} of each.")
     return pairs
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in read_lines(path):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{str(path)!r}, line {number}, is not JSON ({error}): mend or drop it.") from None
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    lines = (f"{line}\n" for _, line in read_lines(path))
-    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
-    for row in reader:
-        yield reader.line_num, row

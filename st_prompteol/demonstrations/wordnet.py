@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from st_prompteol.corpus import read_lines
 from st_prompteol.demonstrations.candidates import Candidate, read_candidates
+from st_prompteol.tables import read_lines
 from st_prompteol.template import Demonstration
 
 _PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")

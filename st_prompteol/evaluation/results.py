@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from st_prompteol.decoders import opened_commit
 from st_prompteol.evaluation.senteval import TaskResult, task_files
 from st_prompteol.files import replacing_file
-from st_prompteol.tokens import read_template
+from st_prompteol.identity import digest, identify
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class Run:
 
     Args:
         model: The model's repository or folder.
-        revision: Its commit on the Hub, or a fingerprint of the folder's files.
+        revision: Its commit on the Hub, or a hash of the folder's files.
         method: What tables call the way the vector is taken.
-        settings: What the embeddings depend on, ready for JSON: template, layer, dtype, …
+        settings: What the embeddings depend on, as `identify` says it, and the method.
         parameters: Number of parameters.
     """
 
@@ -66,17 +66,7 @@ class Run:
             revision: The branch, tag or commit that was opened. Defaults to None: the main branch.
         """
         body = model.transformers_model
-        settings = {
-            "method": method,
-            "modules": [repr(module) for module in model],
-            "template": read_template(model.tokenizer),
-            "chat_template": getattr(model.tokenizer, "chat_template", None),
-            "max_seq_length": model.max_seq_length,
-            "truncate_dim": model.truncate_dim,
-            "dtype": str(model.dtype),
-            "quantization": _quantization(body),
-            "adapters": sorted(getattr(body, "peft_config", {})),
-        }
+        settings = {"method": method, **identify(model)}
         # transformers counts 4-bit weights, of which a tensor packs two into a byte
         parameters = body.num_parameters() if body is not None else sum(p.numel() for p in model.parameters())
         return cls(name, revision_of(name, revision), method, settings, parameters)
@@ -84,7 +74,7 @@ class Run:
     @property
     def digest(self) -> str:
         """A short hash of the settings."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return digest(self.settings)[:8]
 
     def folder(self, results_dir: str | Path) -> Path:
         """Returns where its results lie: `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
@@ -158,11 +148,6 @@ def data_fingerprint(data_dir: str | Path, task: str) -> str:
     for path in task_files(data_dir, task):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _quantization(body: Any) -> Any:
-    config: Any = getattr(getattr(body, "config", None), "quantization_config", None)
-    return config.to_dict() if hasattr(config, "to_dict") else config
 
 
 def _slug(name: str) -> str:

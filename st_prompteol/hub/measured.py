@@ -20,8 +20,9 @@ from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK
 from st_prompteol.hub.markdown import one_line
 
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
-# Of a run's settings, those that do not change what is measured beyond rounding, or only name it
-_FREE_SETTINGS = ("method", "dtype")
+# Of a run's settings, those that do not change what is measured beyond rounding, or only name it; the weights go by
+# the revision, as their bytes differ between the types of numbers that a model may be opened in
+_FREE_SETTINGS = ("method", "dtype", "weights")
 
 
 @dataclass(frozen=True)

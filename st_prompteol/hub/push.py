@@ -105,7 +105,8 @@ def push_to_hub(
         branch: Branch to push to, made if it does not exist. Defaults to None: `main`.
         tag: Tag to put on the commit. Defaults to None.
         create_pr: Whether to open a pull request instead of pushing. Defaults to False.
-        dry_run: Whether to check and list only. Defaults to False.
+        dry_run: Whether to check and list only; without a connection the repository is not looked at. Defaults to
+            False.
         force: Whether to replace a model of another kind. Defaults to False.
         exist_ok: Whether the repository may exist. Defaults to True.
         replace_model_card: Whether a README that is there is replaced. Defaults to True.
@@ -219,9 +220,15 @@ class _Target:
 
 def _push(contents: _Contents, target: _Target, clean: CleanProcess) -> PushReport:
     api, model = HfApi(token=target.token), contents.model
-    with explained_push(target.repo_id):
-        target = _with_namespace(api, target)
-        state = _check_target(api, target, bool(model.adapters))
+    state = None
+    try:
+        with explained_push(target.repo_id):
+            target = _with_namespace(api, target)
+            state = _check_target(api, target, bool(model.adapters))
+    except ConnectionError as error:
+        if not target.dry_run:
+            raise
+        logger.warning("Only what is here was checked, and not what %r holds: %s", target.repo_id, error)
     expected = embed(model)
     with explained_push(target.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
         folder = Path(temporary, "model")
@@ -336,8 +343,14 @@ def _write_folder(contents: _Contents, target: _Target, folder: Path) -> None:
             (folder / ".eval_results" / name).write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(str(render_card(facts, measured)), encoding="utf-8")
     for name in _COMPANIONS:
-        if os.path.isfile(os.path.join(source, name)):
-            shutil.copyfile(os.path.join(source, name), folder / name)
+        companion = os.path.join(source, name)
+        if os.path.islink(companion):
+            raise ValueError(
+                f"{name!r} in {source!r} is a link to {os.path.realpath(companion)!r}, and nothing from outside the "
+                "folder is pushed: put a copy in its place, or remove it."
+            )
+        if os.path.isfile(companion):
+            shutil.copyfile(companion, folder / name)
 
 
 def _check_pushed(compare: Callable[[], str | None], target: _Target, commit: CommitInfo) -> None:

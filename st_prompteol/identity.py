@@ -1,0 +1,105 @@
+"""What the embeddings of a model depend on: one identity for corpora, results, search logs and model cards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from st_prompteol.tokens import TemplateTokenizer, read_template
+
+_THREADS = 4  # that hash weights: hashlib lets others run meanwhile
+# Of a configuration, what says where a model is from and how it was saved
+_NAMES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config")
+_LAYER = ("transformer_task", "modality_config", "module_output_name")
+_ADAPTER_NAMES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
+
+
+def identify(model: SentenceTransformer) -> dict[str, Any]:
+    """Returns everything that a model's embeddings depend on, by name, ready for JSON.
+
+    Of the weights all bytes count, which takes about a second for 2 GB.
+
+    Args:
+        model: Any `SentenceTransformer`.
+
+    Raises:
+        ValueError: If weights are on the device `meta`, so that they hold nothing.
+    """
+    first = model[0]
+    body = model.transformers_model
+    config = getattr(body, "config", None)
+    active = list(body.active_adapters()) if getattr(body, "peft_config", None) else []
+    return {
+        "weights": _digest_of_weights(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": _plain(getattr(config, "quantization_config", None)),
+        "adapters": {name: digest(_plain(body.peft_config[name]), _ADAPTER_NAMES) for name in active},
+        "template": read_template(model.tokenizer),
+        "layer": getattr(first, "layer", None),
+        "modules": [[type(module).__name__, _settings(module)] for module in model],
+        "config": digest(_plain(config), _NAMES),
+        "tokenizer": digest(_tokenizer(model.tokenizer)),
+        "max_seq_length": model.max_seq_length,
+        "truncate_dim": model.truncate_dim,
+        "prompt": model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None,
+        "dimension": model.get_embedding_dimension(),
+    }
+
+
+def digest(values: Any, but: tuple[str, ...] = ()) -> str:
+    """Returns a short text that stands for values; of a mapping, the names in `but` do not count."""
+    if isinstance(values, Mapping):
+        values = {name: value for name, value in values.items() if name not in but}
+    told = json.dumps(
+        values, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
+    )
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _digest_of_weights(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for part in threads.map(lambda item: _digest_of_tensor(*item), model.state_dict().items()):
+            digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _digest_of_tensor(name: str, tensor: Any) -> bytes:
+    if not isinstance(tensor, torch.Tensor):  # what a module keeps beside its tensors
+        return hashlib.sha256(f"{name} {tensor!r}".encode()).digest()
+    if tensor.is_meta:
+        raise ValueError(f"The weights {name!r} are on the device 'meta', so they hold nothing: open it on another.")
+    digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _settings(module: torch.nn.Module) -> Any:
+    told: Any = getattr(module, "get_config_dict", None)
+    settings: Any = repr(module) if told is None else told()
+    if hasattr(module, "layer"):  # ours, which says there too which layer it reads
+        settings = {name: value for name, value in settings.items() if name not in _LAYER}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    """What a tokenizer does with a text, its template aside, which has a place of its own."""
+    ours = isinstance(tokenizer, TemplateTokenizer)
+    backend = tokenizer.plain if ours else getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        content = json.loads(backend.to_str())
+        content.pop("truncation"), content.pop("padding")  # what the last call left there
+    else:
+        content = [type(tokenizer).__name__, tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None]
+    told = ("chat_template", "padding_side", "truncation_side", "split_special_tokens", "special_tokens_map", "bos")
+    return content, {name: getattr(tokenizer, name, None) for name in told}
+
+
+def _plain(config: Any) -> Any:
+    return config.to_dict() if hasattr(config, "to_dict") else config

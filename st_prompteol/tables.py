@@ -1,0 +1,416 @@
+"""Reading rows of any format, for everything that reads rows: text, CSV, TSV, JSONL and Parquet, whole or a span.
+
+The rules, the same wherever rows are read (files are UTF-8, a byte order mark is passed over):
+
+- `.txt` and all other names: a line is a row.
+- `.tsv`: a line is a row, a tab separates cells, and cells hold quotation marks as they are.
+- `.csv`: a comma separates cells; a cell that begins with `"` ends with `"`, may hold commas and line breaks between,
+  and `""` for a quotation mark.
+- `.jsonl`: a line is an object, whose keys are the columns.
+- `.parquet`: the columns are the file's own.
+
+CSV and TSV begin with a header, and a row has as many cells as it. An empty line is no row, but where lines are
+sentences, or the only cell of a row, it is an empty one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
+LINE = ""  # what the one column of a text file is called
+
+_Address = str | os.PathLike[str]
+_Record = tuple[int, "list[str] | str", bool]  # line, cells or what is wrong, whether it looks read wrongly
+_LINES_LOOKED_AT = 100  # of JSONL, for the columns that there are
+_ROWS = 1000  # of Parquet that are held at a time
+_LONGEST = 2**26  # characters of a CSV row: a quotation mark that nobody closes would take the rest of the file
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are not UTF-8
+_QUOTED = re.compile('[^"]*(?:""[^"]*)*')  # of a quoted cell, as far as it goes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file.
+
+    Args:
+        place: Where it stands: `line 3`, or `row 2` of Parquet, whose rows are counted from 0.
+        cells: Column -> what it holds: text from text files, CSV and TSV, any value from JSONL and Parquet.
+    """
+
+    place: str
+    cells: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A row that cannot be read.
+
+    Args:
+        place: Where it stands.
+        problem: What is wrong with it, in a sentence that names the file.
+        cells: What could be read of it. Defaults to nothing.
+    """
+
+    place: str
+    problem: str
+    cells: dict[str, Any] = field(default_factory=dict)
+
+
+def read_rows(
+    path: _Address,
+    *,
+    file: BinaryIO | None = None,
+    columns: Sequence[str] | None = None,
+    header: Sequence[str] | None = None,
+    span: tuple[int, int] | None = None,
+) -> Iterator[Row | Bad]:
+    """Yields the rows of a file, which its name tells the format of, in their order.
+
+    Args:
+        path: The file.
+        file: The file, open already, where it is on another storage; it can seek. Defaults to None: it is opened.
+        columns: The columns that are asked for: of Parquet no others are read, and none of them may be there twice.
+            Defaults to None: all.
+        header: The columns of a CSV or TSV file without a header. Defaults to None: it has one.
+        span: First row and row behind the last of a Parquet file; first byte and byte behind the last of JSONL and
+            text files, where the lines belong to the span that begin in it. CSV and TSV are read whole. Defaults to
+            None: the whole file.
+
+    Raises:
+        ValueError: If the file as a whole is not what its name says, or a column is there twice.
+        OSError: If it cannot be read.
+        ImportError: If it is Parquet and pyarrow is not installed.
+    """
+    name = os.fspath(path)
+    if file is None:
+        with open(path, "rb") as opened:
+            yield from read_rows(path, file=opened, columns=columns, header=header, span=span)
+        return
+    suffix = Path(name).suffix
+    if suffix == ".parquet":
+        for number, table in read_tables(file, name, _ROWS, columns=columns, span=span):
+            cells = {column: values_of(table[column]) for column in table.column_names}
+            for place, row in enumerate(zip(*cells.values(), strict=True), start=number):
+                yield Row(f"row {place}", dict(zip(cells, row, strict=True)))
+    elif suffix in (".csv", ".tsv"):
+        yield from _read_separated(file, name, columns, header)
+    elif suffix == ".jsonl":
+        for number, line in _lines(file, name, span or (0, None)):
+            if line.strip():
+                yield _parse(number, line, name)
+    else:
+        for number, line in _lines(file, name, span or (0, None)):
+            yield _not_utf_8(number, name) if _UNDECODED.search(line) else Row(f"line {number}", {LINE: line})
+
+
+def read_lines(path: _Address) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a text file with their numbers; ValueError names a line that is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in _lines(file, os.fspath(path), (0, None)):
+            if _UNDECODED.search(line):
+                raise ValueError(_not_utf_8(number, os.fspath(path)).problem)
+            yield number, line
+
+
+def read_tables(
+    file: BinaryIO,
+    name: str,
+    rows: int,
+    *,
+    columns: Sequence[str] | None = None,
+    span: tuple[int, int] | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Yields a Parquet file, or a span of its rows, as Arrow tables of at least `rows` rows but for the last one.
+
+    Args:
+        file: The open file.
+        name: Its name, for messages.
+        rows: As above.
+        columns: The columns to read. Defaults to None: all.
+        span: First row and row behind the last. Defaults to None: the whole file.
+
+    Yields:
+        The number of a table's first row, and the table.
+
+    Raises:
+        ValueError: If it is not a Parquet file, is damaged, or does not have a column just once.
+        OSError: If it cannot be read.
+    """
+    import_pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            columns = [known(name, column, names) for column in (names if columns is None else columns)]
+            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            ends = [sum(sizes[: group + 1]) for group in range(len(sizes))]
+            start, stop = span or (0, sum(sizes))
+            groups = [group for group, end in enumerate(ends) if end > start and end - sizes[group] < stop]
+            if not groups:
+                return
+            place, row = ends[groups[0]] - sizes[groups[0]], start
+            held: list[Any] = []
+            for batch in parquet.iter_batches(rows, row_groups=groups, columns=list(dict.fromkeys(columns))):
+                first, last = max(start - place, 0), min(stop - place, batch.num_rows)
+                place += batch.num_rows
+                if first < last:
+                    held.append(batch.slice(first, last - first))
+                if sum(part.num_rows for part in held) >= rows:  # row groups may be small
+                    yield row, pa.Table.from_batches(held)
+                    row, held = min(place, stop), []
+                if place >= stop:
+                    break
+            if held:
+                yield row, pa.Table.from_batches(held)
+    except pa.ArrowException as error:
+        raise ValueError(f"{name!r} is not a Parquet file that can be read ({error}): write it anew.") from error
+
+
+def values_of(column: Any) -> list[Any]:
+    """Returns what an Arrow column holds; of texts that are not UTF-8, None."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        import pyarrow as pa
+
+        raw = (pa.array([value]).cast(pa.binary())[0].as_py() for chunk in column.chunks for value in chunk)
+        return [None if value is None or not _is_utf_8(value) else value.decode() for value in raw]
+    return values
+
+
+def columns_of(path: _Address, file: BinaryIO | None = None) -> list[str]:
+    """Returns the names of the columns: of JSONL those of its first rows, of a text file the one, `LINE`.
+
+    Raises:
+        ValueError: If the file as a whole is not what its name says.
+        OSError: If it cannot be read.
+    """
+    name = os.fspath(path)
+    if file is None:
+        with open(path, "rb") as opened:
+            return columns_of(path, opened)
+    suffix = Path(name).suffix
+    if suffix == ".parquet":
+        import_pyarrow()
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return list(pq.read_schema(file).names)
+        except pa.ArrowException as error:
+            raise ValueError(f"{name!r} is not a Parquet file that can be read ({error}): write it anew.") from error
+    if suffix in (".csv", ".tsv"):
+        return _header(_records(file, name), name)
+    if suffix == ".jsonl":
+        first = (
+            _parse(number, line, name) for number, line in islice(_lines(file, name, (0, None)), _LINES_LOOKED_AT)
+        )
+        return list(dict.fromkeys(key for row in first for key in row.cells))
+    return [LINE]
+
+
+def known(name: str, column: str | None, columns: Sequence[str]) -> str:
+    """Returns the column that is meant, None being the only one; ValueError if it is not there just once."""
+    if column is None and len(columns) == 1:
+        return columns[0]
+    if column is None or column not in columns:
+        raise ValueError(
+            f"{name!r} has no column {column!r}: choose one of {', '.join(map(repr, columns)) or 'none at all'}."
+        )
+    check_single(name, [column], columns)
+    return column
+
+
+def check_single(name: str, wanted: Sequence[str], columns: Sequence[str]) -> None:
+    """Raises ValueError if a column that is wanted is there more than once."""
+    for column in wanted:
+        if list(columns).count(column) > 1:
+            raise ValueError(
+                f"{name!r} has {list(columns).count(column)} columns {column!r}, of which none is meant: rename them."
+            )
+
+
+def import_pyarrow() -> None:
+    """Raises an ImportError that says what to install if pyarrow is missing."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError("Parquet files need the package pyarrow: pip install 'st-prompteol[parquet]'.") from error
+
+
+def _lines(file: BinaryIO, name: str, span: tuple[int, int | None]) -> Iterator[tuple[int, str]]:
+    """Yields the lines that begin in a span of bytes, with their numbers; what is not UTF-8 by `surrogateescape`."""
+    start, stop = span
+    if not isinstance(file, io.BufferedReader):  # pyarrow's files read no lines by themselves
+        file = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
+    place = max(start - 1, 0)
+    file.seek(place)
+    if start > 0:  # the line that holds the byte in front of the span began before it
+        place += len(file.readline())
+    number = 0
+    while (stop is None or place < stop) and (line := file.readline()):
+        if place == 0 and not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r"):
+            raise ValueError(
+                f"The lines of {name!r} end in a carriage return alone, which ends no line here: convert it, for "
+                "example with `tr '\\r' '\\n'`."
+            )
+        codec = "utf-8-sig" if place == 0 else "utf-8"
+        place, number = place + len(line), number + 1
+        yield number, line.decode(codec, "surrogateescape").rstrip("\r\n")
+
+
+def _not_utf_8(number: int, name: str, cells: dict[str, Any] | None = None) -> Bad:
+    return Bad(
+        f"line {number}",
+        f"Line {number} of {name!r} is not UTF-8: convert the file, for example with iconv.",
+        cells or {},
+    )
+
+
+def _is_utf_8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _parse(number: int, line: str, name: str) -> Row | Bad:
+    if _UNDECODED.search(line):
+        return _not_utf_8(number, name)
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError also of numbers with thousands of digits
+        problem = f"Line {number} of {name!r} is not JSON that can be read ({error}): mend it."
+        return Bad(f"line {number}", problem)
+    if not isinstance(row, dict):
+        return Bad(f"line {number}", f"Line {number} of {name!r} is {line[:80]!r}, but each must be a JSON object.")
+    return Row(f"line {number}", row)
+
+
+def _read_separated(
+    file: BinaryIO, name: str, columns: Sequence[str] | None, header: Sequence[str] | None
+) -> Iterator[Row | Bad]:
+    records = _records(file, name)
+    names = list(_header(records, name) if header is None else header)
+    check_single(name, [column for column in names if column] if columns is None else columns, names)
+    strange, first = 0, 0
+    for number, cells, is_strange in records:
+        if isinstance(cells, str):
+            yield Bad(f"line {number}", f"Line {number} of {name!r} {cells}")
+            continue
+        if not cells:
+            if len(names) != 1:
+                continue
+            cells = [""]
+        while len(cells) > len(names) and not cells[-1]:
+            cells.pop()
+        found = {column: None if _UNDECODED.search(cell) else cell for column, cell in zip(names, cells, strict=False)}
+        if len(cells) != len(names):
+            problem = f"has {len(cells)} columns, but its header {len(names)}: mend it."
+            yield Bad(f"line {number}", f"Line {number} of {name!r} {problem}", found)
+        elif None in found.values():
+            yield _not_utf_8(number, name, found)
+        else:
+            if is_strange and not strange:
+                first = number
+            strange += is_strange
+            yield Row(f"line {number}", found)
+    if strange:
+        logger.warning(
+            "%d rows of %r, the first at line %d, %s: look whether they are meant so.",
+            strange,
+            name,
+            first,
+            "have cells that look quoted, and quotation marks of a .tsv file are text"
+            if Path(name).suffix == ".tsv"
+            else "hold line breaks in quotation marks, and every line of them looks like a row",
+        )
+
+
+def _header(records: Iterator[_Record], name: str) -> list[str]:
+    number, cells, _ = next(records, (0, [], False))
+    if isinstance(cells, str):
+        raise ValueError(f"Line {number} of {name!r}, its header, {cells}")
+    if any(_UNDECODED.search(cell) for cell in cells):
+        raise ValueError(_not_utf_8(number, name).problem)
+    return cells
+
+
+def _records(file: BinaryIO, name: str) -> Iterator[_Record]:
+    """Yields the rows of a CSV or TSV file with the line they end in: their cells, or what is wrong with them."""
+    lines = _lines(file, name, (0, None))
+    if Path(name).suffix == ".tsv":
+        for number, line in lines:
+            cells = line.split("\t") if line else []
+            yield number, cells, '""' in line and any(re.fullmatch('"[^"]*"".*"', cell) for cell in cells)
+        return
+    again: deque[tuple[int, str]] = deque()  # lines that a quotation mark had swallowed
+    width = None
+    while taken := [again.popleft()] if again else list(islice(lines, 1)):
+        problem, cells = "", []
+        if '"' not in taken[0][1]:
+            cells = taken[0][1].split(",") if taken[0][1] else []
+        else:
+            problem = _split_quoted(taken, cells, again, lines)
+        if problem:  # the quotation mark was none of CSV's, so the lines behind it are rows of their own
+            again.extendleft(reversed(taken[1:]))
+            yield taken[0][0], problem, False
+            continue
+        width = len(cells) if width is None else width
+        alone = len(taken) > 1 and all(line.count(",") + 1 == width for _, line in taken)
+        yield taken[-1][0], cells, alone
+
+
+def _split_quoted(
+    taken: list[tuple[int, str]], cells: list[str], again: deque[tuple[int, str]], lines: Iterator[tuple[int, str]]
+) -> str:
+    """Appends to `cells` those of a row that begins with the line in `taken`, which gets all lines of the row.
+
+    Returns:
+        What is wrong with the row, nothing if it is right.
+    """
+    line, place, size = taken[0][1], 0, 0
+    while True:
+        if line[place : place + 1] != '"':
+            end = line.find(",", place)
+            cells.append(line[place:] if end < 0 else line[place:end])
+        else:
+            pieces, place = [], place + 1
+            while True:
+                inside = _QUOTED.match(line, place)
+                end = inside.end() if inside else place
+                pieces.append(line[place:end].replace('""', '"'))
+                if end < len(line):
+                    break
+                following = again.popleft() if again else next(lines, None)
+                size += len(line)
+                if following is None or size > _LONGEST:
+                    taken += [following] if following else []
+                    return (
+                        "opens a cell with a quotation mark that nothing closes: double the mark, and quote the cell."
+                    )
+                taken.append(following)
+                line, place = following[1], 0
+            cells.append("\n".join(pieces))
+            end += 1
+            if end < len(line) and line[end] != ",":
+                return "has text behind the quotation mark that closes a cell: double such marks, and quote the cell."
+        if end < 0 or end >= len(line):
+            return ""
+        place = end + 1

@@ -1,0 +1,73 @@
+"""Texts of any length: the same token ids as without the cut, in little time and memory."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from st_prompteol.template import TEMPLATES
+from st_prompteol.tokens import TemplateTokenizer
+
+from .conftest import SHARED
+
+TOKENIZERS = {
+    "stories260k": str(SHARED / "hub/models/tinyllamas/stories260k"),
+    **{name: str(SHARED / "tokenizers" / name) for name in ("opt", "llama2", "llama3")},
+}
+
+
+def texts(chooser: random.Random) -> list[str]:
+    """Long runs of anything, which a tokenizer may read in one piece."""
+    alphabets = [
+        "ab ",
+        "word other, end. ",
+        "-",
+        "=*",
+        " ",
+        "\n",
+        "日本語の文",
+        "é😀",
+        "1234567890",
+        "\u0301x",
+        "\u200b\t",
+    ]
+    made = ["".join(chooser.choices(one, k=chooser.randrange(900, 5000))) for one in alphabets for _ in range(3)]
+    made += ["".join(chooser.choice(made)[: chooser.randrange(400)] for _ in range(20)) for _ in range(20)]
+    return [
+        *made,
+        " " * 3000 + "x" * 3000,
+        "x" * 3001,
+        "ab" * 2000 + "?",
+        *('"' * size for size in (2000, 2001, 2002)),
+    ]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_a_text_that_is_cut_before_has_the_same_tokens(name: str) -> None:
+    tokenizer = TemplateTokenizer.of(AutoTokenizer.from_pretrained(TOKENIZERS[name]))
+    tokenizer.template = TEMPLATES["prompteol"]
+    for text in texts(random.Random(0)):
+        for length in (24, 60):
+            options = {"truncation": True, "max_length": length}
+            whole = PreTrainedTokenizerFast.__call__(tokenizer, text, **options)["input_ids"]
+            assert tokenizer(text, **options)["input_ids"] == whole
+            assert tokenizer([text, "short"], **options)["input_ids"][0] == whole
+
+
+def test_megabytes_take_neither_time_nor_memory() -> None:
+    code = (
+        "import resource, time; from st_prompteol import PromptEOL\n"
+        "model = PromptEOL('tiny'); text = 'a sentence of words ' * 250_000; model.encode(text[:100_000])\n"
+        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()\n"
+        "model.encode(text)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kilobytes, seconds = map(float, done.stdout.split())
+    assert kilobytes < 100_000  # 5 MB of text took 1.4 GB
+    assert seconds < 2
