@@ -18,8 +18,8 @@ KINDS = {
 RULES = """\
 - Give it plain sentences, and leave prompts, prefixes and instructions empty: the template is the prompt, and whatever
   a client pastes in front of a sentence lands inside it.
-- Clients that prepare sentences themselves embed what they made of them: LangChain puts spaces for newlines. Versions of
-  sentence-transformers before 5.4 strip white space around a sentence; so does the paper's preparation, but
+- Clients that prepare sentences themselves embed what they made of them: LangChain puts spaces for newlines.
+  sentence-transformers before 5.4 strips white space around a sentence; so does the paper's preparation, but
   `preprocessing="none"` does not.
 - An empty or blank sentence becomes the BOS and the template's last words: no normaliser puts text around it.
 - An inner layer is read by sentence-transformers 5.4 and newer, and by what builds on it. Older ones refuse it. What

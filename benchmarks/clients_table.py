@@ -105,7 +105,7 @@ from haystack_integrations.components.embedders.sentence_transformers import Sen
 from haystack.utils import ComponentDevice
 def embed(folder):
     embedder = SentenceTransformersTextEmbedder(
-        folder, device=ComponentDevice.from_str("cpu"), progress_bar=False
+        model=folder, device=ComponentDevice.from_str("cpu"), progress_bar=False
     )
     embedder.warm_up()
     return [embedder.run(sentence)["embedding"] for sentence in sentences]
@@ -117,7 +117,7 @@ from haystack_integrations.components.embedders.sentence_transformers import Sen
 from haystack.utils import ComponentDevice
 def embed(folder):
     embedder = SentenceTransformersDocumentEmbedder(
-        folder, device=ComponentDevice.from_str("cpu"), progress_bar=False
+        model=folder, device=ComponentDevice.from_str("cpu"), progress_bar=False
     )
     embedder.warm_up()
     documents = embedder.run([Document(content=sentence) for sentence in sentences])["documents"]
@@ -363,7 +363,8 @@ CLIENTS = (
         ("@huggingface/tokenizers@0.2.0",),
         JAVASCRIPT_TOKENIZERS,
         "`new Tokenizer(tokenizer.json, tokenizer_config.json)`",
-        "It does not know `split_special_tokens`, and does not cut sentences that are too long.",
+        "It does not know `split_special_tokens`, does not cut sentences that are too long, and puts the template "
+        "around a blank one, too.",
         runtime="node",
         compares="token ids",
     ),

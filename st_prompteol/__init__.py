@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from st_prompteol.demonstrations import build_demonstrations, search_demonstrations
     from st_prompteol.hub import build_model_card, push_to_hub
     from st_prompteol.model import PromptEOL
-    from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+    from st_prompteol.modules import PromptEOLTransformer
+    from st_prompteol.pooling import LastTokenPooling
     from st_prompteol.released import TINY
     from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
 
@@ -36,7 +37,7 @@ _HOMES = {
     "TEMPLATES": "template",
     "TINY": "released",
     "Demonstration": "template",
-    "LastTokenPooling": "modules",
+    "LastTokenPooling": "pooling",
     "PromptEOL": "model",
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "template",

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import MutableMapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
 from sentence_transformers.util import get_device_name
+from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
 from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explained
+from st_prompteol.fast import Reading, encode_distinct
 from st_prompteol.files import replacing_folder
-from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, reading_last_tokens
+from st_prompteol.modules import PromptEOLTransformer
+from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.released import find_released
 from st_prompteol.stock import write_stock_form
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
@@ -32,6 +37,7 @@ SAVED_NAMES = re.compile(
     r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
 )
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
+_upstream = logging.getLogger("sentence_transformers")  # whose level turns its progress bars on
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
 # What sentence-transformers 6 checks before it opens a model
 _ADAPTER = {"transformers": {"specifier": ">=5.6", "reason": "transformers 5.0 to 5.5 leave the adapter out"}}
@@ -54,6 +60,7 @@ class PromptEOL(SentenceTransformer):
         layer: Which hidden state is read: -1 is the last one, after the final norm; -2 the output of the last but one
             block. Defaults to None: the layer of a saved model, -1 for a base LLM.
         quantization: `"nf4"` or `"int8"` by bitsandbytes, on a CPU too. Defaults to None.
+        fast: Whether to compute what sentences share once. Embeddings are the same either way. Defaults to True.
         max_seq_length: The most tokens a rendered sentence may have, BOS, demonstrations and template included; a
             longer sentence loses its own end, and the template's last words stay. Defaults to None: what model and
             tokenizer allow.
@@ -88,6 +95,7 @@ class PromptEOL(SentenceTransformer):
         demonstrations: Sequence[Demonstration] = (),
         layer: int | None = None,
         quantization: Quantization | None = None,
+        fast: bool = True,
         max_seq_length: int | None = None,
         device: str | None = None,
         device_map: str | dict[str, Any] | None = None,
@@ -122,7 +130,7 @@ class PromptEOL(SentenceTransformer):
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
 
-        self._transformer_options: dict[str, Any] = {"template": template, "layer": layer}
+        self._transformer_options: dict[str, Any] = {"template": template, "layer": layer, "fast": fast}
         with explained(model_name_or_path):
             super().__init__(
                 model_name_or_path,
@@ -139,6 +147,7 @@ class PromptEOL(SentenceTransformer):
                 self.layer = layer
             if max_seq_length is not None:
                 self.max_seq_length = max_seq_length
+            self.fast = self.fast and fast
         if demonstrations and template is None:
             self.template = replace(self.template, demonstrations=tuple(demonstrations))
 
@@ -163,12 +172,76 @@ class PromptEOL(SentenceTransformer):
         self[0].layer = layer
         _fit_poolings(self._modules, self[0].get_embedding_dimension())
 
-    def preprocess(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Tokenises as upstream; ValueError for a model that was moved to the device `meta`."""
+    @property
+    def fast(self) -> bool:
+        """Whether what sentences share is computed once. Assign False to compute as sentence-transformers does."""
+        fast: bool = self[0].fast
+        return fast
+
+    @fast.setter
+    def fast(self, fast: bool) -> None:
+        self[0].fast = fast
+
+    @torch.inference_mode()
+    @deprecated_kwargs(sentences="inputs")  # type: ignore[untyped-decorator]
+    def encode(  # type: ignore[override]
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: str = "float32",
+        **kwargs: Any,
+    ) -> Any:
+        """Encodes as `SentenceTransformer.encode` does: each distinct sentence once, and nothing that is not read.
+
+        It works with the template, the layer and the `max_seq_length` that it begins with.
+
+        Args:
+            inputs: A sentence or several, as `SentenceTransformer.encode` takes them, and so is everything below.
+            prompt_name: Likewise.
+            prompt: Likewise.
+            batch_size: Likewise.
+            show_progress_bar: Likewise.
+            output_value: Likewise.
+            precision: Likewise.
+            **kwargs: Likewise.
+
+        Returns:
+            Likewise: by default an array `(len(inputs), embedding_dimension)`.
+
+        Raises:
+            ValueError: If the model was moved to the device `meta`, where it has no weights.
+            RuntimeError: If another thread changes the template, the layer or `max_seq_length` meanwhile.
+        """
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
-        features: dict[str, Any] = super().preprocess(*args, **kwargs)
-        return features
+        only_embeddings = output_value == "sentence_embedding"
+        options: dict[str, Any] = {
+            "prompt_name": prompt_name,
+            "prompt": prompt,
+            "batch_size": batch_size,
+            "show_progress_bar": show_progress_bar,
+            "output_value": output_value,
+            "precision": precision,
+            "reading": Reading(last_only=self.fast and only_embeddings and self._reads_last_tokens()),
+        }
+        encode = partial(super().encode, **{**options, **kwargs})
+        if not self.fast or self.is_singular_input(inputs):
+            return encode(inputs)
+        if show_progress_bar is None:
+            show_progress_bar = _upstream.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+        spread = kwargs.get("pool") is not None or isinstance(kwargs.get("device"), list)
+        whole = show_progress_bar or spread or precision != "float32" or not only_embeddings
+        sentences = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+        return encode_distinct(sentences, encode, None if whole else _CHUNK_BATCHES * batch_size)
+
+    def _reads_last_tokens(self) -> bool:
+        """Whether the modules behind the body read nothing but the last token of each sentence."""
+        behind = list(self.children())[1:]
+        return bool(behind) and type(behind[0]) is LastTokenPooling and all(map(_reads_embedding, behind[1:]))
 
     def load_adapter(self, peft_model_id: str, adapter_name: str = "default", **kwargs: Any) -> None:
         """Puts another adapter on the model and makes it the active one; every tensor must find its place.
@@ -207,7 +280,7 @@ class PromptEOL(SentenceTransformer):
                 devices; or if its family would give other directions. The model is then as it was before.
         """
         body, cut = cut_body(self)
-        self[0].put_body(body)
+        self[0].put_body(body, self.fast)
         self.layer = -1
         return cut
 
@@ -318,33 +391,6 @@ class PromptEOL(SentenceTransformer):
         )
         return str(report.url)
 
-    def _inference(self, inputs: list[Any], *, output_value: str | None, **kwargs: Any) -> Any:
-        """Encodes each distinct sentence once; where only embeddings are asked for, nothing that they do not read.
-
-        Many sentences are encoded in chunks, each of like lengths: upstream holds all embeddings twice in the end.
-        """
-        sentences = list(dict.fromkeys(inputs)) if all(isinstance(sentence, str) for sentence in inputs) else inputs
-        behind = [type(module) for module in self.children()][1:]
-        only_embeddings = output_value == "sentence_embedding"
-        last_only = only_embeddings and behind in ([LastTokenPooling], [LastTokenPooling, Normalize])
-        chunk = _CHUNK_BATCHES * kwargs["batch_size"]
-        with reading_last_tokens() if last_only else nullcontext():
-            if only_embeddings and len(sentences) > chunk and not kwargs["show_progress_bar"]:
-                order = sorted(range(len(sentences)), key=lambda index: -self._input_length(sentences[index]))
-                for start in range(0, len(order), chunk):
-                    places = order[start : start + chunk]
-                    part = super()._inference([sentences[i] for i in places], output_value=output_value, **kwargs)
-                    if start == 0:
-                        outputs = part.new_empty(len(sentences), *part.shape[1:])
-                    outputs[places] = part
-            else:
-                outputs = super()._inference(sentences, output_value=output_value, **kwargs)
-        if len(sentences) == len(inputs):
-            return outputs
-        place = {sentence: index for index, sentence in enumerate(sentences)}
-        order = [place[sentence] for sentence in inputs]
-        return outputs[order] if isinstance(outputs, torch.Tensor) else [outputs[index] for index in order]
-
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()
         return {**config, "requirements": _ADAPTER} if self.adapters else config
@@ -396,6 +442,12 @@ class PromptEOL(SentenceTransformer):
         modules, module_kwargs = super()._load_config_modules(*args, **kwargs)
         _fit_poolings(modules, next(iter(modules.values())).get_embedding_dimension())
         return modules, module_kwargs
+
+
+def _reads_embedding(module: torch.nn.Module) -> bool:
+    if type(module) is Dense:
+        return bool(module.module_input_name == "sentence_embedding")
+    return type(module) in (Normalize, Dropout, LayerNorm)
 
 
 def _fit_poolings(modules: MutableMapping[str, torch.nn.Module | None], dimension: int) -> None:

@@ -198,7 +198,7 @@ def test_a_pickle_with_code_in_it_is_not_run(causal_lms: dict[str, str], tmp_pat
 
     adapter = publish_adapter(causal_lms["opt"], tmp_path, binary=True)
     torch.save({"base_model.x": Evil()}, tmp_path / "adapter_model.bin")
-    with pytest.raises(Exception, match="which could run code, so it is not opened"):
+    with pytest.raises(ValueError, match="which could run code, so it is not opened"):
         PromptEOL(adapter)
     assert not (tmp_path / "run").exists()
 

@@ -153,9 +153,9 @@ def test_a_cut_model_is_a_model_like_others(odd_norms: dict[str, str], tmp_path:
     model = PromptEOL(path, layer=-2)
     model.encode(SENTENCES)
     model.cut()
-    assert model[0]._can_share is None
+    assert model[0]._fast_path._head is None
     model.encode(SENTENCES)
-    assert model[0]._can_share  # on the fast path, whose head is not that of the model before
+    assert model[0]._fast_path._head  # on the fast path, whose head is not that of the model before
     model.template, model.layer = '"{sentence}" is', -2
     expected = oracle(path, [model.template.render(sentence) for sentence in SENTENCES], -3)
     np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5 * np.abs(expected).max())

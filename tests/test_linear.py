@@ -8,8 +8,8 @@ import pickle
 import pytest
 import torch
 
-from st_prompteol import linear
-from st_prompteol.linear import install_fast_linear
+from st_prompteol.fast import linear
+from st_prompteol.fast.linear import install_fast_linear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 

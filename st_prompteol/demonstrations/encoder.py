@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -13,8 +12,10 @@ import numpy.typing as npt
 import torch
 
 from st_prompteol.decoders import check_layer
+from st_prompteol.fast import Reading, inner_embeddings
 from st_prompteol.model import PromptEOL
-from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer, inner_embeddings, reading_last_tokens
+from st_prompteol.modules import PromptEOLTransformer
+from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.template import Demonstration
 
 _PROBES = 16  # sentences that are tokenised behind every candidate
@@ -78,11 +79,12 @@ class ShotEncoder:
         order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
         model.eval()
         pieces: dict[int, list[torch.Tensor]] = {layer: [] for layer in self.layers}
-        inner = self.layers[1:]
-        with torch.inference_mode(), reading_last_tokens(inner) if self._reads_last_tokens else nullcontext():
+        inner = tuple(self.layers[1:])
+        reading = Reading(self._reads_last_tokens, inner)
+        with torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 batch = [rows[row] for row in order[start : start + self.batch_size]]
-                outputs = model(self._features(batch))
+                outputs = model(self._features(batch), reading=reading)
                 names = ["sentence_embedding", *map(inner_embeddings, inner)]
                 for layer, name in zip(self.layers, names, strict=True):
                     vectors = outputs[name]

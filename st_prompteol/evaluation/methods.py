@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from st_prompteol.evaluation.published import DEFAULT_DEMONSTRATION, DEMONSTRATIONS
 from st_prompteol.model import PromptEOL
-from st_prompteol.modules import LastTokenPooling
+from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
 from st_prompteol.tokens import TemplateTokenizer
 

@@ -24,8 +24,8 @@ from st_prompteol.template import HOLE
 
 TAG = "prompteol"
 PREPROCESSING = {
-    "paper": "White space around a sentence is stripped; a full stop is put after one that ends in none of `. ? \" '`, "
-    "double quotes become single ones, and a final `?` becomes `.`, as the paper's evaluation does.",
+    "paper": "White space around a sentence is stripped; a full stop is put after one that ends in none of "
+    "`. ? \" '`, double quotes become single ones, and a final `?` becomes `.`, as the paper's evaluation does.",
     "none": "Sentences go into the template as they are.",
 }
 SENTENCES = ("A jockey is riding a horse.", "Someone rides a horse.", "Interest rates go up again.")

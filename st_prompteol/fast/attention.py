@@ -7,10 +7,7 @@ Every family of transformers whose attention goes through `AttentionInterface` c
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +15,11 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from st_prompteol.fast.head import SharedHead
+from st_prompteol.fast.passes import Captured, Pass
+from st_prompteol.fast.rows import PackedRows
+from st_prompteol.fast.threads import running
 
 _PREFIX = "shared_head_"
 _SHORT = 64  # tokens up to which a CPU attends causally faster by plain matrix products than by the flash kernel
@@ -35,120 +37,60 @@ _WITHOUT_EFFECT = {
     "sliding_window",
     "use_cache",
 }
-_current = threading.local()  # .rows: the PackedRows that this thread's forward pass computes
 
 
-@dataclass(frozen=True)
-class SharedHead:
-    """What a model has computed for the tokens that every row begins with.
+def own_name(model: PreTrainedModel) -> str:
+    """Returns which attention of transformers the model is set to, also where ours is installed over it."""
+    return (model.config._attn_implementation or "").removeprefix(_PREFIX)
 
-    Args:
-        ids: Token ids, `(head_length,)`.
-        keys: Per layer, `(1, num_key_value_heads, head_length, head_dim)`, positions applied.
-        values: Per layer, likewise.
-        hidden: What the model reads off for them, `(1, head_length, hidden_size)`.
+
+def can_install(model: PreTrainedModel) -> bool:
+    """Says whether ours can stand in for the model's attention.
+
+    It is transformers' own `sdpa` or `eager` and goes through the interface; and weights are not quantised, for there
+    a row's result depends on the rows that it is computed with.
     """
-
-    ids: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
-    hidden: Tensor
-
-    def __getitem__(self, length: int) -> SharedHead:
-        """Returns the head cut to its first `length` tokens: causal attention makes that their own head."""
-        return SharedHead(
-            self.ids[:length],
-            [key[:, :, :length] for key in self.keys],
-            [value[:, :, :length] for value in self.values],
-            self.hidden[:, :length],
-        )
-
-
-class PackedRows:
-    """Rows of different lengths, one after the other without padding, behind a head that all of them share.
-
-    Args:
-        head: The shared head.
-        mask: Where the padded rows have tokens, `(batch_size, longest_row)`, boolean, padded on the right.
-
-    Attributes:
-        tokens: Where each token stands in the flattened padded rows, `(num_tokens,)`.
-        last: Where the last token of each row stands among the packed tokens, `(batch_size,)`.
-        keys_values: Of all tokens in the block that computes the last tokens only; None in every other.
-    """
-
-    def __init__(self, head: SharedHead, mask: Tensor) -> None:
-        self.head = head
-        self.mask = mask
-        self.tokens = self.mask.flatten().nonzero().squeeze(1)
-        lengths = self.mask.sum(dim=1)
-        self.last = lengths.cumsum(dim=0) - 1
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        # where the token of each padded place stands among the packed ones; any other for padding
-        self.places = (self.last - lengths + 1)[:, None] + torch.minimum(columns, lengths[:, None] - 1)
-        self.keys_values: tuple[Tensor, Tensor] | None = None
-        self.capturing = False
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """Returns `(num_heads, num_tokens, size)` as `(batch_size, num_heads, longest_row, size)`."""
-        padded = packed.index_select(1, self.places.flatten().to(packed.device))
-        return padded.view(len(packed), *self.mask.shape, packed.shape[-1]).transpose(0, 1)
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """Returns `(batch_size, num_heads, longest_row, …)` as `(num_heads, num_tokens, …)`."""
-        return padded.transpose(0, 1).flatten(1, 2).index_select(1, self.tokens.to(padded.device))
-
-
-class Captured(Exception):
-    """Raised when a block has computed its keys and values, which are then in `rows.keys_values`."""
-
-
-@contextmanager
-def computing(rows: PackedRows) -> Iterator[None]:
-    """Makes the forward passes of this thread compute `rows`."""
-    _current.rows = rows
-    try:
-        yield
-    finally:
-        _current.rows = None
-
-
-def current_rows() -> PackedRows | None:
-    """Returns the rows that this thread's forward pass computes."""
-    return getattr(_current, "rows", None)
-
-
-def install(model: PreTrainedModel) -> bool:
-    """Lets the model's attention compute packed rows; in every other forward pass it computes as before.
-
-    Returns:
-        Whether the model can: its attention is transformers' own `sdpa` or `eager`, and goes through the interface;
-        and its weights are not quantised, for there a row's result depends on the rows that it is computed with.
-    """
-    original = (model.config._attn_implementation or "").removeprefix(_PREFIX)
     quantised = getattr(model, "is_quantized", False)
-    if original not in ("sdpa", "eager") or quantised or not model.is_backend_compatible():
-        return False
-    model.set_attn_implementation(_PREFIX + original)
-    return True
+    return own_name(model) in ("sdpa", "eager") and not quantised and bool(model.is_backend_compatible())
+
+
+def install(model: PreTrainedModel) -> None:
+    """Lets the model's attention compute packed rows; in every other forward pass it computes as before."""
+    model.set_attn_implementation(_PREFIX + own_name(model))
+
+
+def is_installed(model: PreTrainedModel) -> bool:
+    """Says whether the model's attention, which everybody may set, is ours."""
+    configs = model.config, model.config.get_text_config()
+    return all((config._attn_implementation or "").startswith(_PREFIX) for config in configs)
+
+
+def put_back(model: PreTrainedModel) -> None:
+    """Gives the model its own attention again."""
+    if is_installed(model):
+        model.set_attn_implementation(own_name(model))
 
 
 def _sdpa_attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-    if (rows := current_rows()) is not None:
-        return _attend(module, rows, query, key, value, *args, **kw)
+    state = running.forward_pass
+    if state is not None and state.rows is not None and state.head is not None:
+        return _attend(module, state, state.rows, state.head, query, key, value, *args, **kw)
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kw)
 
 
 def _eager_attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-    if (rows := current_rows()) is not None:
-        return _attend(module, rows, query, key, value, *args, **kw)
+    state = running.forward_pass
+    if state is not None and state.rows is not None and state.head is not None:
+        return _attend(module, state, state.rows, state.head, query, key, value, *args, **kw)
     # each family has its own, in the file of its classes
     return sys.modules[type(module).__module__].eager_attention_forward(module, query, key, value, *args, **kw)
 
 
 def _attend(
     module: torch.nn.Module,
+    state: Pass,
     rows: PackedRows,
+    head: SharedHead,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -162,7 +104,9 @@ def _attend(
 
     Args:
         module: The attention layer, with its `layer_idx`.
-        rows: What is computed.
+        state: The forward pass that asks.
+        rows: What it computes.
+        head: What stands in front of the rows.
         query: `(1, num_heads, num_tokens, head_dim)`, of all tokens or of the last token of each row.
         key: `(1, num_key_value_heads, num_tokens, head_dim)`.
         value: Likewise.
@@ -181,21 +125,21 @@ def _attend(
     unknown = [name for name, value in kwargs.items() if value is not None and name not in _WITHOUT_EFFECT]
     if unknown or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"attention that is not causal, or takes {unknown}")
-    if rows.capturing:
-        rows.keys_values = key, value
+    if state.capturing:
+        state.keys_values = key, value
         raise Captured
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]  # queries that share a key
     index: int = module.layer_idx  # type: ignore[assignment]
-    head_key, head_value = rows.head.keys[index], rows.head.values[index]
-    own_key, own_value = (key, value) if rows.keys_values is None else rows.keys_values
+    head_key, head_value = head.keys[index], head.values[index]
+    own_key, own_value = (key, value) if state.keys_values is None else state.keys_values
     keys, values = rows.pad(own_key[0]), rows.pad(own_value[0])
     joined = head_key.shape[2] <= _SHORT_HEAD and rows.mask.shape[1] <= _SHORT
     if joined:
         keys = torch.cat([head_key.expand(len(keys), -1, -1, -1), keys], dim=2)
         values = torch.cat([head_value.expand(len(values), -1, -1, -1), values], dim=2)
 
-    if rows.keys_values is None:
+    if state.keys_values is None:
         output, lse = _causal_attention(rows.pad(query[0]), keys, values, scaling, softcap)
         output, lse = rows.pack(output), rows.pack(lse)
     else:  # the queries are those of the last tokens
@@ -220,7 +164,8 @@ def _attention(
     Written out but for many queries in float32 on a CPU: the flash kernel is twice as slow there in bfloat16.
     """
     plain = softcap is None and hidden is None and key.shape[-1] == value.shape[-1]
-    if plain and query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[2] > _SHORT:
+    many = query.shape[2] > _SHORT and query.dtype == torch.float32
+    if plain and many and query.device.type == "cpu" and _has_flash_attention():
         return _flash_attention(query, key, value, scaling, causal=False)
     scores = ((query * scaling) @ key.transpose(-1, -2)).float()
     if softcap is not None:
@@ -243,7 +188,7 @@ def _causal_attention(
     """
     groups, length, in_front = query.shape[1] // key.shape[1], query.shape[2], key.shape[2] - query.shape[2]
     plain = in_front == 0 and softcap is None and key.shape[-1] == value.shape[-1]
-    if plain and length > _SHORT and query.device.type == "cpu":
+    if plain and length > _SHORT and query.device.type == "cpu" and _has_flash_attention():
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         return _flash_attention(query, key, value, scaling, causal=True)
     future = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).triu(1 + in_front)
@@ -259,9 +204,23 @@ def _flash_attention(
     return flash(query, key, value, 0.0, causal, attn_mask=None, scale=scaling)  # type: ignore[no-any-return]
 
 
+@cache
+def _has_flash_attention() -> bool:
+    """Says whether PyTorch has its private operator, the only one that gives the log-sum-exp, and it works."""
+    query = torch.ones(1, 1, 2, 8)
+    try:
+        output, lse = _flash_attention(query, query, query, 1.0, causal=True)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return output.shape == query.shape and lse.shape == query.shape[:3]
+
+
 def _mask_of(original: str) -> Any:
     def mask(*args: Any, **kwargs: Any) -> Any:
-        return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs) if current_rows() is None else None
+        state = running.forward_pass
+        if state is not None and state.rows is not None:
+            return None
+        return ALL_MASK_ATTENTION_FUNCTIONS[original](*args, **kwargs)
 
     return mask
 

@@ -1,0 +1,163 @@
+"""The body of a decoder LLM as a sentence-transformers module: what a name opens, and which hidden state is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig
+from sentence_transformers.base.modules import Transformer
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+from st_prompteol.adapters import keep_nf4_scales, load_adapter, skip_unpackable_modules
+from st_prompteol.decoders import (
+    check_complete,
+    check_layer,
+    has_file,
+    hub_kwargs_of,
+    load_adapter_config,
+    load_decoder_config,
+    opened_commit,
+    warn_if_base_moved,
+)
+
+# Of `sentence_bert_config.json`: what sentence-transformers before 5.4 does not know, and what an inner layer needs
+_LAYER_KEYS = ("transformer_task", "modality_config", "module_output_name")
+
+
+class DecoderTransformer(Transformer):
+    """The body of a decoder LLM, or of the one that an adapter was trained on with the adapter on top.
+
+    Args:
+        model_name_or_path: A decoder LLM, a saved model, or an adapter repository with or without tokenizer files.
+        layer: Which hidden state is read.
+        model_kwargs: As sentence-transformers' `Transformer` takes them.
+        processor_kwargs: Likewise.
+        config_kwargs: Likewise.
+        **kwargs: Likewise.
+
+    Raises:
+        ValueError: If the model is not a decoder, the layer is out of range, or an adapter does not fit.
+        FileNotFoundError: If the base model of an adapter cannot be found.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        layer: int,
+        model_kwargs: dict[str, Any],
+        processor_kwargs: dict[str, Any],
+        config_kwargs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        hub_kwargs = hub_kwargs_of(model_kwargs)
+        adapter = load_adapter_config(model_name_or_path, hub_kwargs)
+        config = load_decoder_config(model_name_or_path, adapter, config_kwargs)
+        check_layer(layer, config)
+        if adapter is not None:
+            warn_if_base_moved(model_name_or_path, adapter, hub_kwargs)
+        # An adapter repository without tokenizer files is opened as its base, with the adapter put on top.
+        bare_adapter = adapter is not None and not has_file(model_name_or_path, "tokenizer_config.json", hub_kwargs)
+        if adapter is not None and bare_adapter:
+            source = str(adapter.base_model_name_or_path)
+            model_kwargs, processor_kwargs, config_kwargs = (
+                {**options, "revision": adapter.revision}
+                for options in (model_kwargs, processor_kwargs, config_kwargs)
+            )
+        else:
+            source = model_name_or_path
+        super().__init__(
+            source,
+            modality_config=reading_layer(layer),
+            module_output_name="token_embeddings",
+            model_kwargs=model_kwargs,
+            processor_kwargs=processor_kwargs,
+            config_kwargs=config_kwargs,
+            **kwargs,
+        )
+        if bare_adapter:
+            load_adapter(self.model, model_name_or_path, **hub_kwargs)
+
+    def _load_config(
+        self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
+    ) -> tuple[PretrainedConfig, bool]:
+        """Reads the configuration of the LLM; upstream takes the newest one of an adapter's base, here the pinned."""
+        adapter = load_adapter_config(model_name_or_path, hub_kwargs_of(config_kwargs))
+        if adapter is None or backend != "torch":
+            config, is_peft_model = super()._load_config(model_name_or_path, backend, config_kwargs)
+            return config, is_peft_model
+        return load_decoder_config(model_name_or_path, adapter, config_kwargs), True
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: PretrainedConfig,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> PreTrainedModel:
+        """Loads the body; a quantised one so that this CPU can run it, an adapter with every tensor accounted for."""
+        skip_unpackable_modules(config, model_kwargs)
+        source, hub_kwargs = model_name_or_path, hub_kwargs_of(model_kwargs)
+        if is_peft_model:
+            adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+            source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
+        model, report = super()._load_model(
+            source, transformer_task, config, backend, False, output_loading_info=True, **model_kwargs
+        )
+        check_complete(source, report["missing_keys"])
+        # upstream's own attribute, which it no longer fills: adapters and results are recorded with it
+        model.config._commit_hash = opened_commit(source, hub_kwargs_of(model_kwargs))
+        keep_nf4_scales(model)
+        if is_peft_model:
+            load_adapter(model, model_name_or_path, **hub_kwargs)
+        return model
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Returns what `sentence_bert_config.json` holds: what every version reads, more for an inner layer only."""
+        config: dict[str, Any] = super().get_config_dict()
+        if layer_of(self.modality_config) == -1:
+            config = {key: value for key, value in config.items() if key not in _LAYER_KEYS}
+        unlimited = self.max_seq_length == VERY_LARGE_INTEGER
+        return {"max_seq_length": None if unlimited else self.max_seq_length, "do_lower_case": False, **config}
+
+    def get_embedding_dimension(self) -> int:
+        """Returns the length of an embedding."""
+        config = self.config.get_text_config()
+        # OPT-350m projects its 1024 numbers to 512 after the last block.
+        if layer_of(self.modality_config) == -1 and getattr(config, "word_embed_proj_dim", None):
+            return int(config.word_embed_proj_dim)
+        return int(config.hidden_size)
+
+
+def reading_layer(layer: int) -> dict[str, Any]:
+    """What makes sentence-transformers read hidden state `layer`."""
+    output = "last_hidden_state" if layer == -1 else ["hidden_states", layer]
+    return {"text": {"method": "forward", "method_output_name": output}}
+
+
+def layer_of(modality_config: dict[str, Any]) -> int:
+    """Returns the layer that a model of this configuration reads."""
+    method_output_name = modality_config["text"]["method_output_name"]
+    return -1 if method_output_name == "last_hidden_state" else int(method_output_name[1])
+
+
+def saved_layer(modality_config: dict[str, Any] | None) -> int | None:
+    """Returns the layer that a saved model reads, -1 for a base LLM, None for a model in another form."""
+    if modality_config is None:
+        return -1
+    try:
+        layer = layer_of(modality_config)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+    return layer if modality_config == reading_layer(layer) else None
+
+
+def foreign(model_name_or_path: str) -> str:
+    """Returns what to say of a saved model in another form."""
+    return (
+        f"{model_name_or_path!r} is a sentence-transformers model, but not one in PromptEOL's form: open it with "
+        "SentenceTransformer, or pass a template to read sentences in."
+    )

@@ -1,0 +1,160 @@
+"""One forward pass of a decoder: the blocks that its layers need, and in the last of them only the last tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from st_prompteol.fast.threads import running
+
+if TYPE_CHECKING:
+    from st_prompteol.fast.head import SharedHead
+    from st_prompteol.fast.rows import PackedRows
+
+
+class Pass:
+    """Everything that one forward pass needs besides its inputs, and what it has computed so far.
+
+    Args:
+        model: The body of a decoder LLM, prepared by `add_hooks`.
+        layers: -1 for the last hidden state, after the final norm; -2 for the output of the last but one block, …
+        rows: The packed rows that are computed. Defaults to None: what the model's own attention takes.
+        head: What stands in front of them. Defaults to None.
+        last_only: Whether the last tokens of the rows are enough. Defaults to False.
+
+    Raises:
+        NotImplementedError: If the model does not keep its blocks in one list.
+
+    Attributes:
+        keys_values: Those of all tokens, in the block that computes the last tokens only; None in every other.
+        capturing: Whether that block is run for its keys and values alone.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[int],
+        rows: PackedRows | None = None,
+        head: SharedHead | None = None,
+        *,
+        last_only: bool = False,
+    ) -> None:
+        blocks = blocks_of(model)
+        if not blocks:
+            raise NotImplementedError(f"{type(model).__name__} does not keep its blocks in one list.")
+        deepest = max(layers)
+        self.model, self.rows, self.head = model, rows, head
+        self.keys_values: tuple[Tensor, Tensor] | None = None
+        self.capturing = False
+        self._keep = {blocks[layer + 1]: layer for layer in layers if layer < -1}
+        self._stop_before = blocks[deepest + 1] if deepest < -1 else None
+        self._narrow_at = blocks[deepest] if last_only else None
+        self._narrowed: torch.nn.Module | None = None
+        self._last_only = last_only
+        self._kept: dict[int, Tensor] = {}
+
+    def run(self, **inputs: Any) -> dict[int, Tensor]:
+        """Runs the model.
+
+        Args:
+            **inputs: As the model takes them.
+
+        Returns:
+            By layer `(batch_size, sequence_length, hidden_size)`; of packed rows `(1, num_tokens, hidden_size)`, or
+            with `last_only` `(1, num_rows, hidden_size)`.
+        """
+        running.forward_pass = self
+        try:
+            self._kept[-1] = self.model(**inputs).last_hidden_state
+        except _Reached:
+            pass
+        finally:
+            running.forward_pass = None
+        if self.rows is None or not self._last_only:
+            return self._kept
+        return {layer: hidden[:, self.rows.last.to(hidden.device)] for layer, hidden in self._kept.items()}
+
+    def before_block(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Keeps what goes into a block, ends the pass, or leaves the block the last tokens to compute."""
+        if self.capturing:
+            return None
+        if block in self._keep:
+            self._kept[self._keep[block]] = args[0] if args else kwargs["hidden_states"]
+        if block is self._stop_before:
+            raise _Reached
+        return self._narrow(block, args, kwargs) if block is self._narrow_at else None
+
+    def _narrow(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Computes keys and values of all tokens, and leaves the block the last token of each row to compute."""
+        rows, hidden = self.rows, args[0] if args else kwargs["hidden_states"]
+        if rows is None or hidden.shape[:2] != rows.input_ids.shape or len(rows.last) == len(rows.tokens):
+            return None
+        self.capturing = True
+        try:
+            block(*args, **kwargs)
+        except Captured:
+            pass
+        finally:
+            self.capturing = False
+        if self.keys_values is None:  # no attention in this block
+            return None
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.shape[:2] == hidden.shape[:2]:
+                return value[:, rows.last.to(value.device)]
+            return type(value)(map(cut, value)) if type(value) in (tuple, list) else value
+
+        self._narrowed = block
+        return cut(args), {name: cut(value) for name, value in kwargs.items()}
+
+    def after_block(self, block: torch.nn.Module, output: Any) -> Any:
+        """Puts the last tokens back in their places, as what comes after a block relies on its shape."""
+        if block is not self._narrowed or self.rows is None:
+            return None
+        self._narrowed = None
+        hidden = output[0] if isinstance(output, tuple) else output
+        whole = hidden.new_zeros(*self.rows.input_ids.shape, hidden.shape[-1])
+        whole[:, self.rows.last.to(hidden.device)] = hidden
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+
+class _Reached(Exception):
+    """Raised in front of the first block that need not run."""
+
+
+class Captured(Exception):
+    """Raised when a block has computed its keys and values, which are then in `Pass.keys_values`."""
+
+
+def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """Returns the blocks of a decoder, none if it does not keep them in one list."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count)
+    return next(lists, torch.nn.ModuleList())
+
+
+def add_hooks(model: PreTrainedModel) -> list[RemovableHandle]:
+    """Lets a `Pass` step in between the model's blocks; early, as threads may share the model."""
+    return [
+        handle
+        for block in blocks_of(model)
+        for handle in (
+            block.register_forward_pre_hook(_before_block, with_kwargs=True),
+            block.register_forward_hook(_after_block),
+        )
+    ]
+
+
+def _before_block(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    state = running.forward_pass
+    return None if state is None else state.before_block(block, args, kwargs)
+
+
+def _after_block(block: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    state = running.forward_pass
+    return None if state is None else state.after_block(block, output)

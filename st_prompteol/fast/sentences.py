@@ -1,0 +1,50 @@
+"""Which sentences are encoded: each distinct one once, many of them in chunks of similar lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def encode_distinct(sentences: list[Any], encode: Callable[[list[Any]], Any], chunk: int | None) -> Any:
+    """Encodes each distinct sentence once and returns all rows in the order of the sentences.
+
+    Args:
+        sentences: What `encode` takes; whatever is not a string is encoded as it comes.
+        encode: Returns an array, a tensor or a list with a row for each sentence.
+        chunk: How many sentences at most are encoded in one call, so that rows are not held twice in the end. None
+            for all of them.
+    """
+    if not all(isinstance(sentence, str) for sentence in sentences):
+        return encode(sentences)
+    distinct = list(dict.fromkeys(sentences))
+    if chunk is None or len(distinct) <= chunk:
+        rows = encode(distinct)
+    else:
+        order = sorted(range(len(distinct)), key=lambda index: -len(distinct[index]))
+        for start in range(0, len(order), chunk):
+            places = order[start : start + chunk]
+            part = encode([distinct[index] for index in places])
+            if start == 0:
+                rows = _empty_like(part, len(distinct))
+            if isinstance(rows, list):
+                for place, row in zip(places, part, strict=True):
+                    rows[place] = row
+            else:
+                rows[places] = part
+    if len(distinct) == len(sentences):
+        return rows
+    index_of = {sentence: index for index, sentence in enumerate(distinct)}
+    order = [index_of[sentence] for sentence in sentences]
+    return [rows[index] for index in order] if isinstance(rows, list) else rows[order]
+
+
+def _empty_like(part: Any, count: int) -> Any:
+    if isinstance(part, torch.Tensor):
+        return part.new_empty(count, *part.shape[1:])
+    if isinstance(part, np.ndarray):
+        return np.empty((count, *part.shape[1:]), dtype=part.dtype)
+    return [None] * count

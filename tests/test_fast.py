@@ -1,0 +1,301 @@
+"""The fast path against transformers' own forward pass: never stale, never wrong, whatever threads and PyTorch do."""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
+from transformers import AutoModel, AutoModelForCausalLM, DeepseekV32Config, DogeConfig, GlmMoeDsaConfig, Phi3Config
+
+from st_prompteol import Demonstration, PromptEOL, PromptEOLTransformer
+
+from .conftest import SENTENCES, SIZES, PlainProcess, build_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+LONG = [*SENTENCES, " ".join(SENTENCES * 2)]
+
+
+def oracle(model: PromptEOL, sentences: list[str], attention: str = "eager") -> np.ndarray[Any, Any]:
+    """Each sentence alone: its last token's hidden state by transformers' own forward pass over all of its tokens."""
+    body = copy.deepcopy(model[0].model).eval()
+    body.set_attn_implementation(attention)
+    rows = []
+    for sentence in sentences:
+        features = model.preprocess([sentence])
+        inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            hidden = body(**inputs, use_cache=False, output_hidden_states=True).hidden_states[model.layer]
+        rows.append(hidden[0, -1].float().numpy())
+    return np.stack(rows)
+
+
+def assert_right(model: PromptEOL, sentences: list[str] = SENTENCES, atol: float = 1e-4) -> None:
+    expected = oracle(model, sentences)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(model.encode(sentences) / scale, expected / scale, atol=atol)
+
+
+def ema_step(model: PromptEOL) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.99).add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+
+
+def copy_other_weights(model: PromptEOL) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data + 0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def scale_all(model: PromptEOL) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.2)
+
+
+def add_noise(model: PromptEOL) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def fused_step(model: PromptEOL) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def one_matrix(model: PromptEOL) -> None:
+    model[0].model.layers[1].mlp.down_proj.weight.data.mul_(1.5)
+
+
+def one_bias_of_a_norm(model: PromptEOL) -> None:
+    model[0].model.layers[0].input_layernorm.weight.data.add_(0.5)
+
+
+@pytest.mark.parametrize(
+    "change", [scale_all, add_noise, copy_other_weights, ema_step, fused_step, one_matrix, one_bias_of_a_norm]
+)
+@pytest.mark.parametrize("shots", [0, 4])
+def test_changes_that_leave_no_version_behind_are_seen(
+    causal_lms: dict[str, str], change: Callable[[PromptEOL], None], shots: int
+) -> None:
+    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * shots)
+    before = model.encode(SENTENCES)
+    change(model)
+    assert_right(model)
+    assert np.abs(model.encode(SENTENCES) - before).max() > 0.01
+
+
+def test_a_part_of_a_matrix_that_is_overwritten_is_seen(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    model.encode(SENTENCES)
+    model[0].model.layers[0].self_attn.v_proj.weight.data[8:].zero_()  # half of the rows
+    assert_right(model)
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_another_attention_takes_effect(causal_lms: dict[str, str], shots: int) -> None:
+    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * shots)
+    expected = model.encode(SENTENCES)
+    for attention in ("eager", "sdpa", "eager"):
+        model[0].model.set_attn_implementation(attention)
+        np.testing.assert_allclose(model.encode(SENTENCES), expected, rtol=1e-4, atol=1e-4)
+        assert_right(model)
+
+
+_MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_MOE = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32}
+_DSA = {**_MLA, **_MOE, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 12, "first_k_dense_replace": 3}
+# Families that do something else from some length on, which the sentences here reach
+LENGTHS: dict[str, Callable[[int], Any]] = {
+    "phi3 with longrope": lambda vocab: Phi3Config(
+        vocab_size=vocab,
+        intermediate_size=64,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        original_max_position_embeddings=48,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0, 5.0, 6.0, 7.0],
+            "original_max_position_embeddings": 48,
+        },
+        **SIZES,
+    ),
+    "doge": lambda vocab: DogeConfig(
+        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, keep_window_size=16, **SIZES
+    ),
+    "deepseek-v3.2": lambda vocab: DeepseekV32Config(vocab_size=vocab, intermediate_size=64, **_DSA, **SIZES),
+    "glm-moe-dsa": lambda vocab: GlmMoeDsaConfig(vocab_size=vocab, intermediate_size=64, **_DSA, **SIZES),
+}
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+@pytest.mark.parametrize("family", LENGTHS)
+def test_lengths_at_which_a_family_changes_end_the_sharing(tmp_path: Path, family: str, shots: int) -> None:
+    tokenizer = build_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(LENGTHS[family](len(tokenizer) + 8))
+    for parameter in lm.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    lm.save_pretrained(tmp_path)
+    model = PromptEOL(str(tmp_path), demonstrations=[JOCKEY] * shots)
+    expected = oracle(model, LONG, AutoModel.from_pretrained(tmp_path).config._attn_implementation)
+    scale = np.abs(expected).max()
+    # one by one, as some families compute a whole batch as they do its longest row
+    np.testing.assert_allclose(model.encode(LONG, batch_size=1) / scale, expected / scale, atol=1e-4)
+
+
+def test_layers_set_by_other_threads_never_give_a_wrong_row(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    right = []
+    for layer in (-1, -2):
+        model.layer = layer
+        right.append(model.encode(SENTENCES))
+    stop, wrong, done = threading.Event(), [], []
+
+    def change() -> None:
+        while not stop.is_set():
+            for layer in (-1, -2):
+                model.layer = layer
+
+    def encode() -> None:
+        for _ in range(40):
+            try:
+                embeddings = model.encode(SENTENCES, batch_size=2)
+            except RuntimeError as error:
+                if "was changed while sentences were encoded" not in str(error):
+                    wrong.append(repr(error))
+            except Exception as error:
+                wrong.append(repr(error))
+            else:
+                done.append(1)
+                if not any(np.allclose(embeddings, expected, atol=1e-3) for expected in right):
+                    wrong.append("a wrong row")
+
+    changing = threading.Thread(target=change)
+    threads = [threading.Thread(target=encode) for _ in range(3)]
+    for thread in [changing, *threads]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stop.set()
+    changing.join()
+    assert wrong == []
+
+
+def test_templates_set_by_other_threads_never_give_a_wrong_row(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    right = []
+    for template in ("prompt", "prompteol"):
+        model.template = template
+        right.append(model.encode(SENTENCES))
+    stop, wrong = threading.Event(), []
+
+    def change() -> None:
+        while not stop.is_set():
+            for template in ("prompt", "prompteol"):
+                model.template = template
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    for _ in range(20):
+        try:
+            embeddings = model.encode(SENTENCES, batch_size=2)
+        except RuntimeError as error:
+            if "was changed while sentences were encoded" not in str(error):
+                wrong.append(repr(error))
+        else:
+            if not any(np.allclose(embeddings, expected, atol=1e-3) for expected in right):
+                wrong.append("a wrong row")
+    stop.set()
+    changing.join()
+    assert wrong == []
+
+
+def test_a_folder_with_a_weighted_mean_over_layers_embeds_right(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+) -> None:
+    transformer = PromptEOLTransformer(causal_lms["llama"])
+    transformer.model.config.output_hidden_states = True
+    mean = WeightedLayerPooling(32, num_hidden_layers=3, layer_start=1)
+    with torch.no_grad():
+        mean.layer_weights.copy_(torch.tensor([1.0, 3.0, 0.5]))
+    PromptEOL(modules=[transformer, mean, Pooling(32, "lasttoken")]).save_pretrained(str(tmp_path))
+    embeddings = PromptEOL(str(tmp_path)).encode(SENTENCES)
+    np.testing.assert_allclose(embeddings, plain.encode(tmp_path, SENTENCES), atol=1e-4)
+
+
+def test_without_private_operators_everything_is_computed_by_public_ones(
+    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", missing)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", missing)
+    try:
+        from st_prompteol.fast import attention, linear
+    except ImportError:  # an older layout
+        from st_prompteol import attention, linear
+    monkeypatch.setattr(linear, "_SMALL", 0)
+    caches = [linear._is_faster, getattr(attention, "_has_flash_attention", linear._is_faster)]
+    for found in caches:
+        found.cache_clear()
+    try:
+        model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY])
+        assert_right(model, LONG)
+    finally:
+        for found in caches:
+            found.cache_clear()
+
+
+def test_the_switch_turns_everything_off_and_on(causal_lms: dict[str, str]) -> None:
+    def traces(model: PromptEOL) -> int:
+        modules = list(model[0].model.modules())
+        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+        ours = "shared_head" in model[0].model.config._attn_implementation
+        return hooks + ours + sum("forward" in vars(module) for module in modules)
+
+    off = PromptEOL(causal_lms["llama"], fast=False, demonstrations=[JOCKEY])
+    assert (off.fast, traces(off)) == (False, 0)
+    expected = off.encode(SENTENCES)
+    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY])
+    for fast in (True, False, True):
+        model.fast = fast
+        assert model.fast is fast
+        np.testing.assert_allclose(model.encode([*SENTENCES, *SENTENCES])[: len(SENTENCES)], expected, atol=1e-4)
+        assert (traces(model) > 0) is fast
+    twin = copy.deepcopy(model)
+    twin.fast = False
+    assert (traces(twin), traces(model) > 0) == (0, True)
+    assert PromptEOL(modules=list(model), fast=False).fast is False
+
+
+def test_one_place_knows_of_hooks_and_threads() -> None:
+    found = [
+        (path.relative_to(ROOT).as_posix(), match)
+        for path in (ROOT / "st_prompteol").rglob("*.py")
+        for match in re.findall(r"threading\.local|ContextVar\(", path.read_text(encoding="utf-8"))
+    ]
+    assert found == [("st_prompteol/fast/threads.py", "threading.local")]
+    assert len((ROOT / "st_prompteol/modules.py").read_text(encoding="utf-8").splitlines()) < 300
+
+
+def test_a_plain_pipeline_with_this_module_is_right(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    by_hand = SentenceTransformer(modules=list(model))
+    np.testing.assert_allclose(by_hand.encode(SENTENCES), oracle(model, SENTENCES), atol=1e-3)
