@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo notebook test test-slow lint format clean
+.PHONY: help demo notebook test test-slow attack lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
@@ -21,6 +21,9 @@ test: $(VENV)/.dev ## Install what tests need, then run them
 
 test-slow: $(VENV)/.dev ## Run the long end-to-end tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+
+attack: $(VENV)/.dev ## Attack with odd strings, damaged files, kills and races, and write what held to docs/attack.md
+	$(BIN)/python -m tests.attack
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .

@@ -19,6 +19,13 @@ HOLE = "{sentence}"
 _CLOSING_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」"}
 
 
+def _check_characters(text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(
+            f"{text!r:.80} holds a lone surrogate, which is no character: drop it, or write the whole one."
+        )
+
+
 @dataclass(frozen=True)
 class Demonstration:
     """One worked example in front of the sentence: a sentence and the word that stands for it.
@@ -42,6 +49,7 @@ class Demonstration:
                     f"A demonstration's {name} must be one line of text that is not blank, got {value!r}: "
                     "mend or drop this demonstration."
                 )
+        _check_characters(f"{self.sentence}{self.word}")
         if '"' in self.word:
             raise ValueError(
                 f"A demonstration's word must not hold a double quote, got {self.word!r}: the template quotes the "
@@ -82,6 +90,7 @@ class PromptTemplate:
                 f"The template {self.text!r} has {holes} places for the sentence, but it needs exactly one: "
                 f"write {HOLE} once where the sentence goes."
             )
+        _check_characters(self.text)
         if self.preprocessing not in get_args(Preprocessing):
             raise ValueError(
                 f"Unknown preprocessing {self.preprocessing!r}: choose one of {', '.join(get_args(Preprocessing))}."

@@ -175,3 +175,10 @@ def test_needs_the_standard_library_only() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_lone_surrogates_are_refused() -> None:
+    with pytest.raises(ValueError, match="holds a lone surrogate, which is no character: drop it"):
+        PromptTemplate("\ud800 {sentence}")
+    with pytest.raises(ValueError, match="holds a lone surrogate"):
+        Demonstration("a \udfff.", "B")

@@ -34,6 +34,7 @@ from transformers import (
 
 from training.arguments import choose_precision, parse_recipe
 from training.failures import explained
+from training.run_folder import claimed
 from training.text import pack, read_text, render_documents
 from training.trainer import find_checkpoint
 
@@ -228,7 +229,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains; a mistake in it ends in one sentence."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with explained("pretrain_tiny.py"):
-        pretrain(*parse_recipe((TextArguments, ArchitectureArguments, PretrainingArguments), argv))
+        *others, run_args = parse_recipe((TextArguments, ArchitectureArguments, PretrainingArguments), argv)
+        with claimed(run_args.output_dir):
+            pretrain(*others, run_args)
 
 
 if __name__ == "__main__":
