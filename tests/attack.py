@@ -271,13 +271,14 @@ def main() -> None:
         what = " ".join(str(attempt.__doc__).split())
         lines.append(f"| {attempt.__name__} | {what} | {tried:,} | {len(found)} | {time.monotonic() - start:.0f} |")
         print(lines[-1], *found, sep="\n", flush=True)
-    head, _, _ = PAGE.read_text(encoding="utf-8").partition("| what |")
+    head, _, _ = PAGE.read_text(encoding="utf-8").partition("Run with `--share")
     table = [
         "| what | what must hold | tried | did not hold | seconds |",
         "| --- | --- | ---: | ---: | ---: |",
         *lines,
     ]
-    PAGE.write_text(head + "\n".join(table) + "\n", encoding="utf-8")
+    told = f"Run with `--share {share:g}` on {os.cpu_count()} cores:\n\n"
+    PAGE.write_text(head + told + "\n".join(table) + "\n", encoding="utf-8")
     sys.exit(f"{len(failures)} did not hold" if failures else 0)
 
 
