@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,adapters cli fast linear model modules shared_head template tokens upstream))
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo notebook test test-slow attack lint format clean
+.PHONY: help demo notebook test test-slow test-lowest attack lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
@@ -25,6 +26,9 @@ test-slow: $(VENV)/.dev ## Run the long end-to-end tests
 attack: $(VENV)/.dev ## Attack with odd strings, damaged files, kills and races, and write what held to docs/attack.md
 	$(BIN)/python -m tests.attack
 
+test-lowest: build/lowest/.done ## Run the core tests on the lowest versions that pyproject.toml allows, in build/lowest
+	build/lowest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" $(CORE_TESTS)
+
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +46,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable ".[train]"
+	touch $@
+
+build/lowest/.done: pyproject.toml
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet uv
+	build/lowest/bin/uv pip install --python build/lowest/bin/python --resolution lowest-direct --editable ".[train,test]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,22 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
-from transformers import AutoModel, AutoModelForCausalLM, DeepseekV32Config, DogeConfig, GlmMoeDsaConfig, Phi3Config
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    DeepseekV32Config,
+    DogeConfig,
+    Gemma3TextConfig,
+    GlmMoeDsaConfig,
+    LlamaConfig,
+    LlamaModel,
+    Phi3Config,
+    PretrainedConfig,
+)
 
 from st_prompteol import Demonstration, PromptEOL, PromptEOLTransformer
+from st_prompteol.fast import Reading, attention, check, linear
 
 from .conftest import SENTENCES, SIZES, PlainProcess, build_tokenizer
 
@@ -25,10 +39,10 @@ JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 LONG = [*SENTENCES, " ".join(SENTENCES * 2)]
 
 
-def oracle(model: PromptEOL, sentences: list[str], attention: str = "eager") -> np.ndarray[Any, Any]:
+def oracle(model: PromptEOL, sentences: list[str], name: str = "eager") -> np.ndarray[Any, Any]:
     """Each sentence alone: its last token's hidden state by transformers' own forward pass over all of its tokens."""
     body = copy.deepcopy(model[0].model).eval()
-    body.set_attn_implementation(attention)
+    body.set_attn_implementation(name)
     rows = []
     for sentence in sentences:
         features = model.preprocess([sentence])
@@ -108,8 +122,8 @@ def test_a_part_of_a_matrix_that_is_overwritten_is_seen(causal_lms: dict[str, st
 def test_another_attention_takes_effect(causal_lms: dict[str, str], shots: int) -> None:
     model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * shots)
     expected = model.encode(SENTENCES)
-    for attention in ("eager", "sdpa", "eager"):
-        model[0].model.set_attn_implementation(attention)
+    for name in ("eager", "sdpa", "eager"):
+        model[0].model.set_attn_implementation(name)
         np.testing.assert_allclose(model.encode(SENTENCES), expected, rtol=1e-4, atol=1e-4)
         assert_right(model)
 
@@ -165,7 +179,7 @@ def test_layers_set_by_other_threads_never_give_a_wrong_row(causal_lms: dict[str
     for layer in (-1, -2):
         model.layer = layer
         right.append(model.encode(SENTENCES))
-    stop, wrong, done = threading.Event(), [], []
+    stop, wrong = threading.Event(), []
 
     def change() -> None:
         while not stop.is_set():
@@ -182,7 +196,6 @@ def test_layers_set_by_other_threads_never_give_a_wrong_row(causal_lms: dict[str
             except Exception as error:
                 wrong.append(repr(error))
             else:
-                done.append(1)
                 if not any(np.allclose(embeddings, expected, atol=1e-3) for expected in right):
                     wrong.append("a wrong row")
 
@@ -247,12 +260,8 @@ def test_without_private_operators_everything_is_computed_by_public_ones(
 
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", missing)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", missing)
-    try:
-        from st_prompteol.fast import attention, linear
-    except ImportError:  # an older layout
-        from st_prompteol import attention, linear
     monkeypatch.setattr(linear, "_SMALL", 0)
-    caches = [linear._is_faster, getattr(attention, "_has_flash_attention", linear._is_faster)]
+    caches = [linear._is_faster, attention._has_flash_attention]
     for found in caches:
         found.cache_clear()
     try:
@@ -299,3 +308,87 @@ def test_a_plain_pipeline_with_this_module_is_right(causal_lms: dict[str, str]) 
     model = PromptEOL(causal_lms["llama"])
     by_hand = SentenceTransformer(modules=list(model))
     np.testing.assert_allclose(by_hand.encode(SENTENCES), oracle(model, SENTENCES), atol=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["of many queries", "of a head apart"])
+def test_the_check_sees_what_is_only_used_for_long_rows_and_heads(
+    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    if fault == "of many queries":  # the kernel for rows beyond 64 tokens
+        flash = attention._flash_attention
+        monkeypatch.setattr(attention, "_flash_attention", lambda *args, **kw: (flash(*args, **kw)[0] * 1.1, None))
+    else:  # the log-sum-exp by which long heads are merged
+        plain = attention._attention
+        monkeypatch.setattr(
+            attention, "_attention", lambda *args: (plain(*args)[0], plain(*args)[1] + 0.1 * (len(args[0]) == 1))
+        )
+    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * 2)
+    assert_right(model, LONG)
+    assert model[0].model.config._attn_implementation == "sdpa"
+
+
+def test_a_check_takes_no_more_blocks_of_a_large_model_than_it_has_kinds() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+    with torch.device("meta"):
+        one_kind = LlamaModel(LlamaConfig(num_hidden_layers=32, **sizes))
+        every_sixth = AutoModel.from_config(
+            Gemma3TextConfig(num_hidden_layers=26, **{**sizes, "num_key_value_heads": 8})
+        )
+        small = LlamaModel(LlamaConfig(num_hidden_layers=4, **{**sizes, "hidden_size": 64, "intermediate_size": 64}))
+    assert check._probed_layer(one_kind, -1) == check._probed_layer(one_kind, -2) == -32  # the first block's output
+    assert check._probed_layer(every_sixth, -1) == -21  # the sixth's
+    assert [check._probed_layer(small, layer) for layer in (-1, -3)] == [-1, -3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [
+        ({"sliding_window": 12, "max_window_layers": 3}, 12),
+        ({"attention_chunk_size": 20, "chunk_size_feed_forward": 4}, 20),
+        ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 30, "factor": 2.0}}, 30),
+        ({"index_topk": 17, "sliding_window": None}, 17),
+        ({"keep_window_size": 5, "mamba_chunk_size": 2}, 5),
+        ({}, 99),
+    ],
+)
+def test_lengths_are_found_in_a_configuration(settings: dict[str, Any], longest: int) -> None:
+    assert check.longest_row(PretrainedConfig(max_position_embeddings=99, **settings)) == longest
+
+
+def test_whoever_asks_for_all_hidden_states_gets_them(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    model[0].model.config.output_hidden_states = True
+    features = model(model.preprocess(SENTENCES[:2]))
+    assert len(features["all_layer_embeddings"]) == 4
+    with torch.no_grad():
+        assert len(model(model.preprocess(SENTENCES[:2]))["all_layer_embeddings"]) == 4
+
+
+class Reads(TorchDispatchMode):
+    """Notes operations of ours for whose results a device makes Python wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero")
+        indices = args[1] if operation.overloadpacket.__name__ in ("index", "index_put", "index_put_") else ()
+        masks = any(index is not None and index.dtype == torch.bool for index in indices)
+        caller = traceback.extract_stack(limit=2)[0]
+        if (operation.overloadpacket.__name__ in waits or masks) and "st_prompteol" in caller.filename:
+            self.found.append(f"{operation} at {caller.filename}:{caller.lineno}")
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_from_the_second_batch_on_nothing_waits_for_a_device(causal_lms: dict[str, str], shots: int) -> None:
+    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * shots).eval()
+    reading = Reading(last_only=True)
+    for batch in (LONG[:3], LONG[3:]):
+        with torch.inference_mode():
+            features = model.preprocess(batch, reading=reading)
+            with Reads() as reads:
+                embeddings = model(features, reading=reading)["sentence_embedding"]
+    assert reads.found == []
+    np.testing.assert_allclose(embeddings.numpy(), oracle(model, LONG[3:]), atol=1e-3)

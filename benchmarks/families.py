@@ -1,0 +1,181 @@
+"""The fast path against transformers' own forward pass, of every decoder family that transformers knows.
+
+    python benchmarks/families.py --tokenizer TOKENIZER --output benchmarks/families.md
+
+Small random weights of each family's own configuration with small numbers in it; windows and chunks shorter and
+longer than the sentences; demonstrations 0, 1 and 16; sentences of one word to some hundred; the last layer, the last
+but one and the first. Each embedding is compared with the hidden state of transformers' own attention over all tokens
+of the sentence alone. The table has the largest difference, relative to the largest number, and how many of the cases
+were computed behind a shared head; a family that cannot be built so small is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import logging
+import signal
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoTokenizer
+
+from st_prompteol import Demonstration, PromptEOL
+from st_prompteol.decoders import is_decoder
+from st_prompteol.fast import FastPath
+
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+SENTENCES = ["x", "A man is playing a guitar.", "Is it raining?", " ".join(["The cat sat on the mat, and"] * 14)]
+# By number, the settings of any family that it is small enough for
+SMALL = {
+    32: "hidden_size n_embd d_model dim embed_dim word_embed_proj_dim lru_width",
+    48: "intermediate_size ffn_dim n_inner d_ff ffn_hidden_size decoder_ffn_dim",
+    24: "moe_intermediate_size shared_expert_intermediate_size",
+    4: (
+        "num_hidden_layers n_layer n_layers num_layers decoder_layers num_attention_heads n_head n_heads "
+        "num_heads decoder_attention_heads rotary_dim mamba_n_heads mamba_num_heads"
+    ),
+    2: (
+        "num_key_value_heads num_local_experts num_experts n_routed_experts moe_num_experts index_n_heads "
+        "mamba_expand max_window_layers num_global_key_value_heads"
+    ),
+    8: (
+        "head_dim d_kv qk_rope_head_dim qk_nope_head_dim v_head_dim query_pre_attn_scalar mamba_d_state "
+        "ssm_state_size state_size hidden_size_per_layer_input global_head_dim ple_hidden_size"
+    ),
+    1: "num_experts_per_tok n_shared_experts moe_topk n_group topk_group first_k_dense_replace",
+    16: "q_lora_rank kv_lora_rank index_head_dim mamba_d_head mamba_head_dim",
+    2048: "max_position_embeddings n_positions max_seq_len",
+    600: "vocab_size_per_layer_input",
+    0: "pad_token_id",
+}
+VALUES = {name: number for number, names in SMALL.items() for name in names.split()}
+LENGTHS = set(
+    "sliding_window attention_chunk_size window_size keep_window_size index_topk local_attention sliding_window_size "
+    "attention_window_size original_max_position_embeddings".split()
+)
+
+
+def build(config_class: Any, vocabulary: int, length: int) -> Any:
+    """Builds a body with small numbers, those that are lengths being `length`; whatever is wrong with it is raised."""
+    known = vars(config_class().get_text_config())
+    parameters = inspect.signature(config_class.__init__).parameters
+    names = {name for name in (*known, *parameters) if not name.startswith("_")}
+    values = {name: value for name, value in VALUES.items() if name in names and known.get(name, 0) is not None}
+    values |= {name: length for name in LENGTHS & names if known.get(name) is not None}
+    config = config_class(**values, vocab_size=vocabulary).get_text_config()
+    if hasattr(config, "use_sliding_window") and known.get("sliding_window") is not None:
+        config.use_sliding_window = True
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+    if size > 5_000_000:
+        raise ValueError(f"it stays large: {size:,} parameters")
+    torch.manual_seed(0)
+    body = AutoModel.from_config(config)
+    for parameter in body.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.2 / parameter.shape[-1] ** 0.5)
+    return body
+
+
+@torch.no_grad()
+def oracle(body: Any, model: PromptEOL, batches: list[list[str]]) -> torch.Tensor:
+    """Each batch by transformers' own attention."""
+    rows = []
+    for batch in batches:
+        features = model.preprocess(batch)
+        inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+        hidden = body(**inputs, use_cache=False, output_hidden_states=True).hidden_states[model.layer]
+        rows += [states[mask.bool()][-1] for states, mask in zip(hidden, inputs["attention_mask"], strict=True)]
+    return torch.stack(rows).float()
+
+
+def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
+    """Returns the largest difference, how many cases were computed behind a head, and how many there were."""
+    worst, shared, cases = 0.0, 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        body.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        model = PromptEOL(folder)
+    plain = copy.deepcopy(body).eval()
+    model[0].put_body(body.eval(), True)  # some families draw what they do not save
+    blocks = model[0].config.get_text_config().num_hidden_layers
+    template, run = model.template, FastPath.run
+    ran: list[bool] = []
+
+    def counted(*args: Any) -> Any:
+        states = run(*args)
+        ran.append(states is not None)
+        return states
+
+    FastPath.run = counted
+    try:
+        for shots in (0, 1, 16):
+            model.template = replace(template, demonstrations=(JOCKEY,) * shots)
+            for layer in (-1, -2, -blocks):
+                model.layer = layer
+                for batches in ([[sentence] for sentence in SENTENCES], [SENTENCES[:3]]):
+                    sentences, ran[:] = [sentence for batch in batches for sentence in batch], []
+                    got = torch.as_tensor(model.encode(sentences, batch_size=len(batches[0]))).float()
+                    # some families compute a row otherwise among others, which is theirs where a batch is whole
+                    expected = oracle(plain, model, [[sentence] for sentence in sentences] if all(ran) else batches)
+                    if not torch.isfinite(expected).all():
+                        raise ValueError("transformers' own hidden states are not finite")
+                    worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
+                    shared, cases = shared + sum(ran), cases + len(ran)
+    finally:
+        FastPath.run = run
+    return worst, shared, cases
+
+
+def give_up(*_: Any) -> None:
+    """Ends a family that takes too long."""
+    raise TimeoutError("it takes too long")
+
+
+def main() -> None:
+    """Compares every family and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True, help="folder or repository of a tokenizer")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/families.md"))
+    parser.add_argument("--families", nargs="*", help="model types; all by default")
+    parser.add_argument("--seconds", type=int, default=120, help="how long a family may take")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGALRM, give_up)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, model_max_length=2048)
+    lines, left_out = ["| family | lengths | difference | behind a head |", "| --- | ---: | ---: | ---: |"], []
+    for config_class in dict.fromkeys(MODEL_FOR_CAUSAL_LM_MAPPING):
+        name = config_class.model_type
+        if arguments.families and name not in arguments.families:
+            continue
+        for length in (1024, 40):
+            signal.alarm(arguments.seconds)
+            try:
+                if not is_decoder(config_class()):
+                    break
+                start = time.perf_counter()
+                body = build(config_class, len(tokenizer) + 8, length)
+                if length == 40 and not LENGTHS & set(body.config.to_dict()):
+                    break
+                worst, shared, cases = compare(body, tokenizer)
+                signal.alarm(0)
+            except Exception as error:  # any: it is what the list shows
+                left_out.append(f"{name} ({length}): {type(error).__name__}: {' '.join(str(error).split())[:90]}")
+                continue
+            lines.append(f"| {name} | {length} | {worst:.0e} | {shared} of {cases} |")
+            print(lines[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
+    arguments.output.write_text("\n".join([*lines, "", "Left out:", "", *(f"- {line}" for line in left_out), ""]))
+    print("\n".join(left_out))
+
+
+if __name__ == "__main__":
+    main()
