@@ -36,6 +36,8 @@ SAVED_NAMES = re.compile(
     r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|adapter_model\.bin|pytorch_model(-\d+-of-\d+)?\.bin"
     r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
 )
+logger = logging.getLogger(__name__)
+_CENTER = "centering"  # what the module is called that centres embeddings
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
 _upstream = logging.getLogger("sentence_transformers")  # whose level turns its progress bars on
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
@@ -160,6 +162,7 @@ class PromptEOL(SentenceTransformer):
     @template.setter
     def template(self, template: str | PromptTemplate) -> None:
         self[0].template = template
+        self._warn_if_centered()
 
     @property
     def layer(self) -> int:
@@ -171,6 +174,55 @@ class PromptEOL(SentenceTransformer):
     def layer(self, layer: int) -> None:
         self[0].layer = layer
         _fit_poolings(self._modules, self[0].get_embedding_dimension())
+        self._warn_if_centered()
+
+    def center(self, sentences: Sequence[str], *, scale: bool = False) -> None:
+        """Subtracts from every embedding the mean embedding of these sentences; unrelated ones are no longer alike.
+
+        A stock `Dense` behind the pooling does it, with the identity as its activation; calling this again replaces
+        it. After a change of template, layer or adapter the mean is another one: call it again. That the mean of LLMs'
+        embeddings carries no meaning is shown in https://arxiv.org/abs/2511.11041.
+
+        Args:
+            sentences: Sentences of the kind that will be embedded, without labels; a few hundred are enough.
+            scale: Whether each number is also divided by its standard deviation over the sentences. Defaults to False.
+
+        Raises:
+            ValueError: If there are fewer than two different sentences, or the model has no pooling.
+        """
+        if len(set(sentences)) < 2:
+            raise ValueError(
+                f"A mean embedding of {len(set(sentences))} different sentences says nothing: give some hundred "
+                "sentences of the kind that will be embedded."
+            )
+        places = [place for place, module in enumerate(self) if isinstance(module, Pooling)]
+        if not places:
+            raise ValueError("The model has no pooling, behind which embeddings could be centred: put one behind it.")
+        modules = list(self._modules.items())
+        head, behind = modules[: places[0] + 1], modules[places[0] + 1 :]
+        pooled = PromptEOL(
+            modules=[module for _, module in head],
+            device=str(self.device),
+            prompts=self.prompts,
+            default_prompt_name=self.default_prompt_name,
+        )
+        embeddings = np.asarray(pooled.encode(list(sentences)), dtype=np.float64)
+        mean, deviation = torch.from_numpy(embeddings.mean(axis=0)), torch.from_numpy(embeddings.std(axis=0))
+        factor = 1 / deviation.where(deviation > 0, 1.0) if scale else torch.ones_like(mean)
+        dense = Dense(
+            len(mean),
+            len(mean),
+            activation_function=torch.nn.Identity(),
+            init_weight=factor.diag().float(),
+            init_bias=(-mean * factor).float(),
+        ).to(self.device, self.dtype)
+        behind = [(name, module) for name, module in behind if name != _CENTER]
+        self._modules.clear()
+        self._modules.update([*head, (_CENTER, dense), *behind])
+
+    def _warn_if_centered(self) -> None:
+        if _CENTER in self._modules:
+            logger.warning("Embeddings are centred by the mean of others than these: call center() again.")
 
     @property
     def fast(self) -> bool:
@@ -281,7 +333,7 @@ class PromptEOL(SentenceTransformer):
         """
         body, cut = cut_body(self)
         self[0].put_body(body, self.fast)
-        self.layer = -1
+        self[0].layer = -1
         return cut
 
     def describe(self) -> dict[str, str | int | None]:
@@ -298,10 +350,17 @@ class PromptEOL(SentenceTransformer):
             "max_seq_length": self.max_seq_length,
             "layer": self.layer,
             "dimension": self.get_embedding_dimension(),
+            "behind the pooling": self._describe_modules_behind(),
             "parameters": transformer.model.num_parameters(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
         }
+
+    def _describe_modules_behind(self) -> str | None:
+        names = [
+            "Dense (centres)" if name == _CENTER else type(module).__name__ for name, module in self.named_children()
+        ]
+        return ", ".join(names[2:]) or None
 
     def _describe_adapters(self) -> str | None:
         if not self.adapters:

@@ -201,9 +201,23 @@ TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
         "prompteol": PromptTemplate(),
         "prompt": PromptTemplate('This sentence : "{sentence}" means'),
         "none": PromptTemplate("{sentence}"),
+        "pretended-cot": PromptTemplate(
+            'After thinking step by step , this sentence : "{sentence}" means in one word:"'
+        ),
+        "knowledge": PromptTemplate(
+            "The essence of a sentence is often captured by its main subjects and actions, while descriptive terms "
+            'provide additional but less central details. With this in mind , this sentence : "{sentence}" means in '
+            'one word:"'
+        ),
+        "summarize": PromptTemplate('Summarize the sentence: "{sentence}" in one word:"', preprocessing="none"),
     }
 )
-"""The templates by name: PromptEOL, the prompt without its one-word limit, and the bare sentence."""
+"""The templates by name.
+
+PromptEOL, the prompt without its one-word limit, and the bare sentence (Jiang et al. 2023); Pretended CoT and
+Knowledge Enhancement (Zhang et al., https://arxiv.org/abs/2404.03921), whose authors read layer -2; EmbedFilter's
+(CentreChen/EmbFilter), whose authors read layer -1 and do not prepare sentences.
+"""
 
 
 def get_template(template: str | PromptTemplate) -> PromptTemplate:

@@ -94,6 +94,16 @@ def test_export_merges_an_adapter_into_a_folder_for_anyone(
     np.testing.assert_allclose(plain.encode(tmp_path / "full", SENTENCES) / scale, expected / scale, atol=1e-5)
 
 
+def test_export_centres(causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess) -> None:
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("\n".join(SENTENCES), encoding="utf-8")
+    code, _, message = run("export", causal_lms["opt"], str(tmp_path / "full"), "--center", str(sentences))
+    assert (code, "open it with" in message) == (0, True)
+    expected = PromptEOL(causal_lms["opt"]).encode(SENTENCES)
+    expected = expected - expected.mean(axis=0)
+    np.testing.assert_allclose(plain.encode(tmp_path / "full", SENTENCES), expected, atol=1e-5)
+
+
 def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], tmp_path: Path) -> None:
     model = causal_lms["opt"]
     (tmp_path / "latin1.txt").write_bytes("\xfc".encode("latin-1"))
@@ -114,6 +124,8 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
         (["encode", model, fine, "-o", str(tmp_path / "missing" / "out.npy")], "does not exist"),
         (["encode", model, str(tmp_path / "missing.txt"), "-o", out], "is not a file"),
         (["export", model, "/dev/null/folder"], "/dev/null"),
+        (["export", model, str(tmp_path / "out"), "--center", str(tmp_path / "latin1.txt")], "latin1.txt"),
+        (["export", model, str(tmp_path / "out"), "--center", str(tmp_path / "fine.txt")], "1 different sentences"),
     ]
     before = sorted(os.listdir(tmp_path))
     for arguments, message in mistakes:

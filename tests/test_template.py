@@ -73,7 +73,15 @@ def test_the_named_templates() -> None:
         "prompteol": 'This sentence : "{sentence}" means in one word:"',
         "prompt": 'This sentence : "{sentence}" means',
         "none": "{sentence}",
+        # ZBWpro/PretCoTandKE, settings.py at commit ad3a799
+        "pretended-cot": 'After thinking step by step , this sentence : "{sentence}" means in one word:"',
+        "knowledge": "The essence of a sentence is often captured by its main subjects and actions, while descriptive "
+        'terms provide additional but less central details. With this in mind , this sentence : "{sentence}" means '
+        'in one word:"',
+        # CentreChen/EmbFilter, run4llama_prompteol.py at commit c3958e3
+        "summarize": 'Summarize the sentence: "{sentence}" in one word:"',
     }
+    assert {name for name, template in TEMPLATES.items() if template.preprocessing == "none"} == {"summarize"}
     assert TEMPLATES["none"].render(" a ") == "a."
     with pytest.raises(TypeError):
         TEMPLATES["new"] = PromptTemplate()

@@ -15,6 +15,10 @@ def export(
     cut: Annotated[
         bool, typer.Option("--cut", help="Remove the blocks above the layer, for servers that read the last one only.")
     ] = False,
+    center: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Subtract the mean embedding of the sentences of this file, one a line."),
+    ] = None,
     template: Template = None,
     layer: Layer = None,
     device: Device = None,
@@ -26,6 +30,11 @@ def export(
         opened.merge_adapter()
     if cut:
         typer.echo(str(opened.cut()), err=True)
+    if center is not None:
+        from st_prompteol.corpus.formats import read_batches
+
+        with open(center, "rb") as file:
+            opened.center([text for batch in read_batches(file, center, 1000) for text in batch.sentences if text])
     opened.save_pretrained(path)
     typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)
     if opened.layer != -1:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="A decoder LLM, a saved model or an adapter: Hub id or folder; or tiny.")]
 Template = Annotated[
-    str | None, typer.Option(help="Name of a template (prompteol, prompt, none) or a text with one {sentence}.")
+    str | None,
+    typer.Option(
+        help="Name of a template (prompteol, pretended-cot, knowledge, summarize, prompt, none) or a text with one "
+        "{sentence}."
+    ),
 ]
 Layer = Annotated[int | None, typer.Option(help="Hidden state to read: -1 is the last, -2 the one before, …")]
 Quantization = Annotated[Literal["nf4", "int8"] | None, typer.Option(help="Quantise the weights by bitsandbytes.")]

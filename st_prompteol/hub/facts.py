@@ -259,6 +259,7 @@ def _title(model: PromptEOL, repo_id: str) -> str:
 def _facts(model: PromptEOL) -> dict[str, str]:
     facts = model.describe()
     similarity = model.similarity_fn_name or "cosine"
+    behind = facts["behind the pooling"]
     return {
         "Numbers per embedding": f"{facts['dimension']:,}",
         "Hidden state": f"{model.layer}" + (" (the last, after the final norm)" if model.layer == -1 else ""),
@@ -269,6 +270,7 @@ def _facts(model: PromptEOL) -> dict[str, str]:
         "Parameters": f"{facts['parameters']:,}",
         "Computes in": code(facts["dtype"]),
         "Similarity": escape(similarity),
+        **({"Behind the pooling": escape(str(behind))} if behind else {}),
     }
 
 
