@@ -20,7 +20,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedToken
 
 from st_prompteol.files import replacing_file
 from st_prompteol.long_text import shorten
-from st_prompteol.template import PromptTemplate
+from st_prompteol.template import HOLE, PromptTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ _PROBES = (
     ),
     *("\t", "\u00a0", "\u3000", "▁", "▁x▁", "Ġ", "Ġx", "##a", "$A", "10%", "x=1", "Ünïcödé", "मूल", "שלום", "\u200b"),
 )
+_BATCH = {"padding": True, "truncation": "longest_first", "return_tensors": "pt"}  # as sentence-transformers asks
+_NO_LIMIT = 2**31  # tokens
 _SEAMS = 6  # places at which the tail is tried to be cut
 
 
@@ -90,6 +92,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     plain: Tokenizer
     bos: list[int]
+    # Token ids of the demonstrations, with all in front of them, and a tokenizer of what stands behind
+    _behind: tuple[list[int], Tokenizer] | None = None
 
     @classmethod
     def of(cls, base: PreTrainedTokenizerBase) -> TemplateTokenizer:
@@ -130,6 +134,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         tokenizer.plain = plain
         tokenizer.bos = _ids_in_front(plain) if stated is None else tokenizer._take_out_template()
         plain.post_processor = None
+        if stated is not None:
+            tokenizer._set_demonstrations_apart()
         return tokenizer
 
     @property
@@ -149,16 +155,46 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         self.backend_tokenizer.normalizer = _normalizer([*self._steps(template, near), *_steps_of(self.plain)])
         self.backend_tokenizer.post_processor = _parts(post_processor=processor).post_processor
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
+        self._set_demonstrations_apart()
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
-        """Tokenises texts as upstream does; of a long one that is truncated, no more is read than is needed."""
+        """Tokenises texts as upstream does, but no more than is needed: not the same demonstrations in every row.
+
+        Of a long text that is truncated, no more is read than is kept.
+        """
         length = kwargs.get("max_length") or self.model_max_length
         if kwargs.get("truncation") and length and isinstance(text, str | list):
             whole = [text] if isinstance(text, str) else text
             if all(isinstance(one, str) for one in whole):
                 cut = [shorten(one, length, self._plain_ids) for one in whole]
                 text = cut[0] if isinstance(text, str) else cut
+        if self._behind is not None and not args and kwargs == _BATCH and isinstance(text, list):
+            if all(isinstance(one, str) and one.strip() for one in text):
+                return self._tokenize_behind(*self._behind, text)
         return super().__call__(text, *args, **kwargs)
+
+    def _tokenize_behind(self, head: list[int], behind: Tokenizer, texts: list[str]) -> BatchEncoding:
+        behind.enable_truncation(min(self.model_max_length, _NO_LIMIT) - len(head))
+        behind.enable_padding(pad_id=self.pad_token_id, pad_token=str(self.pad_token))
+        rows = behind.encode_batch_fast(texts)
+        ids, mask = [[*head, *row.ids] for row in rows], [[*([1] * len(head)), *row.attention_mask] for row in rows]
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type="pt")
+
+    def _set_demonstrations_apart(self) -> None:
+        """Finds out whether the demonstrations' token ids are the same whatever the sentence, and keeps them."""
+        template, self._behind = self.template, None
+        before = template.text.partition(HOLE)[0] if template is not None and template.demonstrations else ""
+        if template is None or not before or len(before) > len(self._lead(template)):
+            return
+        near, _, far = self._divide(template)
+        head = [*self.bos, *self._plain_ids(template.head[: -len(before)])]
+        behind = Tokenizer.from_str(self.plain.to_str())
+        behind.normalizer = _normalizer([*self._steps(template, near, before), *_steps_of(self.plain)])
+        behind.post_processor = _parts(post_processor=_template_processing(self.plain, [], far)).post_processor
+        behind.encode_special_tokens = True
+        rendered = {probe: template.render(probe) for probe in _PROBES if probe.strip()}
+        if all([*head, *behind.encode(probe).ids] == self.tokenize_plainly(text) for probe, text in rendered.items()):
+            self._behind = head, behind
 
     def tokenize_plainly(self, text: str) -> list[int]:
         """Returns the token ids of `text`, without a template, behind the BOS."""
@@ -190,13 +226,19 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         )
         return template.head[max(ends, default=0) :]
 
-    def _steps(self, template: PromptTemplate, near: str) -> list[dict[str, Any]]:
-        """The normalisers, as in `tokenizer.json`, that prepare a sentence and put `near` behind it."""
+    def _steps(self, template: PromptTemplate, near: str, lead: str | None = None) -> list[dict[str, Any]]:
+        """The normalisers, as in `tokenizer.json`, that prepare a sentence and put text around it.
+
+        Args:
+            template: The template.
+            near: What stands behind the sentence.
+            lead: What stands in front of it. Defaults to None: all of the head that is text.
+        """
         steps: list[dict[str, Any]] = []
         if template.preprocessing == "paper":
             steps += [_replace(f"{_START}{_BLANK}+", ""), _replace(f"(?<!{_BLANK}){_BLANK}+{_END}", "")]
             steps += [_replace(_UNENDED + _END, "."), _replace_text('"', "'"), _replace(rf"\?{_END}", ".")]
-        if lead := self._lead(template):
+        if lead := self._lead(template) if lead is None else lead:
             steps.append({"type": "Prepend", "prepend": lead})
         if near:
             steps.append(_replace(_CLOSE, near))

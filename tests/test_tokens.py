@@ -223,6 +223,30 @@ def test_a_sentence_that_is_too_long_loses_its_own_end(name: str, shots: int) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shots", [1, 16])
+@pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[8]])
+@BOTH
+def test_demonstrations_that_are_tokenised_once_give_the_same_ids(
+    name: str, shots: int, text: str, preprocessing: Any
+) -> None:
+    tokenizer = ours(name)
+    tokenizer.template = PromptTemplate(text, SHOTS[:shots], preprocessing)
+    if name in ("tiny", "opt", "llama3") and text == TEXTS[0]:  # byte-level: a word begins alike wherever it stands
+        assert tokenizer._behind is not None
+    longest, sentences = tokenizer.model_max_length, [*ODD, *SPECIAL, "", "word " * 300, *odd_strings(30, seed=shots)]
+    tokenizer.model_max_length = len(tokenizer("x")["input_ids"]) + 40
+    try:
+        for some in (worded(PromptTemplate(), sentences), sentences):  # in the second one some are blank
+            expected = tokenizer(some, truncation=True)["input_ids"]
+            batch = tokenizer(some, padding=True, truncation="longest_first", return_tensors="pt")
+            rows = [ids[mask.bool()].tolist() for ids, mask in zip(*batch.values(), strict=True)]
+            assert rows == expected
+            assert batch["input_ids"].shape[1] == max(map(len, expected))
+    finally:
+        tokenizer.model_max_length = longest
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_string_is_the_bos_and_the_end_of_the_tail(name: str) -> None:
     tokenizer = ours(name)
     tokenizer.template = PromptTemplate(demonstrations=SHOTS[:1])
