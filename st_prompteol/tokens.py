@@ -135,7 +135,10 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         tokenizer.bos = _ids_in_front(plain) if stated is None else tokenizer._take_out_template()
         plain.post_processor = None
         if stated is not None:
-            tokenizer._set_demonstrations_apart()
+            template = PromptTemplate.from_dict(stated)
+            probes = tokenizer._probe(template)
+            near, _, far = tokenizer._divide(template, probes)
+            tokenizer._set_demonstrations_apart(template, probes, near, far)
         return tokenizer
 
     @property
@@ -150,12 +153,13 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     @template.setter
     def template(self, template: PromptTemplate) -> None:
-        near, front, far = self._divide(template)
+        probes = self._probe(template)
+        near, front, far = self._divide(template, probes)
         processor = _template_processing(self.plain, [*self.bos, *front], far)
         self.backend_tokenizer.normalizer = _normalizer([*self._steps(template, near), *_steps_of(self.plain)])
         self.backend_tokenizer.post_processor = _parts(post_processor=processor).post_processor
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
-        self._set_demonstrations_apart()
+        self._set_demonstrations_apart(template, probes, near, far)
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         """Tokenises texts as upstream does, but no more than is needed: not the same demonstrations in every row.
@@ -180,20 +184,29 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         ids, mask = [[*head, *row.ids] for row in rows], [[*([1] * len(head)), *row.attention_mask] for row in rows]
         return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type="pt")
 
-    def _set_demonstrations_apart(self) -> None:
+    def _probe(self, template: PromptTemplate) -> dict[str, tuple[str, list[int]]]:
+        """Returns the rendered text of every probe and its token ids."""
+        rendered = {probe: template.render(probe) for probe in _PROBES}
+        return {probe: (text, self._plain_ids(text)) for probe, text in rendered.items()}
+
+    def _set_demonstrations_apart(
+        self, template: PromptTemplate, probes: dict[str, tuple[str, list[int]]], near: str, far: list[int]
+    ) -> None:
         """Finds out whether the demonstrations' token ids are the same whatever the sentence, and keeps them."""
-        template, self._behind = self.template, None
-        before = template.text.partition(HOLE)[0] if template is not None and template.demonstrations else ""
-        if template is None or not before or len(before) > len(self._lead(template)):
+        self._behind = None
+        before = template.text.partition(HOLE)[0] if template.demonstrations else ""
+        if not before or len(before) > len(self._lead(template)):
             return
-        near, _, far = self._divide(template)
         head = [*self.bos, *self._plain_ids(template.head[: -len(before)])]
         behind = Tokenizer.from_str(self.plain.to_str())
         behind.normalizer = _normalizer([*self._steps(template, near, before), *_steps_of(self.plain)])
         behind.post_processor = _parts(post_processor=_template_processing(self.plain, [], far)).post_processor
         behind.encode_special_tokens = True
-        rendered = {probe: template.render(probe) for probe in _PROBES if probe.strip()}
-        if all([*head, *behind.encode(probe).ids] == self.tokenize_plainly(text) for probe, text in rendered.items()):
+        if all(
+            [*head, *behind.encode(probe).ids] == [*self.bos, *ids]
+            for probe, (_, ids) in probes.items()
+            if probe.strip()
+        ):
             self._behind = head, behind
 
     def tokenize_plainly(self, text: str) -> list[int]:
@@ -244,7 +257,9 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             steps.append(_replace(_CLOSE, near))
         return steps
 
-    def _divide(self, template: PromptTemplate) -> tuple[str, list[int], list[int]]:
+    def _divide(
+        self, template: PromptTemplate, probes: dict[str, tuple[str, list[int]]]
+    ) -> tuple[str, list[int], list[int]]:
         """Finds the place at which the tail can be cut so that the token ids are those of the whole text.
 
         Returns:
@@ -253,9 +268,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         """
         lead, head, tail = self._lead(template), template.head, template.tail
         front = self._plain_ids(head[: len(head) - len(lead)])
-        rendered = [template.render(probe) for probe in _PROBES]
-        whole = [self._plain_ids(text) for text in rendered]
-        sentences = [text[len(head) : len(text) - len(tail)] for text in rendered]
+        whole = [ids for _, ids in probes.values()]
+        sentences = [text[len(head) : len(text) - len(tail)] for text, _ in probes.values()]
         for seam in _seams(tail, [token.content for token in self.plain.get_added_tokens_decoder().values()]):
             near = tail[:seam]
             inner = [[*front, *self._plain_ids(f"{lead}{sentence}{near}")] for sentence in sentences]
