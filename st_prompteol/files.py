@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
     finally:
         staged.unlink(missing_ok=True)
     return True
+
+
+def digest_of_files(paths: Iterable[Path], named_in: str | os.PathLike[str] | None = None) -> str:
+    """Returns a SHA-256 over files' bytes, 64 hexadecimal digits.
+
+    Args:
+        paths: The files, in their order.
+        named_in: The folder whose files' names count, too. Defaults to None: names do not count.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        if named_in is not None:
+            digest.update(f"{path.relative_to(named_in)}:".encode())
+        with open(path, "rb") as file:
+            while chunk := file.read(2**24):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def append_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:

@@ -62,6 +62,15 @@ def digest(values: Any, but: tuple[str, ...] = ()) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: str) -> str:
+    """Returns what differs, `told` about each with `{name}`, `{before}` and `{now}`; an empty text if nothing does."""
+    return "; ".join(
+        told.format(name=name, before=repr(before.get(name)), now=repr(now.get(name)))
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    )
+
+
 def _digest_of_weights(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     with ThreadPoolExecutor(_THREADS) as threads:

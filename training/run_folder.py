@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import replacing_file
+from st_prompteol.files import digest_of_files, replacing_file
+from st_prompteol.identity import differences
 from training.arguments import DataArguments, ModelArguments, RunArguments
 
 try:
@@ -84,15 +83,10 @@ def check_record(
         except (OSError, ValueError):
             logger.warning("Nothing in %r says with what its run was begun: it goes on unchecked.", str(record.parent))
             before = now
-        differences = [
-            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-            for name in dict.fromkeys([*before, *now])
-            if before.get(name) != now.get(name)
-        ]
-        if differences:
+        if told := differences(before, now, "{name} was {before} and is {now}"):
             raise ValueError(
-                f"{checkpoint!r} is of a run that was begun otherwise ({'; '.join(differences)}): go on as it was "
-                f"begun, or begin a run with --output_dir of its own. If it is meant, remove {str(record)!r}."
+                f"{checkpoint!r} is of a run that was begun otherwise ({told}): go on as it was begun, or begin a run "
+                f"with --output_dir of its own. If it is meant, remove {str(record)!r}."
             )
     with replacing_file(Path(str(run_args.output_dir)) / RECORD) as staged:
         staged.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -109,10 +103,5 @@ def _deciding(model_args: ModelArguments, data_args: DataArguments, run_args: Ru
 
 def _digest(path: Path) -> str:
     """A hash of a file, or of a folder's Parquet files: another name for the same rows is no difference."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
-        if os.path.isfile(file):
-            with open(file, "rb") as opened:
-                while chunk := opened.read(2**24):
-                    digest.update(chunk)
-    return digest.hexdigest()[:16]
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    return digest_of_files(file for file in files if file.is_file())[:16]

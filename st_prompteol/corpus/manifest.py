@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.corpus.fragments import SourceFile
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.identity import digest
+from st_prompteol.identity import differences, digest
 
 NAME = "_manifest.json"  # readers of Parquet folders pass over names with an underscore
 
@@ -111,15 +111,9 @@ def packages() -> dict[str, str]:
 
 def check_identity(destination: Storage, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises FileExistsError, which names the differences, unless both are the same."""
-    differences = [
-        f"{name} {before.get(name)!r} there and {now.get(name)!r} here"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
-    ]
-    if differences:
+    if told := differences(before, now, "{name} {before} there and {now} here"):
         raise FileExistsError(
-            f"{destination.address!r} holds embeddings made otherwise ({'; '.join(differences)}): choose another "
-            "destination."
+            f"{destination.address!r} holds embeddings made otherwise ({told}): choose another destination."
         )
 
 

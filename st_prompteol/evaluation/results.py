@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -18,11 +17,12 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.decoders import opened_commit
 from st_prompteol.evaluation.senteval import TaskResult, task_files
-from st_prompteol.files import replacing_file
+from st_prompteol.files import digest_of_files, replacing_file
 from st_prompteol.identity import digest, identify
 
 logger = logging.getLogger(__name__)
 
+_FILES = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")  # that make a model
 _PACKAGES = (
     "st-prompteol",
     "sentence-transformers",
@@ -87,14 +87,8 @@ def revision_of(name: str, revision: str | None = None) -> str:
     """Returns the commit of a Hub model that is in the cache, or, for a folder, a hash of the files that make it."""
     if not os.path.isdir(name):
         return opened_commit(name, {"revision": revision}) or "unknown"
-    digest = hashlib.sha256()
-    for path in sorted(Path(name).rglob("*")):
-        if path.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt") and path.is_file():
-            digest.update(f"{path.relative_to(name)}:".encode())
-            with open(path, "rb") as file:
-                while chunk := file.read(2**24):
-                    digest.update(chunk)
-    return f"local-{digest.hexdigest()[:12]}"
+    files = (path for path in sorted(Path(name).rglob("*")) if path.suffix in _FILES and path.is_file())
+    return f"local-{digest_of_files(files, named_in=name)[:12]}"
 
 
 def save_result(
@@ -144,10 +138,7 @@ def load_result(
 
 def data_fingerprint(data_dir: str | Path, task: str) -> str:
     """Returns a hash of the files that a task reads."""
-    digest = hashlib.sha256()
-    for path in task_files(data_dir, task):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest_of_files(task_files(data_dir, task))[:16]
 
 
 def _slug(name: str) -> str:
