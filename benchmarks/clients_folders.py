@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_prompteol import Demonstration, PromptEOL, lora_config
 from st_prompteol.cli import app
@@ -67,7 +67,7 @@ def save_folders(model: str, folder: Path) -> dict[str, str]:
         "inner": PromptEOL(base, layer=-2).save_pretrained,
         "cut": lambda path: app(["export", inner, path, "--cut"], standalone_mode=False),
         "normalised": PromptEOL(modules=[*PromptEOL(base), Normalize()]).save_pretrained,
-        "centred": PromptEOL(modules=[*PromptEOL(base), _centring(base), Normalize()]).save_pretrained,
+        "centred": _centred(base).save_pretrained,
     }
     folders = {"full": base}
     for kind, save in builders.items():
@@ -87,13 +87,10 @@ def _adapter(base: str) -> PromptEOL:
     return model
 
 
-def _centring(base: str) -> Dense:
-    model, dimension = PromptEOL(base), int(PromptEOL(base).get_embedding_dimension() or 0)
-    centring = Dense(dimension, dimension, activation_function=torch.nn.Identity())
-    with torch.no_grad():
-        centring.linear.weight.copy_(torch.eye(dimension))
-        centring.linear.bias.copy_(-torch.from_numpy(model.encode([*choose_sentences().values()]).mean(axis=0)))
-    return centring
+def _centred(base: str) -> PromptEOL:
+    model = PromptEOL(base)
+    model.center([*choose_sentences().values()])
+    return PromptEOL(modules=[*model, Normalize()])
 
 
 def reference(folder: str, sentences: list[str]) -> dict[str, list[Any]]:
