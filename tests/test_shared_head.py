@@ -349,8 +349,9 @@ def test_threads_with_different_batch_sizes_do_not_disturb_each_other(causal_lms
     def encode(which: PromptEOL, batch_size: int) -> None:
         for _ in range(15):
             embeddings = which.encode(SENTENCES, batch_size=batch_size)
-            if not np.allclose(embeddings, expected[id(which)], **SAME):
-                wrong.append(f"batch size {batch_size}")
+            difference = np.abs(embeddings - expected[id(which)]).max()
+            if not difference <= 1e-5 * np.abs(embeddings).max():
+                wrong.append(f"batch size {batch_size}: {difference}")
 
     threads = [threading.Thread(target=encode, args=(which, size)) for which in (model, other) for size in (1, 3, 8)]
     for thread in threads:
