@@ -17,7 +17,7 @@ from .conftest import build_tokenizer
 pytest.importorskip("datasets")
 
 from training.arguments import DataArguments
-from training.data import cut_sentences, load_sts_benchmark, load_triplets, training_preprocessing
+from training.data import cut_sentences, load_triplets, sts_benchmark
 
 ROWS = [
     {"anchor": 'He said "no", twice.', "positive": "NA", "negative": "12"},
@@ -112,15 +112,15 @@ def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokeniz
     with pytest.raises(ValueError, match=r"Line 4 of '.*rows\.csv' has 1 columns, but its header 2.* --strict"):
         load_triplets(DataArguments(train_file=str(path), strict=True), tokenizer)
     path.write_text('anchor,positive\n"two\nlines",b\nonly,\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is empty; mend the row, or drop --strict"):
+    with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is empty; fix the row, or drop --strict"):
         load_triplets(DataArguments(train_file=str(path), strict=True), tokenizer)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.csv", b"", "holds no row"),
-        ("header.csv", b"anchor,positive\n", "holds no row"),
+        ("empty.csv", b"", "has no row"),
+        ("header.csv", b"anchor,positive\n", "has no row"),
         ("bad.jsonl", b'{"anchor": "a"\n', "Line 1 of .* is not JSON"),
         ("list.jsonl", b"[1, 2]\n", "Line 1 of .* must be a JSON object"),
         ("bad.parquet", b"no", "is not a Parquet file"),
@@ -140,14 +140,14 @@ def test_a_missing_file_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"'.*gone\.csv' is neither a file nor a folder"):
         load_triplets(DataArguments(train_file=str(tmp_path / "gone.csv")), tokenizer)
     with pytest.raises(FileNotFoundError, match="must be a folder in SentEval's layout"):
-        load_sts_benchmark("dev", str(tmp_path))
+        sts_benchmark("dev", str(tmp_path), 64)
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["opt", "llama2", "llama3"])
 def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
-    sentences = load_sts_benchmark("dev", str(shared / "senteval")).first[-400:]
+    sentences = sts_benchmark("dev", str(shared / "senteval"), 64).sentences1[-400:]
     for limit in (4, 16):
         expected = [tokenizer.decode(tokenizer.encode(s, add_special_tokens=False)[:limit]) for s in sentences]
         assert cut_sentences(sentences, tokenizer.backend_tokenizer, limit) == expected
@@ -155,13 +155,6 @@ def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) ->
 
 @pytest.mark.shared
 def test_sts_b_is_read_whole(shared: Path) -> None:
-    dev = load_sts_benchmark("dev", str(shared / "senteval"))
-    assert len(dev.first) == len(dev.second) == len(dev.scores) == 1500
-    assert (dev.first[0], dev.scores[0]) == ("A man with a hard hat is dancing.", 5.0)
-    assert len(load_sts_benchmark("test", str(shared / "senteval")).scores) == 1379
-
-
-def test_preprocessing_is_the_same_in_training_and_evaluation_unless_it_is_the_paper_s() -> None:
-    assert training_preprocessing("paper") == ("paper", "paper")
-    assert training_preprocessing("none") == ("none", "none")
-    assert training_preprocessing("paper-train") == ("none", "paper")
+    dev, test = (sts_benchmark(split, str(shared / "senteval"), 64) for split in ("dev", "test"))
+    assert [len(column) for column in (dev.sentences1, dev.sentences2, dev.scores, test.scores)] == [1500] * 3 + [1379]
+    assert (dev.sentences1[0], dev.scores[0]) == ("A man with a hard hat is dancing.", 5.0)

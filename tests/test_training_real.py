@@ -15,19 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
 from st_prompteol import PromptEOL
 
 from .conftest import PlainProcess
-from .test_training_loss import ROOT, free_port
+from .test_training_loss import free_port
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 from training import train as script
-from training.data import Pairs, load_sts_benchmark
+from training.data import sts_benchmark
 
 pytestmark = pytest.mark.shared
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def words(shared: Path, stories: str, output_dir: Path, *more: str) -> list[str]:
@@ -47,9 +49,9 @@ def scores(said: str) -> dict[str, tuple[float, float]]:
     return {split: (float(base), float(trained)) for split, base, trained in rows}
 
 
-def spearman(encode: Any, pairs: Pairs) -> float:
+def spearman(encode: Any, pairs: EmbeddingSimilarityEvaluator) -> float:
     """The score x 100 by definition: the correlation of the ranks of cosines and of people's scores."""
-    first, second = (np.asarray(encode(list(side))) for side in (pairs.first, pairs.second))
+    first, second = (np.asarray(encode(list(side))) for side in (pairs.sentences1, pairs.sentences2))
     cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
     ranks = []
     for values in (cosines, np.asarray(pairs.scores)):
@@ -62,11 +64,11 @@ def test_a_few_steps_on_real_data_raise_the_score(shared: Path, stories: str, tm
     lines = {}
     for split in ("dev", "test"):
         source = shared / f"senteval/STS/STSBenchmark/sts-{split}.csv"
-        lines[split] = source.read_text(encoding="utf-8").splitlines()[::5]
+        lines[split] = source.read_text(encoding="utf-8").splitlines()[::15]
         target = tmp_path / f"STS/STSBenchmark/sts-{split}.csv"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text("\n".join(lines[split]) + "\n", encoding="utf-8")
-    before = spearman(PromptEOL(stories).encode, load_sts_benchmark("dev", str(tmp_path)))
+    before = spearman(PromptEOL(stories).encode, sts_benchmark("dev", str(tmp_path), 64))
     argv = words(shared, stories, tmp_path / "run", f"--sts_data_dir={tmp_path}", "--max_train_samples=1000")
     script.main(
         [
@@ -78,7 +80,7 @@ def test_a_few_steps_on_real_data_raise_the_score(shared: Path, stories: str, tm
             "--save_steps=20",
         ]
     )
-    after = spearman(PromptEOL(str(tmp_path / "run")).encode, load_sts_benchmark("dev", str(tmp_path)))
+    after = spearman(PromptEOL(str(tmp_path / "run")).encode, sts_benchmark("dev", str(tmp_path), 64))
     assert before < 30
     assert after > before + 15
 
@@ -102,7 +104,7 @@ def test_the_tiny_recipe_reaches_its_scores(
     assert found["test"][1] >= 48
     if quantization == "none":
         assert taken < 15 * 60
-    pairs = load_sts_benchmark("dev", str(shared / "senteval"))
+    pairs = sts_benchmark("dev", str(shared / "senteval"), 64)
     by_us = spearman(PromptEOL(str(tmp_path / "run")).encode, pairs)
     by_plain = spearman(lambda sentences: plain.encode(tmp_path / "run", sentences), pairs)
     assert by_plain == pytest.approx(by_us, abs=0.01)
