@@ -17,7 +17,6 @@ SERVE = Path(__file__).resolve().parents[1] / "examples/serve.py"
 
 
 def test_the_vectors_are_those_of_encode(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("httpx")
     testclient = pytest.importorskip("fastapi.testclient")
     uvicorn = pytest.importorskip("uvicorn")
     served: dict[str, Any] = {}

@@ -73,11 +73,11 @@ def test_a_few_steps_on_real_data_raise_the_score(shared: Path, stories: str, tm
     script.main(
         [
             *argv,
-            "--max_steps=20",
+            "--max_steps=8",
             "--per_device_train_batch_size=32",
-            "--warmup_steps=5",
-            "--eval_steps=20",
-            "--save_steps=20",
+            "--warmup_steps=2",
+            "--eval_steps=8",
+            "--save_steps=8",
         ]
     )
     after = spearman(PromptEOL(str(tmp_path / "run")).encode, sts_benchmark("dev", str(tmp_path), 64))
