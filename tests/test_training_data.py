@@ -41,7 +41,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
     return str(path)
@@ -57,12 +57,6 @@ def test_rows_come_through_to_the_character(
     data = load_triplets(args, tokenizer)
     assert list(data.column_names) == ["anchor", "positive", "negative"]
     assert sorted(data, key=lambda row: row["anchor"]) == sorted(ROWS, key=lambda row: row["anchor"])
-
-
-def test_cells_of_tsv_hold_quotation_marks_as_they_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "rows.tsv").write_text('anchor\tpositive\n"One day" she said\tOne day.\n', encoding="utf-8")
-    data = load_triplets(DataArguments(train_file=str(tmp_path / "rows.tsv"), max_sentence_tokens=100), tokenizer)
-    assert data[0] == {"anchor": '"One day" she said', "positive": "One day."}
 
 
 def test_simcse_s_columns_and_any_others_are_mapped(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -121,10 +115,8 @@ def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokeniz
     [
         ("empty.csv", b"", "has no row"),
         ("header.csv", b"anchor,positive\n", "has no row"),
-        ("bad.jsonl", b'{"anchor": "a"\n', "Line 1 of .* is not JSON"),
-        ("list.jsonl", b"[1, 2]\n", "Line 1 of .* must be a JSON object"),
+        ("bad.jsonl", b'{"anchor": "a"\n', r"has no row to train on \(Line 1 of .* is not JSON"),
         ("bad.parquet", b"no", "is not a Parquet file"),
-        ("latin.csv", "anchor,positive\né,b\n".encode("latin-1"), "is not UTF-8"),
         ("rows.xml", b"<a/>", r"train_file ends in \.csv, \.tsv, \.jsonl, \.parquet"),
     ],
 )

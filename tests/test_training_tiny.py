@@ -38,6 +38,12 @@ VERBS = ("repairs", "paints", "forgets", "carries", "sells", "admires", "hides")
 OBJECTS = ("a wooden boat", "the garden gate", "three umbrellas", "her violin", "some warm bread", "the blue kettle")
 PLACES = ("near the harbour", "in the morning", "behind the station", "while it rains", "before dinner", "every week")
 PROMPT = 'This sentence : "{}" means in one word:"'
+# SentEval's formats
+WITH_HEADER = ("SICKRelatedness", "MRPC")
+LINES = dict.fromkeys(("STSBenchmark", STS_DEV_TASK), "g\tf\ty\t1\t{score}\t{first}\t{second}")
+LINES |= {"SICKRelatedness": "1\t{first}\t{second}\t{score}", "MRPC": "1\t1\t1\t{first}\t{second}"}
+LINES |= {"SST2": "{first}\t1", "TREC": "NUM:date {first}"}
+STS_LINES = ("{first}\t{second}", "{score}")
 WORDNET = """\
   1 The licence is indented.
 00000100 03 n 01 tool 0 001 ~ 00000200 n 0000 | an implement that people work with; "he hung every tool on the wall"
@@ -54,30 +60,15 @@ def invent(draw: random.Random) -> str:
 
 def write_task(folder: Path, task: str, draw: random.Random) -> None:
     """Writes the files of a SentEval task, with 12 sentences or pairs each, none of them in another file."""
-    columns = {"STSBenchmark": 7, STS_DEV_TASK: 7, "SICKRelatedness": 4, "MRPC": 5}
     for files in _TASKS[task].files.values():
-        lines: list[list[str]] = [[], []]
-        for number in range(12):
-            first, second = (f"{task.lower()} {files[0].lower()} {number}{side} {invent(draw)}" for side in "ab")
-            if len(files) == 2 and task.startswith("STS"):
-                lines[0].append(f"{first}\t{second}")
-                lines[1].append(f"{draw.random() * 5:.2f}")
-            elif task in columns:
-                cells = ["1"] * columns[task]
-                at = {"SICKRelatedness": 1, "MRPC": 3}.get(task, 5)
-                cells[at : at + 2] = first, second
-                lines[0].append("\t".join(cells))
-            elif task == "SST2":
-                lines[0].append(f"{first}\t{number % 2}")
-            elif task == "TREC":
-                lines[0].append(f"NUM:date {first}")
-            else:
-                for side in range(len(files)):
-                    lines[side].append(f"{side} {first}")
-        for name, content in zip(files, lines, strict=False):
+        for side, name in enumerate(files):
+            form = LINES.get(task) or (STS_LINES[side] if task in STS_TASKS else f"{side} {{first}}")
+            lines = [form.format(first="header", second="header", score=0)] if task in WITH_HEADER else []
+            for number in range(12):
+                first, second = (f"{task.lower()} {name.lower()} {number}{part} {invent(draw)}" for part in "ab")
+                lines.append(form.format(first=first, second=second, score=number % 5))
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            header = ["\t".join("header")] if task in ("SICKRelatedness", "MRPC") else []
-            (folder / name).write_text("\n".join([*header, *content]) + "\n", encoding="utf-8")
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -108,8 +108,8 @@ class Curves(TrainerCallback):
             figure.savefig(staged, format="png", dpi=120)
 
 
-def judge(scores: dict[str, tuple[float, float]]) -> list[str]:
-    """Returns a sentence for each evaluation on which training made the model worse than its base.
+def describe_scores(scores: dict[str, tuple[float, float]]) -> str:
+    """Returns scores as a Markdown table, Spearman x 100, and a warning for each that training made worse.
 
     Args:
         scores: What was evaluated -> Spearman before and after training.
@@ -117,21 +117,17 @@ def judge(scores: dict[str, tuple[float, float]]) -> list[str]:
     Raises:
         FloatingPointError: If there is no score after training, because all embeddings are equal or NaN.
     """
-    for name, (_, after) in scores.items():
+    lines, warnings = ["| Spearman x 100 | base | trained |", "|---|---|---|"], []
+    for name, (before, after) in scores.items():
         if math.isnan(after):
             raise FloatingPointError(
                 f"After training there is no score on {name}, because all sentences have the same embedding or NaN: "
                 "lower learning_rate, and begin anew."
             )
-    return [
-        f"WARNING: on {name} the trained model is worse than its base, {100 * after:.2f} where that has "
-        f"{100 * before:.2f}: lower learning_rate, or look at the data."
-        for name, (before, after) in scores.items()
-        if after < before
-    ]
-
-
-def format_table(scores: dict[str, tuple[float, float]]) -> str:
-    """Returns base and trained scores as a Markdown table, Spearman x 100."""
-    rows = [f"| {name} | {base * 100:.2f} | {trained * 100:.2f} |" for name, (base, trained) in scores.items()]
-    return "\n".join(["| Spearman x 100 | base | trained |", "|---|---|---|", *rows])
+        lines.append(f"| {name} | {100 * before:.2f} | {100 * after:.2f} |")
+        if after < before:
+            warnings.append(
+                f"WARNING: on {name} the trained model is worse than its base, {100 * after:.2f} where that has "
+                f"{100 * before:.2f}: lower learning_rate, or look at the data."
+            )
+    return "\n".join([*lines, *warnings])

@@ -32,7 +32,7 @@ from training.build import before_training, build_model, check_finite, check_sav
 from training.data import PREPROCESSING, load_triplets, sts_benchmark
 from training.failures import explained
 from training.loss import build_loss
-from training.report import DEV_METRIC, Curves, Speed, describe_run, format_table, judge
+from training.report import DEV_METRIC, Curves, Speed, describe_run, describe_scores
 from training.run_folder import check_record, claimed, find_checkpoint
 from training.trainer import AdapterTrainer
 
@@ -106,9 +106,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         with before_training(model, model_args, run_args) as before:
             base = test(before)[test.primary_metric]
         scores = {"STS-B dev": dev_scores(trainer), "STS-B test": (base, test(model)[test.primary_metric])}
-        say(format_table(scores))
-        for warning in judge(scores):
-            say(warning)
+        say(describe_scores(scores))
 
     # 6. what else was asked for
     if run_args.merge:
