@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 from training import train as script
-from training.arguments import ModelArguments, RunArguments
+from training.arguments import DEV_METRIC, ModelArguments, RunArguments
 from training.data import PREPROCESSING, sts_benchmark
 from training.failures import explain
 from training.loss import build_loss
@@ -38,6 +39,7 @@ from training.report import describe_scores
 from training.run_folder import claimed, find_checkpoint
 from training.trainer import AdapterTrainer
 
+Words = Callable[..., list[str]]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*lr_scheduler.step.*:UserWarning",  # upstream's order of calls on a step without gradients
     "ignore:.*tokenizers.*fork.*",
@@ -67,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"train_file": str(folder / "triplets.jsonl"), "sts_data_dir": str(folder)}
 
 
-def words(world: dict[str, str], base: str, output_dir: Path, *more: str) -> list[str]:
+def command_line(world: dict[str, str], base: str, output_dir: Path, *more: str) -> list[str]:
     """The command line of a run of 8 steps with dropout, a checkpoint after every two."""
     fixed = {"model_name_or_path": base, "output_dir": str(output_dir), "lora_r": 4, "lora_dropout": 0.2, **world}
     fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "precision": "float32"}
@@ -96,8 +98,14 @@ def finished(
     """An unbroken run, and what it said; read only."""
     output_dir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
     with contextlib.redirect_stdout(said):
-        script.main(words(world, causal_lms["llama"], output_dir, "--merge"))
+        script.main(command_line(world, causal_lms["llama"], output_dir, "--merge"))
     return output_dir, said.getvalue()
+
+
+@pytest.fixture
+def words(world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path) -> Words:
+    """Returns the command line of a run into `run`, as `words("--flag", "value", base="opt")`."""
+    return lambda *more, base="llama": command_line(world, causal_lms[base], tmp_path / "run", *more)
 
 
 def test_a_run_leaves_an_adapter_that_opens_everywhere(
@@ -141,7 +149,7 @@ def test_a_run_tells_what_it_trains_and_what_it_cost(finished: tuple[Path, str])
 def test_what_is_kept_is_the_best_checkpoint(finished: tuple[Path, str]) -> None:
     output_dir, _ = finished
     state = json.loads((output_dir / "checkpoint-8/trainer_state.json").read_text(encoding="utf-8"))
-    dev = {row["step"]: row[script.DEV_METRIC] for row in state["log_history"] if script.DEV_METRIC in row}
+    dev = {row["step"]: row[DEV_METRIC] for row in state["log_history"] if DEV_METRIC in row}
     best = max((step for step in dev if step), key=lambda step: dev[step])
     assert state["best_metric"] == pytest.approx(dev[best])
     kept, expected = (
@@ -163,12 +171,9 @@ def child(argv: list[str], limit: int | None = None, errors: str | None = None) 
 
 
 def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
-    finished: tuple[Path, str],
-    world: dict[str, str],
-    causal_lms: dict[str, str],
-    tmp_path: Path,
+    words: Words, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
+    argv = words("--resume_from_checkpoint", "auto")
     process, deadline = start(child, argv), time.monotonic() + 120
     while not (tmp_path / "run/checkpoint-2").exists():
         assert process.is_alive()
@@ -201,10 +206,8 @@ def test_an_incomplete_checkpoint_is_passed_over(finished: tuple[Path, str], tmp
         find_checkpoint(str(run), str(run / "checkpoint-6"))
 
 
-def test_a_folder_that_has_a_run_is_left_alone(
-    finished: tuple[Path, str], world: dict[str, str], causal_lms: dict[str, str]
-) -> None:
-    message = sentence_of_exit(words(world, causal_lms["llama"], finished[0]))
+def test_a_folder_that_has_a_run_is_left_alone(words: Words, finished: tuple[Path, str]) -> None:
+    message = sentence_of_exit(words("--output_dir", str(finished[0])))
     assert "has a run already: pass --resume_from_checkpoint auto" in message
 
 
@@ -218,9 +221,9 @@ def test_a_folder_that_has_a_run_is_left_alone(
     ],
 )
 def test_a_run_is_resumed_with_its_own_arguments_or_not_at_all(
+    words: Words,
     finished: tuple[Path, str],
     world: dict[str, str],
-    causal_lms: dict[str, str],
     tmp_path: Path,
     changed: list[str],
     difference: str,
@@ -233,15 +236,13 @@ def test_a_run_is_resumed_with_its_own_arguments_or_not_at_all(
         rows = Path(world["train_file"]).read_text(encoding="utf-8").splitlines()
         other.write_text("\n".join(rows[::-1]) + "\n", encoding="utf-8")
         changed = ["--train_file", str(other)]
-    argv = words(world, causal_lms["llama"], run, "--resume_from_checkpoint", "auto", *changed)
+    argv = words("--resume_from_checkpoint", "auto", *changed)
     message = sentence_of_exit(argv)
     told = rf"began with other arguments \({difference}\): resume it .* If the change is intended, remove .*run\.json"
     assert re.search(told, message)
 
 
-def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
-) -> None:
+def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(words: Words, tmp_path: Path) -> None:
     run = tmp_path / "run"
     leftovers = [run / ".checkpoint-4.0123abcd.tmp" / "model.safetensors", tmp_path / ".run.0123abcd.tmp" / "x"]
     kept = [run / "notes.tmp", tmp_path / ".other.0123abcd.tmp" / "x"]
@@ -251,16 +252,14 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(
     with claimed(str(run)):
         assert [path.parent.exists() for path in leftovers] == [False, False]
         assert all(path.exists() for path in kept)
-        argv = words(world, causal_lms["llama"], run)
+        argv = words()
         assert "Another run is using" in sentence_of_exit(argv)
     with claimed(str(run)):
         pass
 
 
-def test_a_run_that_diverged_ends_in_an_error_and_saves_nothing(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
-) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--learning_rate", "1e30", "--warmup_steps", "0")
+def test_a_run_that_diverged_ends_in_an_error_and_saves_nothing(words: Words, tmp_path: Path) -> None:
+    argv = words("--learning_rate", "1e30", "--warmup_steps", "0")
     argv += ["--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"]
     assert re.search("NaN or infinite numbers, so it is not saved: lower learning_rate", sentence_of_exit(argv))
     assert not list((tmp_path / "run").glob("*.safetensors"))
@@ -275,10 +274,10 @@ def test_a_run_says_that_it_made_the_model_worse() -> None:
 
 
 def test_a_published_adapter_is_trained_further(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: Words, causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = publish_adapter(causal_lms["opt"], tmp_path / "published")
-    argv = words(world, causal_lms["opt"], tmp_path / "run", "--adapter", adapter, "--max_steps", "2")
+    argv = words("--adapter", adapter, "--max_steps", "2", base="opt")
     script.main([*argv, "--mini_batch_size", "4", "--gradient_checkpointing", "--matryoshka_dims", "32", "16"])
     assert "in passes of 4 sentences" in capsys.readouterr().out
     before, after = PromptEOL(adapter), PromptEOL(str(tmp_path / "run"))
@@ -291,12 +290,12 @@ def test_a_published_adapter_is_trained_further(
 
 
 def test_all_weights_are_trained_and_saved_small(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+    words: Words, world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
 ) -> None:
     run = tmp_path / "run"
     full = ["--lora_r", "0", "--learning_rate", "1e-3", "--precision", "bf16", "--merge", "--merge_dtype", "float16"]
     full += ["--max_steps", "4"]
-    script.main(words(world, causal_lms["llama"], run, *full))
+    script.main(words(*full))
     before, trained, small = (PromptEOL(str(path)) for path in (causal_lms["llama"], run, run / "merged"))
     assert trained.adapters == []
     for name, parameter in trained[0].model.named_parameters():
@@ -312,41 +311,39 @@ def test_all_weights_are_trained_and_saved_small(
     np.testing.assert_allclose(plain.encode(run / "merged", SENTENCES), small.encode(SENTENCES), atol=1e-4 * scale)
     assert {tensor.dtype for tensor in load_file(run / "merged/model.safetensors").values()} == {torch.float16}
     assert json.loads((run / "merged/config.json").read_text(encoding="utf-8"))["dtype"] == "float32"
-    resumed = words(world, causal_lms["llama"], run, *full, "--resume_from_checkpoint", str(run / "checkpoint-2"))
+    resumed = words(*full, "--resume_from_checkpoint", str(run / "checkpoint-2"))
     script.main(resumed)
     np.testing.assert_allclose(PromptEOL(str(run)).encode(SENTENCES), embeddings, atol=1e-4 * scale)
-    quantised = words(world, causal_lms["llama"], tmp_path / "other", "--lora_r", "0", "--quantization", "int8")
+    quantised = words("--output_dir", str(tmp_path / "other"), "--lora_r", "0", "--quantization", "int8")
     assert "lora_r=0 trains all weights, which are then neither" in sentence_of_exit(quantised)
 
 
 def test_a_dry_run_forecasts_and_leaves_nothing(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.main(words(world, causal_lms["opt"], tmp_path / "run", "--dry_run"))
+    script.main(words("--dry_run", base="opt"))
     said = capsys.readouterr().out
     assert re.search(r"forecast: 8 steps in \d+\.\d\d h", said)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(
-    finished: tuple[Path, str], world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
+    words: Words, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "run/checkpoint-4")
     optimizer = torch.load(tmp_path / "run/checkpoint-4/optimizer.pt")
     for group in optimizer["param_groups"]:
         group["lr"] = group["initial_lr"] = 1e38
     torch.save(optimizer, tmp_path / "run/checkpoint-4/optimizer.pt")
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
+    argv = words("--resume_from_checkpoint", "auto")
     assert re.search(r"The loss of step [56] is (nan|inf): lower learning_rate", sentence_of_exit(argv))
     assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-4")
 
 
-def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(words: Words, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
+    argv = words("--resume_from_checkpoint", "auto")
     full = tmp_path / "run/checkpoint-4"
     full.mkdir(parents=True)
     (full / "optimizer.pt").symlink_to("/dev/full")
@@ -356,12 +353,10 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(
     assert not list((tmp_path / "run").glob(".*tmp"))
 
 
-def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
-) -> None:
+def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(words: Words, tmp_path: Path) -> None:
     long = [{"anchor": f"{i} {'a cat ' * 15}", "positive": f"{i} {'a dog ' * 15}"} for i in range(4096)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)), encoding="utf-8")
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--train_file", str(tmp_path / "long.jsonl"))
+    argv = words("--train_file", str(tmp_path / "long.jsonl"))
     argv += ["--per_device_train_batch_size", "4096", "--eval_strategy", "no"]
     process = start(child, argv, 700 * 2**20, str(tmp_path / "errors"))
     process.join()
@@ -393,17 +388,13 @@ def test_what_a_user_cannot_mend_keeps_its_traceback() -> None:
         (["--config", "gone.yaml"], "No such file or directory: 'gone.yaml'"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, more: list[str], message: str
-) -> None:
-    assert re.search(
-        message.replace("?", r"\?"), sentence_of_exit(words(world, causal_lms["llama"], tmp_path / "run", *more))
-    )
+def test_a_mistake_ends_in_a_sentence(words: Words, more: list[str], message: str) -> None:
+    assert re.search(message.replace("?", r"\?"), sentence_of_exit(words(*more)))
 
 
 @pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
 def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, method: str, package: str
+    words: Words, causal_lms: dict[str, str], tmp_path: Path, method: str, package: str
 ) -> None:
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
@@ -412,7 +403,7 @@ def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
     config = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32, "zero_point": True}
     path.write_text(json.dumps(config), encoding="utf-8")
-    assert f"pip install {package}" in sentence_of_exit(words(world, str(tmp_path / "base"), tmp_path / "run"))
+    assert f"pip install {package}" in sentence_of_exit(words("--model_name_or_path", str(tmp_path / "base")))
 
 
 def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], tmp_path: Path) -> None:
@@ -487,10 +478,8 @@ def test_gathered_weights_are_saved_by_the_first_process(
         torch.testing.assert_close(tensor, gathered[f"0.model.{part}"])
 
 
-def test_a_stream_trains_and_stops_early(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--streaming", "--max_steps", "60")
+def test_a_stream_trains_and_stops_early(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = words("--streaming", "--max_steps", "60")
     script.main([*argv, "--learning_rate", "0.1", "--early_stopping_patience", "1", "--preprocessing", "paper-train"])
     steps = [int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")]
     assert 4 <= max(steps) < 60
@@ -498,8 +487,8 @@ def test_a_stream_trains_and_stops_early(
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_save_once(world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--mini_batch_size", "4", "--max_steps", "4")
+def test_two_processes_train_and_save_once(words: Words, tmp_path: Path) -> None:
+    argv = words("--mini_batch_size", "4", "--max_steps", "4")
     run_two(child, argv)
     assert PromptEOL(str(tmp_path / "run")).adapters == ["default"]
     assert len(losses(tmp_path / "run", 4)) == 4

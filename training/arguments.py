@@ -17,7 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
-
+DEV_METRIC = "eval_sts-dev_spearman_cosine"
 # The paper's values and this project's in place of upstream's defaults; a recipe or a flag overrides them.
 DEFAULTS = {
     "per_device_train_batch_size": 256,
@@ -33,7 +33,7 @@ DEFAULTS = {
     "save_steps": 50,
     "save_total_limit": 2,
     "load_best_model_at_end": True,
-    "metric_for_best_model": "eval_sts-dev_spearman_cosine",
+    "metric_for_best_model": DEV_METRIC,
     "logging_steps": 10,
     "logging_nan_inf_filter": False,  # the log shows a NaN loss
     "report_to": "none",
@@ -134,7 +134,6 @@ class RunArguments(SentenceTransformerTrainingArguments):
 
     precision_reason: str = field(default="", init=False)
     push_result: bool = field(default=False, init=False)
-    sharded: bool = field(default=False, init=False)
     checkpoint_activations: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -143,7 +142,6 @@ class RunArguments(SentenceTransformerTrainingArguments):
         self.precision_reason = prepare_arguments(self)
         # the trainer would push every file in the folder; train.py pushes the model
         self.push_result, self.push_to_hub = self.push_to_hub, False
-        self.sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
         if self.push_result and (self.hub_strategy != "end" or self.hub_always_push):
             raise ValueError(
                 f"hub_strategy={str(self.hub_strategy)!r} and hub_always_push={self.hub_always_push} would publish "
@@ -163,6 +161,11 @@ class RunArguments(SentenceTransformerTrainingArguments):
         if self.eval_strategy == "no":
             self.eval_on_start = self.load_best_model_at_end = False
         super().__post_init__()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether accelerate shards the weights over processes (FSDP)."""
+        return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def prepare_arguments(args: TrainingArguments) -> str:

@@ -165,9 +165,20 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto") -> str:
         model = PromptEOL(output_dir, device="cpu")  # the same adapter on the base as it was published
     if model.adapters:
         model.merge_adapter()
-    body = model[0].model
+    body, halves = model[0].model, None
     if dtype == "float16":  # of the tensors in the file, not of the model, so that config.json keeps its dtype
         halves = {name: part.half() if part.is_floating_point() else part for name, part in body.state_dict().items()}
-        body.save_pretrained = partial(body.save_pretrained, state_dict=halves)
-    model.save_pretrained(path)
+    with saving(body, halves):
+        model.save_pretrained(path)
     return path
+
+
+@contextmanager
+def saving(body: torch.nn.Module, tensors: dict[str, torch.Tensor] | None) -> Iterator[None]:
+    """Saves a body with other tensors than its own, if there are any, wherever `save_pretrained` is called."""
+    if tensors is not None:
+        body.save_pretrained = partial(body.save_pretrained, state_dict=tensors)
+    try:
+        yield
+    finally:
+        vars(body).pop("save_pretrained", None)

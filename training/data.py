@@ -42,19 +42,18 @@ def load_triplets(args: DataArguments, tokenizer: Tokenizer, seed: int = 0) -> D
     columns = _find_columns(args)
     features = Features({role: Value("string") for role in columns})
     read = partial(_read_checked, args, columns)
-    data = (
-        IterableDataset.from_generator(read, features=features)
-        if args.streaming
-        else Dataset.from_list(list(read()), features=features)
-    )
-    if not args.streaming and not len(data):
+    if args.streaming:
+        data = IterableDataset.from_generator(read, features=features)
+        data = data.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
+    elif rows := list(read()):
+        data = Dataset.from_list(rows, features=features)
+    else:
         raise ValueError(f"{_source(args)} has no row to train on: check the file and its columns.")
 
     def cut(batch: dict[str, list[str]]) -> dict[str, list[str]]:
         return {role: cut_sentences(batch[role], tokenizer, args.max_sentence_tokens) for role in columns}
 
-    data = data.map(cut, batched=True, features=features)
-    return data.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size) if args.streaming else data
+    return data.map(cut, batched=True, features=features)
 
 
 def _source(args: DataArguments) -> str:
@@ -130,13 +129,10 @@ def cut_sentences(sentences: list[str], tokenizer: Tokenizer, max_tokens: int) -
 
     A sentence that is short enough stays as it is, to the character.
     """
+    encoded = (encoding.ids for encoding in tokenizer.encode_batch(sentences, add_special_tokens=False))
     return [
-        sentence
-        if len(encoding.ids) <= max_tokens
-        else tokenizer.decode(encoding.ids[:max_tokens], skip_special_tokens=False)
-        for sentence, encoding in zip(
-            sentences, tokenizer.encode_batch(sentences, add_special_tokens=False), strict=True
-        )
+        sentence if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=False)
+        for sentence, ids in zip(sentences, encoded, strict=True)
     ]
 
 

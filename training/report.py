@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from st_prompteol.files import replacing_file
+from training.arguments import DEV_METRIC, RunArguments
 
-DEV_METRIC = "eval_sts-dev_spearman_cosine"
 _DRY_STEPS = 2
 
 
-def describe_run(model: torch.nn.Module, args: Any, has_negatives: bool) -> str:
+def describe_run(body: PreTrainedModel, args: RunArguments, has_negatives: bool) -> str:
     """Returns what is trained: its share, the batch, the negatives of each anchor, and the precision."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(_count(parameter) for parameter in model.parameters())
+    trained, total = body.num_parameters(only_trainable=True), body.num_parameters()
     batch = args.per_device_train_batch_size * args.world_size
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
     accumulation = args.gradient_accumulation_steps
@@ -35,12 +34,6 @@ def describe_run(model: torch.nn.Module, args: Any, has_negatives: bool) -> str:
     if accumulation > 1:
         lines.append(f"accumulation: {accumulation} batches per step, which adds no negatives; mini_batch_size does")
     return "\n".join(lines)
-
-
-def _count(parameter: torch.nn.Parameter) -> int:
-    """Returns the numbers in a parameter, of which bitsandbytes packs two into a byte in 4 bit."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 class Speed(TrainerCallback):

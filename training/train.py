@@ -27,12 +27,12 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from st_prompteol import PromptEOL, push_to_hub
 from st_prompteol.hub.push import check_push
-from training.arguments import DataArguments, ModelArguments, RunArguments, parse_arguments
+from training.arguments import DEV_METRIC, DataArguments, ModelArguments, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_finite, check_saved, save_merged
 from training.data import PREPROCESSING, load_triplets, sts_benchmark
 from training.failures import explained
 from training.loss import build_loss
-from training.report import DEV_METRIC, Curves, Speed, describe_run, describe_scores
+from training.report import Curves, Speed, describe_run, describe_scores
 from training.run_folder import check_record, claimed, find_checkpoint
 from training.trainer import AdapterTrainer
 
@@ -85,7 +85,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     )
     if run_args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
-    say(describe_run(model, run_args, "negative" in triplets.column_names))
+    say(describe_run(model.transformers_model, run_args, "negative" in triplets.column_names))
 
     # 4. training, after which the model is that of the best checkpoint
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from training.build import load_weights
+from training.build import load_weights, saving
 from training.run_folder import is_complete
 
 
@@ -74,15 +73,11 @@ class AdapterTrainer(SentenceTransformerTrainer):
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        body = self.accelerator.unwrap_model(self.model)[0].model
         if state_dict is not None:  # gathered by FSDP: the parameters themselves are one process's shards
-            tensors = {name.removeprefix("0.model."): tensor for name, tensor in state_dict.items()}
-            body.save_pretrained = partial(body.save_pretrained, state_dict=tensors)
-        try:
-            if self.args.should_save:  # upstream saves in every process, and those after the first without weights
+            state_dict = {name.removeprefix("0.model."): tensor for name, tensor in state_dict.items()}
+        if self.args.should_save:  # upstream saves in every process, and those after the first without weights
+            with saving(self.accelerator.unwrap_model(self.model)[0].model, state_dict):
                 super()._save(output_dir)
-        finally:
-            vars(body).pop("save_pretrained", None)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
