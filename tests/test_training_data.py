@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
@@ -15,6 +14,8 @@ from transformers import AutoTokenizer
 from .conftest import build_tokenizer
 
 pytest.importorskip("datasets")
+
+from datasets import Dataset
 
 from training.arguments import DataArguments
 from training.data import cut_sentences, load_triplets, sts_benchmark
@@ -34,16 +35,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    elif path.suffix == ".parquet":
-        pa = pytest.importorskip("pyarrow")
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        getattr(Dataset.from_list(rows), f"to_{path.suffix[1:]}")(path)
     return str(path)
 
 

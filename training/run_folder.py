@@ -103,13 +103,7 @@ def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> str 
 def check_record(
     model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, checkpoint: str | None
 ) -> None:
-    """Records the arguments that decide a run's result; when it resumes, compares them with the record first.
-
-    Args:
-        model_args: The run's arguments.
-        data_args: Likewise.
-        run_args: Likewise.
-        checkpoint: What it resumes from. None: it begins.
+    """Records the arguments that decide a run's result; one that resumes from a checkpoint must have the same ones.
 
     Raises:
         ValueError: If an argument has changed; the message names it.
