@@ -294,7 +294,7 @@ def test_all_weights_are_trained_and_saved_small(
 ) -> None:
     run = tmp_path / "run"
     full = ["--lora_r", "0", "--learning_rate", "1e-3", "--precision", "bf16", "--merge", "--merge_dtype", "float16"]
-    full += ["--max_steps", "4"]
+    full += ["--max_steps", "4", "--merge_layer", "-2"]
     script.main(words(*full))
     before, trained, small = (PromptEOL(str(path)) for path in (causal_lms["llama"], run, run / "merged"))
     assert trained.adapters == []
@@ -307,7 +307,9 @@ def test_all_weights_are_trained_and_saved_small(
     assert dev(trained)["sts-dev_spearman_cosine"] == pytest.approx(state["best_metric"], abs=1e-6)
     embeddings = trained.encode(SENTENCES)
     scale = np.abs(embeddings).max()
-    np.testing.assert_allclose(small.encode(SENTENCES) / scale, embeddings / scale, atol=0.02)
+    trained.layer = -2
+    assert trained.similarity_pairwise(small.encode(SENTENCES), trained.encode(SENTENCES)).min() > 0.999
+    assert small[0].model.config.num_hidden_layers == 2
     np.testing.assert_allclose(plain.encode(run / "merged", SENTENCES), small.encode(SENTENCES), atol=1e-4 * scale)
     assert {tensor.dtype for tensor in load_file(run / "merged/model.safetensors").values()} == {torch.float16}
     assert json.loads((run / "merged/config.json").read_text(encoding="utf-8"))["dtype"] == "float32"

@@ -300,7 +300,7 @@ def test_the_recipes_make_a_model_of_eight_megabytes_of_float16(tokenizer: Any) 
     model, data, tuning = parse_arguments(["--config", str(ROOT / "training/tiny/fine-tune.yaml")])
     assert (model.model_name_or_path, model.lora_r) == (run.output_dir, 0)
     assert data.train_file == "runs/tiny-triplets.jsonl"
-    assert (tuning.merge, tuning.merge_dtype) == (True, "float16")
+    assert (tuning.merge, tuning.merge_dtype, tuning.merge_layer) == (True, "float16", -2)
 
 
 @pytest.mark.shared

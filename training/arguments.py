@@ -129,6 +129,7 @@ class RunArguments(SentenceTransformerTrainingArguments):
     merge_dtype: Literal["auto", "float16"] = HfArg(
         default="auto", help="How the full model's weights are stored; float16 halves its file."
     )
+    merge_layer: int = HfArg(default=-1, help="Cut the full model above this layer, which becomes its last one.")
     gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice instead of keeping them.")
     dry_run: bool = HfArg(default=False, help="Two steps, then a forecast of time and memory.")
 

@@ -154,17 +154,20 @@ def load_weights(model: PromptEOL, path: str) -> None:
     body.load_state_dict({name: tensors[name] for name in body.state_dict()})  # Qwen2 is saved with more biases
 
 
-def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto") -> str:
+def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: int = -1) -> str:
     """Saves a full model with the adapter in its weights, which must not be quantised, and returns its folder.
 
-    With `"float16"` the file is half as large, and it is opened as float32, which is what a CPU computes in, unless
-    another dtype is asked for.
+    It is cut above `layer`, if that is an inner one. Both changes are made to `model`. With `"float16"` the file is
+    half as large, and it is opened as float32, which is what a CPU computes in, unless another dtype is asked for.
     """
     path = str(Path(output_dir) / "merged")
     if getattr(model[0].model, "is_quantized", False):
         model = PromptEOL(output_dir, device="cpu")  # the same adapter on the base as it was published
     if model.adapters:
         model.merge_adapter()
+    if layer != -1:
+        model.layer = layer
+        model.cut()
     body, halves = model[0].model, None
     if dtype == "float16":  # of the tensors in the file, not of the model, so that config.json keeps its dtype
         halves = {name: part.half() if part.is_floating_point() else part for name, part in body.state_dict().items()}

@@ -109,11 +109,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         say(describe_scores(scores))
 
     # 6. what else was asked for
-    if run_args.merge:
-        say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype)}")
     if run_args.push_result:
         report = push_to_hub(model, source=run_args.output_dir, **repository)
         say(f"pushed: {report.url}")
+    if run_args.merge:
+        say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype, run_args.merge_layer)}")
     return model
 
 
