@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, metadata_load, parse_eval_result_entries
+from st_prompteol.hub.measured import Measured, eval_result_files, eval_results, read_results
 
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate, build_model_card, lora_config
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import run_tasks
 from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
-from st_prompteol.hub.measured import Measured, eval_result_files, eval_results, read_results
 
 from .conftest import build_senteval
 from .test_adapters import publish_adapter

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is ru
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers import EarlyStoppingCallback, set_seed
 
-from st_prompteol import PromptEOL, push_to_hub
-from st_prompteol.hub.push import check_push
+from st_prompteol import PromptEOL
+from st_prompteol.hub import check_push, push_to_hub
 from training.arguments import DEV_METRIC, DataArguments, ModelArguments, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_finite, check_saved, save_merged
 from training.data import PREPROCESSING, load_triplets, sts_benchmark
@@ -55,7 +55,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         "repo_id": run_args.hub_model_id or Path(run_args.output_dir).name,
         "token": run_args.hub_token,
         "private": run_args.hub_private_repo,
-        "branch": run_args.hub_revision,
+        "revision": run_args.hub_revision,
     }
     if run_args.push_result:
         check_push(model, **repository)
@@ -110,8 +110,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
 
     # 6. what else was asked for
     if run_args.push_result:
-        report = push_to_hub(model, source=run_args.output_dir, **repository)
-        say(f"pushed: {report.url}")
+        say(f"pushed: {push_to_hub(model, source=run_args.output_dir, **repository)}")
     if run_args.merge:
         say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype, run_args.merge_layer)}")
     return model
