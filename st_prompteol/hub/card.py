@@ -8,8 +8,9 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from st_prompteol.evaluation.report import Row, published_rows, to_markdown
-from st_prompteol.hub.facts import CardFacts, CardOptions, collect_facts, run_of
+from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
 from st_prompteol.hub.markdown import one_line
+from st_prompteol.hub.options import CardOptions
 from st_prompteol.hub.results import ModelResults, eval_results, read_results
 from st_prompteol.model import PromptEOL
 

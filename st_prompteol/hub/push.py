@@ -20,7 +20,8 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.failures import explained, explained_push, status_of
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.check import CleanProcess, embed
-from st_prompteol.hub.facts import CardOptions, collect_facts, run_of
+from st_prompteol.hub.facts import collect_facts, run_of
+from st_prompteol.hub.options import CardOptions
 from st_prompteol.hub.results import eval_result_files, read_results
 from st_prompteol.hub.upload import (
     RETRY_WAITS,
@@ -123,8 +124,9 @@ def push_to_hub(
         model = PromptEOL(source, token=token)
     card = card or CardOptions()
     push = _Push(
-        model, repo_id, card, source, token, private, revision, tag, create_pr, dry_run, force, exist_ok,
-        replace_model_card, commit_message,
+        model, repo_id, card, source, token=token, private=private, revision=revision, tag=tag, create_pr=create_pr,
+        dry_run=dry_run, force=force, exist_ok=exist_ok, replace_model_card=replace_model_card,
+        commit_message=commit_message,
     )  # fmt: skip
     if model.layer != -1:
         logger.warning("%s", server_note(model.layer))
