@@ -147,9 +147,7 @@ def test_unknown_options_are_usage_errors(causal_lms: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["encode", "tiny", "x.txt", "-o", "x.npy", "--keep", "id"], "--keep has no effect without --engine:"),
-        (["encode", "tiny", "x.txt", "-o", "x.npy", "--fragment-rows", "32768"], "--fragment-rows has no effect"),
-        (["encode", "tiny", "x.txt", "-o", "x", "--address", "auto"], "--address has no effect without --engine ray"),
+        (["corpus", "tiny", "x.txt", "-o", "x", "--address", "auto"], "--address has no effect without --engine ray"),
         (
             ["encode", "tiny", "x.txt", "-o", "x", "--engine", "local", "--workers", "2", "--cpus-per-worker", "1"],
             "--workers and --cpus-per-worker have no effect without --engine ray",
@@ -164,6 +162,17 @@ def test_unknown_options_are_usage_errors(causal_lms: dict[str, str]) -> None:
         (
             ["demonstrations", "build", "c.tsv", "--llm", "x", "--provider", "auto", "--device", "cpu"],
             "--device has no effect on an LLM at an endpoint",
+        ),
+        (
+            [
+                "demonstrations",
+                "search",
+                "tiny",
+                "examples/candidates.tsv",
+                "--demonstrations",
+                "examples/candidates.tsv",
+            ],
+            "--demonstrations has no effect where",
         ),
         (["demonstrations", "search", "tiny", "c.tsv", "--pairs", "p.tsv", "--data-dir", "d"], "--data-dir has no"),
         (["demonstrations", "search", "tiny", "c.tsv", "--layers", "-1,-2", "--layer", "-2"], "--layer has no effect"),

@@ -88,7 +88,7 @@ class Cluster:
         return self.cluster.add_node(**NODE, num_cpus=1)
 
     def command(self, *arguments: str) -> list[str]:
-        command = [sys.executable, "-c", "from st_prompteol.cli import app; app()", "encode", *arguments]
+        command = [sys.executable, "-c", "from st_prompteol.cli import app; app()", "corpus", *arguments]
         return [*command, "--engine", "ray", "--address", self.cluster.address]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
