@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from st_prompteol import PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.corpus import CorpusReport, encode_corpus
-from st_prompteol.corpus.formats import leave_null, read_batches
+from st_prompteol.corpus.formats import read_batches
 from st_prompteol.corpus.fragments import cut, list_sources
 
 from .conftest import SENTENCES, WORDS
@@ -161,7 +161,7 @@ def test_fragments_of_a_file_are_all_of_it_once(tmp_path: Path, suffix: str) -> 
         for fragment in fragments:
             with open(path, "rb") as file:
                 span = (fragment.start, fragment.stop)
-                for batch in read_batches(file, str(path), 4, column=column, span=span, bad=leave_null):
+                for batch in read_batches(file, str(path), 4, column=column, span=span):
                     got += batch.sentences
         assert got == texts
         if suffix == ".parquet" and len(texts) > 12:
@@ -434,14 +434,15 @@ def test_addresses_that_fsspec_opens(model: PromptEOL, tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/corpus/in/a.parquet", buffer.getvalue())
     memory.pipe_file("/corpus/in/b.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    memory.pipe_file("/corpus/in/c.csv", "".join(f"{text}\n" for text in ["text", *texts]).encode())
     for _ in range(2):
         report = encode_corpus(model, "memory://corpus/in", "memory://corpus/out", column="text", fragment_rows=8)
-    assert (report.rows, report.encoded_rows) == (60, 0)
+    assert (report.rows, report.encoded_rows) == (90, 0)
     names = sorted(path.rsplit("/", 1)[1] for path in memory.ls("/corpus/out", detail=False))
     assert names[0] == "_manifest.json"
     table = pa.concat_tables(pq.read_table(memory.open(f"/corpus/out/{name}")) for name in names[1:])
-    assert table["text"].to_pylist() == 2 * texts
-    np.testing.assert_allclose(embeddings_of(table), model.encode(2 * texts), **CLOSE)
+    assert table["text"].to_pylist() == 3 * texts
+    np.testing.assert_allclose(embeddings_of(table), model.encode(3 * texts), **CLOSE)
     write_parquet(tmp_path / "in.parquet", list(texts))
     encode_corpus(model, f"file://{tmp_path}/in.parquet", f"file://{tmp_path}/out", column="text")
     assert read(tmp_path / "out")["text"].to_pylist() == texts
@@ -519,7 +520,7 @@ def test_a_stopped_command_goes_on(stories: str, tmp_path: Path, stop: signal.Si
     texts = sentences(6000)
     source, out = write_parquet(tmp_path / "in.parquet", list(texts)), tmp_path / "out"
     command = ["-c", "from st_prompteol.cli import app; app()", "corpus", stories, str(source), "-o", str(out)]
-    command += ["--column", "text", "--engine", "local", "--fragment-rows", "500"]
+    command += ["--column", "text", "--fragment-rows", "500"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True)
     while not (out / "part-000000-000002.parquet").exists():

@@ -29,10 +29,9 @@ def export(
     if cut:
         typer.echo(str(opened.cut()), err=True)
     if center is not None:
-        from st_prompteol.corpus.formats import read_batches
+        from st_prompteol.corpus.formats import read_sentences
 
-        with open(center, "rb") as file:
-            opened.center([text for batch in read_batches(file, center, 1000) for text in batch.sentences if text])
+        opened.center([text for sentences in read_sentences(center, 1000) for text in sentences if text])
     opened.save_pretrained(path)
     typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)
     if opened.layer != -1:

@@ -6,14 +6,13 @@ back for a slow worker, and a fragment that a lost node had is done again by ano
 
 from __future__ import annotations
 
-import builtins
-import json
 import logging
 import os
+import pickle
 import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from st_prompteol.corpus.encoder import FragmentEncoder, Job
 from st_prompteol.corpus.fragments import Fragment
-from st_prompteol.corpus.manifest import describe_model
+from st_prompteol.corpus.manifest import describe
 from st_prompteol.corpus.parts import Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
 from st_prompteol.identity import identify
@@ -65,12 +64,12 @@ class RayWorkers:
         self._can_open_here = is_started_here and not has_gpus
         self._identity: dict[str, Any] = {}
 
-    def identify(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns of the model what its embeddings depend on, and what else there is to know of it."""
         if self._can_open_here:  # which saves the start of a process
-            self._identity, about = _identify(self.model, self.options, None)
+            self._identity, about = _describe(self.model, self.options, None)
         else:
-            self._identity, about = self._run(_identify)
+            self._identity, about = self._run(_describe)
         return dict(self._identity), about
 
     def calibrate(self, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
@@ -88,8 +87,7 @@ class RayWorkers:
         context.enable_progress_bars = context.print_on_execution_start = False
         with DataContext.current(context):
             names = from_items(
-                [{"fragment": json.dumps(fragment.to_json())} for fragment in fragments],
-                override_num_blocks=len(fragments),
+                [{"fragment": pickle.dumps(fragment)} for fragment in fragments], override_num_blocks=len(fragments)
             )
             outcomes = names.map(
                 _Worker,
@@ -99,9 +97,10 @@ class RayWorkers:
             )
         with _errors_only(logging.getLogger("ray.data")), closing(iter(outcomes.iter_rows())) as rows:
             for row in rows:
-                if row["error"]:
-                    raise getattr(builtins, row["error"])(row["message"])
-                yield Outcome(**json.loads(row["outcome"]))
+                outcome = pickle.loads(row["outcome"])
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
 
     def _run(self, function: Any, *arguments: Any) -> Any:
         """Calls a function in a process like those of the workers, with the model in front of its arguments."""
@@ -150,17 +149,17 @@ class _Worker:
         self.job, self.attempts = job, attempts
         self.encoder: FragmentEncoder | None = None
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """Encodes a fragment; what stops the whole run is handed back as the name of an exception and its message."""
-        fragment = Fragment.from_json(json.loads(row["fragment"]))
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        """Encodes a fragment; what stops the whole run is handed back as a built-in exception."""
+        fragment: Fragment = pickle.loads(row["fragment"])
+        outcome: Outcome | Exception
         try:
             outcome = self._encode(fragment)
-            return {"outcome": json.dumps(asdict(outcome)), "error": "", "message": ""}
         except Exception as error:
             logger.debug("%s stopped the run", fragment, exc_info=True)
             kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-            message = str(error) if isinstance(error, OSError) else f"{error} (in {fragment.file.path!r})"
-            return {"outcome": "", "error": kind.__name__, "message": message}
+            outcome = kind(str(error) if isinstance(error, OSError) else f"{error} (in {fragment.file.path!r})")
+        return {"outcome": pickle.dumps(outcome)}
 
     def _encode(self, fragment: Fragment) -> Outcome:
         import ray
@@ -240,9 +239,8 @@ def _open(model: str, options: dict[str, Any], threads: int | None) -> PromptEOL
     return PromptEOL(model, **options)
 
 
-def _identify(model: str, options: dict[str, Any], threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    opened = _open(model, options, threads)
-    return identify(opened), describe_model(opened)
+def _describe(model: str, options: dict[str, Any], threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    return describe(_open(model, options, threads))
 
 
 def _calibrate(

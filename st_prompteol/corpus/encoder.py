@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -15,11 +15,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-from st_prompteol.corpus.formats import Batch, leave_null, read_batches
+from st_prompteol.corpus.formats import Batch, read_batches
 from st_prompteol.corpus.fragments import Fragment
-from st_prompteol.corpus.parts import Outcome, PartWriter, footer_of
+from st_prompteol.corpus.parts import Array, Outcome, PartWriter
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.corpus.writers import Array
 from st_prompteol.failures import is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -91,10 +90,10 @@ class FragmentEncoder:
                 for batch in read_fragment(fragment, self.job, self.chunk):
                     sentences = [sentence for sentence in batch.sentences if sentence is not None]
                     writer.write(batch, self._in_precision(self._embed(sentences)) if sentences else self._empty)
-                tokens, cells = (int(count) for count in self._counts)
                 seconds = time.perf_counter() - start
+                tokens, cells = map(int, self._counts)
                 outcome = Outcome(fragment.part, writer.rows, writer.bad_rows, seconds, tokens, cells)
-                writer.close(footer_of(fragment, self.job.key, outcome))
+                writer.close({"key": self.job.key, "fragment": asdict(fragment), "outcome": asdict(outcome)})
         except UnreadableError as error:
             return Outcome(fragment.part, failure=str(error))
         except OSError as error:
@@ -176,7 +175,6 @@ def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
                 column=job.column,
                 keep=job.keep or (),
                 span=(fragment.start, fragment.stop),
-                bad=leave_null,
             )
             for batch in batches:
                 yield batch if job.keep is not None else replace(batch, kept={job.output_columns[0]: batch.sentences})

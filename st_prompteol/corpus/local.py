@@ -12,9 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.corpus.encoder import FragmentEncoder, Job
 from st_prompteol.corpus.fragments import Fragment
-from st_prompteol.corpus.manifest import describe_model
+from st_prompteol.corpus.manifest import describe
 from st_prompteol.corpus.parts import Outcome
-from st_prompteol.identity import identify
 from st_prompteol.model import PromptEOL
 
 
@@ -25,9 +24,9 @@ class LocalWorkers:
         self.model, self.devices = model, devices
         self._pool: dict[str, Any] | None = None
 
-    def identify(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns of the model what its embeddings depend on, and what else there is to know of it."""
-        return identify(self.model), describe_model(self.model)
+        return describe(self.model)
 
     def calibrate(self, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
         """Returns the smallest and the largest numbers of embeddings from all over the corpus."""
