@@ -147,7 +147,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
     build, search = ["demonstrations", "build", "c.tsv"], ["demonstrations", "search", "tiny", CANDIDATES]
     mistakes = [
         (["info", missing], "not found"),
-        (["info", model, "--template", "no hole"], "Unknown template 'no hole': choose one of prompteol, prompt, none"),
+        (["info", model, "--template", "no hole"], "Unknown template 'no hole': choose one of prompteol, prompt"),
         (["info", model, "--template", "{sentence}{sentence}"], "has 2 places for the sentence"),
         (["info", model, "--layer", "5"], "out of range"),
         (["info", model, "--max-seq-length", "3"], "leaves no room for a sentence"),
