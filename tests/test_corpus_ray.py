@@ -19,7 +19,7 @@ import pytest
 
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
-from st_prompteol.corpus.cluster import _Worker, start_attempts
+from st_prompteol.corpus.cluster import _Opening, _Worker, start_attempts
 from st_prompteol.corpus.encoder import Job
 from st_prompteol.corpus.fragments import cut, list_sources
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS, read_task
@@ -175,10 +175,9 @@ def test_a_fragment_that_kills_its_workers_gets_smaller_batches_and_is_left_out_
     source = write_parquet(tmp_path / "in.parquet", list(sentences(40)))
     (tmp_path / "out").mkdir()
     fragments = cut(list_sources([str(source)]), 20, "text", ())
-    job = Job(str(tmp_path / "out"), "text", None, 16, "float32", False, key="key")
-    identity = identify(PromptEOL(causal_lms["opt"]))
+    job = Job(str(tmp_path / "out"), "text", None, 16, "float32", False, identify(PromptEOL(causal_lms["opt"])), "key")
     attempts = start_attempts()
-    worker = _Worker(causal_lms["opt"], {}, 1, identity, job, attempts)
+    worker = _Worker(_Opening(causal_lms["opt"], {}, 1), job, attempts)
     for _ in range(2):  # two workers began it, and were killed
         ray.get(attempts.begin.remote(fragments[0].part))
     outcome = worker._encode(fragments[0])
@@ -189,7 +188,7 @@ def test_a_fragment_that_kills_its_workers_gets_smaller_batches_and_is_left_out_
     for _ in range(5):
         ray.get(attempts.begin.remote(fragments[1].part))
     assert "in.parquet' killed 5 workers, so it is left out: lower batch_size." in worker._encode(fragments[1]).failure
-    other = _Worker(causal_lms["llama"], {}, 1, identity, job, attempts)
+    other = _Worker(_Opening(causal_lms["llama"], {}, 1), job, attempts)
     with pytest.raises(ValueError, match="is not the same model on every node"):
         other._encode(cut(list_sources([str(source)]), 7, "text", ())[-1])
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class Job:
     batch_size: int
     precision: CorpusPrecision
     normalize_embeddings: bool
+    identity: dict[str, Any] = field(default_factory=dict)  # of the model that every process must have
     key: str = ""
     ranges: list[list[float]] | None = None  # that int8 and uint8 are scaled by
 
@@ -89,7 +90,7 @@ class FragmentEncoder:
             ):
                 for batch in read_fragment(fragment, self.job, self.chunk):
                     sentences = [sentence for sentence in batch.sentences if sentence is not None]
-                    writer.write(batch, self._in_precision(self._embed(sentences)) if sentences else self._empty)
+                    writer.write(batch, self._in_precision(self.embed(sentences)) if sentences else self._empty)
                 seconds = time.perf_counter() - start
                 tokens, cells = map(int, self._counts)
                 outcome = Outcome(fragment.part, writer.rows, writer.bad_rows, seconds, tokens, cells)
@@ -106,26 +107,7 @@ class FragmentEncoder:
             counting.remove()
         return outcome
 
-    def ranges(self, fragments: Sequence[Fragment]) -> list[list[float]]:
-        """Returns the smallest and largest numbers of embeddings of sentences from all over the corpus.
-
-        Raises:
-            ValueError: If there are less than two sentences.
-        """
-        chosen = fragments[:: ceil(len(fragments) / _CALIBRATED_FRAGMENTS)] if fragments else []
-        sentences: list[str] = []
-        for fragment in chosen:
-            with suppress(UnreadableError):
-                batch = next(read_fragment(fragment, self.job, _CALIBRATION_ROWS // len(chosen)), Batch([], {}))
-                sentences += [sentence for sentence in batch.sentences if sentence is not None]
-        if len(sentences) < 2:
-            raise ValueError(
-                "int8 and uint8 are scaled by the ranges of many sentences, but there are none: use float32."
-            )
-        rows = self._embed(sentences)
-        return [rows.min(axis=0).tolist(), rows.max(axis=0).tolist()]
-
-    def _embed(self, sentences: list[str]) -> Array:
+    def embed(self, sentences: list[str]) -> Array:
         """Returns `(len(sentences), dimension)` in float32; where memory ends, batches are halved from then on."""
         while True:
             try:
@@ -161,6 +143,24 @@ class FragmentEncoder:
         mask = arguments[0].get("attention_mask")
         if mask is not None:  # sums stay on the device: reading them here would make it wait
             self._counts = [self._counts[0].to(mask.device) + mask.sum(), self._counts[1] + mask.numel()]
+
+
+def calibrate(model: SentenceTransformer, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
+    """Returns the smallest and largest numbers of embeddings of sentences from all over the corpus.
+
+    Raises:
+        ValueError: If there are less than two sentences.
+    """
+    chosen = fragments[:: ceil(len(fragments) / _CALIBRATED_FRAGMENTS)] if fragments else []
+    sentences: list[str] = []
+    for fragment in chosen:
+        with suppress(UnreadableError):
+            batch = next(read_fragment(fragment, job, _CALIBRATION_ROWS // len(chosen)), Batch([], {}))
+            sentences += [sentence for sentence in batch.sentences if sentence is not None]
+    if len(sentences) < 2:
+        raise ValueError("int8 and uint8 are scaled by the ranges of many sentences, but there are none: use float32.")
+    rows = FragmentEncoder(model, replace(job, precision="float32")).embed(sentences)
+    return [rows.min(axis=0).tolist(), rows.max(axis=0).tolist()]
 
 
 def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:

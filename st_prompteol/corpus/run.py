@@ -7,24 +7,24 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from st_prompteol.corpus import cluster, local
-from st_prompteol.corpus.encoder import CorpusPrecision, Job
+from st_prompteol.corpus.cluster import RayEngine, open_cluster
+from st_prompteol.corpus.encoder import CorpusPrecision, Job, calibrate
 from st_prompteol.corpus.fragments import Fragment, SourceFile, cut, list_sources
-from st_prompteol.corpus.manifest import Manifest, check_files, check_identity, packages, read_manifest
+from st_prompteol.corpus.local import LocalEngine
+from st_prompteol.corpus.manifest import Manifest, check_files, check_identity, describe, packages, read_manifest
 from st_prompteol.corpus.parts import EMBEDDING, PREFIX, Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 Address = str | os.PathLike[str]
-_Workers = local.LocalWorkers | cluster.RayWorkers
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,16 @@ def encode_corpus(
         folder.address, column, None if keep is None else tuple(keep), batch_size, precision, normalize_embeddings
     )
     options = dict(model_options or {})
-    opened: AbstractContextManager[_Workers]
+    opened: AbstractContextManager[LocalEngine | RayEngine]
     if engine == "ray":
-        opened = cluster.open_workers(str(model), options, address, workers, cpus_per_worker or 1)
+        opened = open_cluster(str(model), options, address, workers, cpus_per_worker or 1)
     else:
-        opened = local.open_workers(model, options, devices)
+        opened = nullcontext(LocalEngine(model, options, devices))
     is_ours = False
     try:
         with opened as pool:
-            identity, about = pool.describe()
-            identity |= {
+            of_model, about = pool.run(describe)
+            identity = of_model | {
                 "column": column,
                 "keep": keep,
                 "precision": precision,
@@ -158,10 +158,10 @@ def encode_corpus(
                     logger.info("%r is complete: there is nothing to do.", folder.address)
                     return _report([done[fragment.part] for fragment in fragments], 0, [], start)
             if manifest.ranges is None and precision in ("int8", "uint8"):
-                manifest.ranges = pool.calibrate(job, fragments)
+                manifest.ranges = pool.run(calibrate, job, fragments)
             manifest.claim(folder)
             is_ours = True
-            job = replace(job, key=manifest.key, ranges=manifest.ranges)
+            job = replace(job, identity=of_model, key=manifest.key, ranges=manifest.ranges)
             missing = [fragment for fragment in fragments if fragment.part not in done]
             outcomes = _encode(pool, job, missing, len(fragments), show_progress_bar)
     finally:
@@ -212,7 +212,7 @@ def _finished(
 
 
 def _encode(
-    pool: _Workers, job: Job, missing: Sequence[Fragment], total: int, show_progress_bar: bool
+    pool: LocalEngine | RayEngine, job: Job, missing: Sequence[Fragment], total: int, show_progress_bar: bool
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
     rows, start = 0, time.perf_counter()
