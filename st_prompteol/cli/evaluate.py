@@ -38,7 +38,9 @@ def evaluate(
     batch_size: BatchSize = 32,
 ) -> None:
     """Evaluate models on the paper's 7 STS and 7 transfer tasks, and on MTEB."""
-    if not methods:
+    if methods:
+        refuse_unused(context, "beside --methods", "template", "demonstrations", "layer", "truncate_dim")
+    else:
         refuse_unused(context, "without --methods", "layers")
     if mteb and not tasks:
         refuse_unused(context, "on MTEB's tasks", "data_dir", "fast")
