@@ -413,14 +413,14 @@ COMMIT_IN_TROUBLE = """
 import urllib.request
 from pathlib import Path
 import huggingface_hub
-from st_prompteol.failures import explained_push
+from st_prompteol.failures import explain_push
 from st_prompteol.hub import upload
 sleep, time.sleep = time.sleep, lambda seconds: None  # upstream's waits between its own tries, and ours
 folder, repo_id = Path(ARGUMENTS[0]), "alice/model"
 api = huggingface_hub.HfApi()
 files, _ = upload.select_files(folder)
 def commit():
-    with explained_push(repo_id):
+    with explain_push(repo_id):
         upload.commit_folder(
             api, folder, files, repo_id, branch=None, create_pr=False, message="new", keep_card=False
         )

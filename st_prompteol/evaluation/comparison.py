@@ -19,7 +19,7 @@ from st_prompteol.evaluation.report import FORMATS, Row
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
-from st_prompteol.failures import explained
+from st_prompteol.failures import explain_opening
 from st_prompteol.model import PromptEOL
 from st_prompteol.released import find_released
 
@@ -158,7 +158,7 @@ class Comparison:
 def _is_llm(name: str, hub_kwargs: dict[str, Any]) -> bool:
     if has_file(name, "adapter_config.json", hub_kwargs):
         return True
-    with explained(name):
+    with explain_opening(name):
         if not has_file(name, "config.json", hub_kwargs) and has_file(name, "modules.json", hub_kwargs):
             return False  # a sentence-transformers model without a language model
         return is_decoder(AutoConfig.from_pretrained(name, **hub_kwargs))

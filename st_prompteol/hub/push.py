@@ -17,7 +17,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from st_prompteol.cut import server_note
 from st_prompteol.evaluation.results import Run
-from st_prompteol.failures import explained, explained_push, status_of
+from st_prompteol.failures import explain_opening, explain_push, status_of
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.check import CleanProcess, embed
 from st_prompteol.hub.facts import CardOptions, collect_facts, run_of
@@ -178,7 +178,7 @@ def check_push(
     """
     _check_base(model, repo_id)
     api = HfApi(token=token)
-    with explained_push(repo_id):
+    with explain_push(repo_id):
         target = _with_namespace(api, _Target(repo_id, token, private, branch))
         _check_target(api, target, bool(model.adapters))
 
@@ -222,7 +222,7 @@ def _push(contents: _Contents, target: _Target, clean: CleanProcess) -> PushRepo
     api, model = HfApi(token=target.token), contents.model
     state = None
     try:
-        with explained_push(target.repo_id):
+        with explain_push(target.repo_id):
             target = _with_namespace(api, target)
             state = _check_target(api, target, bool(model.adapters))
     except ConnectionError as error:
@@ -230,7 +230,7 @@ def _push(contents: _Contents, target: _Target, clean: CleanProcess) -> PushRepo
             raise
         logger.warning("Only what is here was checked, and not what %r holds: %s", target.repo_id, error)
     expected = embed(model)
-    with explained_push(target.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
+    with explain_push(target.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
         folder = Path(temporary, "model")
         _write_folder(contents, target, folder)
         files, left_out = select_files(folder)
@@ -260,7 +260,7 @@ def _push(contents: _Contents, target: _Target, clean: CleanProcess) -> PushRepo
         lambda: clean.compare(model, expected, target.repo_id, str(commit.oid), target.token), target, commit
     )
     if target.tag is not None:
-        with explained_push(target.repo_id):
+        with explain_push(target.repo_id):
             retrying(lambda: _tag(api, target, str(commit.oid)))
     url = commit.pr_url if target.create_pr else commit.commit_url
     return replace(report, url=str(url), commit=str(commit.oid))
@@ -271,7 +271,7 @@ def _new_base(model: PromptEOL, name: str, base_model: str | None, token: str | 
     if base_model is None:
         _check_base(model, name)
         return None
-    with explained(base_model):
+    with explain_opening(base_model):
         commit = retrying(lambda: HfApi(token=token).model_info(base_model)).sha
     return {"base_model_name_or_path": base_model, "revision": str(commit)}
 
