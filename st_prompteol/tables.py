@@ -2,15 +2,15 @@
 
 The rules, the same wherever rows are read (files are UTF-8, a byte order mark is passed over):
 
-- `.txt` and all other names: a line is a row.
+- `.txt` and every other name: a line is a row.
 - `.tsv`: a line is a row, a tab separates cells, and cells hold quotation marks as they are.
 - `.csv`: a comma separates cells; a cell that begins with `"` ends with `"`, may hold commas and line breaks between,
   and `""` for a quotation mark.
 - `.jsonl`: a line is an object, whose keys are the columns.
 - `.parquet`: the columns are the file's own.
 
-CSV and TSV begin with a header, and a row has as many cells as it. An empty line is no row, but where lines are
-sentences, or the only cell of a row, it is an empty one.
+CSV and TSV begin with a header, and every row has as many cells as the header. An empty line is skipped, except where
+a line is a sentence or the only cell of a row: there it is an empty sentence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
@@ -79,49 +79,44 @@ def read_rows(
     header: Sequence[str] | None = None,
     span: tuple[int, int] | None = None,
 ) -> Iterator[Row | Bad]:
-    """Yields the rows of a file, which its name tells the format of, in their order.
+    """Yields the rows of a file in order; the end of its name says what format it has.
 
     Args:
         path: The file.
-        file: The file, open already, where it is on another storage; it can seek. Defaults to None: it is opened.
-        columns: The columns that are asked for: of Parquet no others are read, and none of them may be there twice.
-            Defaults to None: all.
+        file: The file, already open and seekable, if it is not on this machine. Defaults to None: it is opened.
+        columns: The columns to read. Of Parquet no others are read. Each may be there only once. Defaults to None:
+            all.
         header: The columns of a CSV or TSV file without a header. Defaults to None: it has one.
-        span: First row and row behind the last of a Parquet file; first byte and byte behind the last of JSONL and
-            text files, where the lines belong to the span that begin in it. CSV and TSV are read whole. Defaults to
-            None: the whole file.
+        span: A half-open range: of rows in Parquet, of bytes in JSONL and text files, where a line belongs to the
+            range that it begins in. CSV and TSV are read whole. Defaults to None: the whole file.
 
     Raises:
         ValueError: If the file as a whole is not what its name says, or a column is there twice.
         OSError: If it cannot be read.
         ImportError: If it is Parquet and pyarrow is not installed.
     """
-    name = os.fspath(path)
-    if file is None:
-        with open(path, "rb") as opened:
-            yield from read_rows(path, file=opened, columns=columns, header=header, span=span)
-        return
-    suffix = Path(name).suffix
-    if suffix == ".parquet":
-        for number, table in read_tables(file, name, _ROWS, columns=columns, span=span):
-            cells = {column: values_of(table[column]) for column in table.column_names}
-            for place, row in enumerate(zip(*cells.values(), strict=True), start=number):
-                yield Row(f"row {place}", dict(zip(cells, row, strict=True)))
-    elif suffix in (".csv", ".tsv"):
-        yield from _read_separated(file, name, columns, header)
-    elif suffix == ".jsonl":
-        for number, line in _lines(file, name, span or (0, None)):
-            if line.strip():
-                yield _parse(number, line, name)
-    else:
-        for number, line in _lines(file, name, span or (0, None)):
-            yield _not_utf_8(number, name) if _UNDECODED.search(line) else Row(f"line {number}", {LINE: line})
+    name, suffix = os.fspath(path), Path(path).suffix
+    with nullcontext(file) if file is not None else open(path, "rb") as file:
+        if suffix == ".parquet":
+            for first, batch in read_tables(file, name, _ROWS, columns=columns, span=span):
+                cells = {column: values_of(batch[column]) for column in batch.schema.names}
+                for place, row in enumerate(zip(*cells.values(), strict=True), start=first):
+                    yield Row(f"row {place}", dict(zip(cells, row, strict=True)))
+        elif suffix in (".csv", ".tsv"):
+            yield from _read_separated(file, name, columns, header)
+        elif suffix == ".jsonl":
+            for number, line in _lines(file, name, span):
+                if line.strip():
+                    yield _parse(number, line, name)
+        else:
+            for number, line in _lines(file, name, span):
+                yield _not_utf_8(number, name) if _UNDECODED.search(line) else Row(f"line {number}", {LINE: line})
 
 
 def read_lines(path: _Address) -> Iterator[tuple[int, str]]:
     """Yields the lines of a text file with their numbers; ValueError names a line that is not UTF-8."""
     with open(path, "rb") as file:
-        for number, line in _lines(file, os.fspath(path), (0, None)):
+        for number, line in _lines(file, os.fspath(path)):
             if _UNDECODED.search(line):
                 raise ValueError(_not_utf_8(number, os.fspath(path)).problem)
             yield number, line
@@ -148,7 +143,7 @@ def read_tables(
         The number of a batch's first row, and the batch.
 
     Raises:
-        ValueError: If it is not a Parquet file, is damaged, or does not have a column just once.
+        ValueError: If it is not a Parquet file, is damaged, or a column is missing or there twice.
         OSError: If it cannot be read.
     """
     with open_parquet(file, name) as parquet:
@@ -166,6 +161,8 @@ def read_tables(
             if first < last:
                 yield place + first, batch.slice(first, last - first)
             place += batch.num_rows
+            if place >= stop:  # a row group may be far larger than a span
+                return
 
 
 @contextmanager
@@ -204,32 +201,27 @@ def values_of(column: Any) -> list[Any]:
 
 
 def columns_of(path: _Address, file: BinaryIO | None = None) -> list[str]:
-    """Returns the names of the columns: of JSONL those of its first rows, of a text file the one, `LINE`.
+    """Returns the names of the columns: of JSONL those of its first rows, of a text file only `LINE`.
 
     Raises:
         ValueError: If the file as a whole is not what its name says.
         OSError: If it cannot be read.
     """
-    name = os.fspath(path)
-    if file is None:
-        with open(path, "rb") as opened:
-            return columns_of(path, opened)
-    suffix = Path(name).suffix
-    if suffix == ".parquet":
-        with open_parquet(file, name) as parquet:
-            return list(parquet.schema_arrow.names)
-    if suffix in (".csv", ".tsv"):
-        return _header(_records(file, name), name)
-    if suffix == ".jsonl":
-        first = (
-            _parse(number, line, name) for number, line in islice(_lines(file, name, (0, None)), _LINES_LOOKED_AT)
-        )
-        return list(dict.fromkeys(key for row in first for key in row.cells))
-    return [LINE]
+    name, suffix = os.fspath(path), Path(path).suffix
+    with nullcontext(file) if file is not None else open(path, "rb") as file:
+        if suffix == ".parquet":
+            with open_parquet(file, name) as parquet:
+                return list(parquet.schema_arrow.names)
+        if suffix in (".csv", ".tsv"):
+            return _header(_records(file, name), name)
+        if suffix == ".jsonl":
+            first = (_parse(number, line, name) for number, line in islice(_lines(file, name), _LINES_LOOKED_AT))
+            return list(dict.fromkeys(key for row in first for key in row.cells))
+        return [LINE]
 
 
 def known(name: str, column: str | None, columns: Sequence[str]) -> str:
-    """Returns the column that is meant, None being the only one; ValueError if it is not there just once."""
+    """Returns the column to read, for None the only one there is; ValueError if it is missing or there twice."""
     if column is None and len(columns) == 1:
         return columns[0]
     if column is None or column not in columns:
@@ -257,9 +249,9 @@ def import_pyarrow() -> None:
         raise ImportError("Parquet files need the package pyarrow: pip install 'st-prompteol[parquet]'.") from error
 
 
-def _lines(file: BinaryIO, name: str, span: tuple[int, int | None]) -> Iterator[_Line]:
+def _lines(file: BinaryIO, name: str, span: tuple[int, int] | None = None) -> Iterator[_Line]:
     """Yields the lines that begin in a span of bytes, with their numbers; what is not UTF-8 by `surrogateescape`."""
-    start, stop = span
+    start, stop = span or (0, None)
     # pyarrow's files read no lines by themselves
     buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
     place = max(start - 1, 0)
@@ -354,7 +346,7 @@ def _header(records: Iterator[_Record], name: str) -> list[str]:
 
 def _records(file: BinaryIO, name: str) -> Iterator[_Record]:
     """Yields the rows of a CSV or TSV file with the line they end in: their cells, or what is wrong with them."""
-    lines = _lines(file, name, (0, None))
+    lines = _lines(file, name)
     if Path(name).suffix == ".tsv":
         for number, line in lines:
             cells = line.split("\t") if line else []

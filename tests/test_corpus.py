@@ -168,7 +168,7 @@ import numpy as np
 from st_prompteol.corpus import encode_file
 class Fake:
     def encode(self, sentences, **kwargs):
-        return np.ones((len(sentences), 256), dtype=np.float32)
+        return np.ones((len(sentences), 512), dtype=np.float32)
 small, large, out = sys.argv[1:]
 for path, precision in [(small, "float32"), (small, "int8"), (large, "float32"), (large, "int8")]:
     encode_file(Fake(), path, out, precision=precision)
@@ -177,9 +177,9 @@ for path, precision in [(small, "float32"), (small, "int8"), (large, "float32"),
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
-    small, large = write(tmp_path / "s.txt", ["x"] * 5_000), write(tmp_path / "l.txt", ["x"] * 200_000)
+    small, large = write(tmp_path / "s.txt", ["x"] * 5_000), write(tmp_path / "l.txt", ["x"] * 100_000)
     command = [sys.executable, "-c", MEMORY, str(small), str(large), str(tmp_path / "out.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     _, before, *after = map(int, done.stdout.split())
-    assert np.load(tmp_path / "out.npy", mmap_mode="r").shape == (200_000, 256)
+    assert np.load(tmp_path / "out.npy", mmap_mode="r").shape == (100_000, 512)
     assert (max(after) - before) * 1024 < 60e6  # the embeddings alone are 205 MB in float32

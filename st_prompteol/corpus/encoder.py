@@ -31,7 +31,7 @@ CHUNK_BATCHES = 64  # batches that are sorted by length and encoded together: th
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all fragments of a run; `key` stands for everything that embeddings depend on."""
+    """What is the same for all fragments of a run; `key` is a digest of everything that embeddings depend on."""
 
     destination: str
     column: str | None
@@ -50,7 +50,7 @@ class Job:
 
 
 class UnreadableError(Exception):
-    """The input of a fragment cannot be read, which says nothing of the others."""
+    """The input of a fragment cannot be read; others may be fine."""
 
 
 class FragmentEncoder:
@@ -164,7 +164,7 @@ def calibrate(model: SentenceTransformer, job: Job, fragments: Sequence[Fragment
 
 
 def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
-    """Yields the rows of a fragment; whatever goes wrong in it is an `UnreadableError` that names the file."""
+    """Yields the rows of a fragment; a failure is an `UnreadableError` that names the file."""
     file = fragment.file
     try:
         with Storage(file.source).open(file.path) as opened:

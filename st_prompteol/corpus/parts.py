@@ -1,4 +1,4 @@
-"""Parts: the Parquet files of a corpus' output, each the rows of one fragment, with what it took in its footer."""
+"""Parts: the Parquet files of a corpus' output, each with the rows of one fragment, and its outcome in the footer."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class PartWriter:
 
 
 def read_footers(storage: Storage, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns by name what parts say of themselves; nothing for a file that is not whole or none of ours."""
+    """Returns the footers of parts by name; files that are not whole or not parts are left out."""
     with ThreadPoolExecutor(_THREADS) as threads:
         footers = threads.map(lambda name: _read_footer(storage, name), names)
         return {name: footer for name, footer in zip(names, footers, strict=True) if footer is not None}

@@ -72,8 +72,8 @@ def encode_corpus(
     """Encodes every row of a corpus; a run that was stopped, whatever by, goes on when it is called again.
 
     The output is a Parquet file for each fragment of the input, sorted by name as the input is, with the kept columns
-    and `embedding`, and `_manifest.json`, which says what made it. Rows without text (null, no string, no UTF-8, no
-    JSON) have a null embedding. A destination holds the embeddings of one model.
+    and `embedding`, and `_manifest.json`, which says what made it. Rows without text (null, not a string, not UTF-8,
+    not JSON) have a null embedding. A destination holds the embeddings of one model.
 
     Args:
         model: The name or folder of a model that `PromptEOL` opens; for the local engine also an open
@@ -199,7 +199,7 @@ def _check(
 def _finished(
     folder: Storage, found: Manifest, files: Sequence[SourceFile], fragments: Sequence[Fragment]
 ) -> dict[str, Outcome]:
-    """Returns what came of the fragments whose parts are in place."""
+    """Returns the outcomes of the fragments whose parts are in place."""
     footers = read_footers(folder, [name for name in folder.names() if name.startswith(PREFIX)])
     footers = {name: footer for name, footer in footers.items() if footer["key"] == found.key}
     check_files(folder, found.files, files, {footer["fragment"]["file"]["number"] for footer in footers.values()})

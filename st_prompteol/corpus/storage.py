@@ -17,7 +17,7 @@ from st_prompteol.tables import import_pyarrow
 
 logger = logging.getLogger(__name__)
 
-_NO_DATA = (".", "_")  # by which writers begin the names of what is no data
+_NO_DATA = (".", "_")  # what writers put in front of names of files that hold no data
 _NATIVE = ("file", "s3", "gs")  # what pyarrow opens by itself; all else goes through fsspec
 
 
@@ -66,7 +66,7 @@ class Storage:
     def files(self) -> list[StoredFile]:
         """Returns the files in the folder and below it by name, or the file itself.
 
-        Names that begin with `.` or `_`, by which writers mark what is no data, are left out.
+        Names that begin with `.` or `_`, as files without data do, are left out.
 
         Raises:
             FileNotFoundError: If there is neither a file nor a folder.
@@ -112,7 +112,7 @@ class Storage:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """Yields a path to write a file of the folder to, which has its place there when the block ends without error.
+        """Yields a path to write to; it becomes that file of the folder when the block ends without an error.
 
         On this machine it is written beside and renamed; elsewhere it is written here, then put there whole, which
         object stores do at once or not at all.
