@@ -53,7 +53,7 @@ def test_every_command_that_opens_a_model_has_its_options() -> None:
     """And what they say is how the model is opened."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
     commands |= {"search": commands["demonstrations"].commands["search"]}
-    for name in ("info", "encode", "corpus", "similarity", "evaluate", "export", "search"):
+    for name in ("info", "encode", "corpus", "similarity", "evaluate", "export", "push", "search"):
         options = {parameter.name for parameter in commands[name].params}
         assert options >= set(inspect.signature(read_model_options).parameters), name
 
