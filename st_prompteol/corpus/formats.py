@@ -57,9 +57,11 @@ def read_batches(
     if is_lines(name):
         check_lines(name, column, keep)
         column = LINE
-    elif (names := columns_of(name, file)) or suffix != ".jsonl":  # whose rows may all be bad
+    elif suffix != ".jsonl":
+        names = columns_of(name, file)
+        column, keep = known(name, column, names), [known(name, other, names) for other in keep]
+    elif (column is None or span is None) and (names := columns_of(name, file)):  # none if the first rows are all bad
         column = known(name, column, names)
-        keep = keep if suffix == ".jsonl" else [known(name, other, names) for other in keep]
     column = column or ""
     if suffix == ".parquet":
         for first, batch in read_tables(file, name, rows, columns=[column, *keep], span=span):

@@ -108,9 +108,11 @@ def _spans(file: SourceFile, rows: int, column: str | None, keep: Sequence[str])
             logger.warning("%r cannot be read: %s", file.path, error)
             return [(0, file.size)]
         if types:  # an empty file has no columns to miss
-            kind = types[known(file.path, column, list(types))]
-            if not re.fullmatch(_TEXT, str(kind)):
-                raise ValueError(f"The column {column!r} of {file.path!r} holds {kind}, not text: choose another one.")
+            name = known(file.path, column, list(types))
+            if not re.fullmatch(_TEXT, str(types[name])):
+                raise ValueError(
+                    f"The column {name!r} of {file.path!r} holds {types[name]}, not text: choose another one."
+                )
             for wanted in keep if suffix != ".jsonl" else ():  # whose rows need not have the same
                 known(file.path, wanted, list(types))
         if suffix == ".parquet":
