@@ -72,7 +72,7 @@ _DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter fai
 
 
 @contextmanager
-def explained(model_name_or_path: str | None) -> Iterator[None]:
+def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
     """Turns the many exceptions of opening a model into one sentence of a built-in one."""
     name = repr(model_name_or_path)
     try:
@@ -103,7 +103,7 @@ def explained(model_name_or_path: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def explained_push(repo_id: str) -> Iterator[None]:
+def explain_push(repo_id: str) -> Iterator[None]:
     """Turns the many exceptions of a push into one sentence of a built-in one, which never holds a header or token."""
     try:
         yield

@@ -19,7 +19,7 @@ from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
 from st_prompteol.cut import Cut, cut_body
-from st_prompteol.failures import explained
+from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
 from st_prompteol.files import replacing_folder
 from st_prompteol.modules import PromptEOLTransformer
@@ -136,7 +136,7 @@ class PromptEOL(SentenceTransformer):
             processor_kwargs["model_max_length"] = max_seq_length
 
         self._transformer_options: dict[str, Any] = {"template": template, "layer": layer, "fast": fast}
-        with explained(model_name_or_path):
+        with explain_opening(model_name_or_path):
             super().__init__(
                 model_name_or_path,
                 modules=modules,
@@ -309,7 +309,7 @@ class PromptEOL(SentenceTransformer):
         Raises:
             ValueError: If the adapter does not fit; the model is then as it was before.
         """
-        with explained(peft_model_id):
+        with explain_opening(peft_model_id):
             load_adapter(self[0].model, peft_model_id, adapter_name, **kwargs)
 
     @property

@@ -2,19 +2,20 @@
 
 The rules, the same wherever rows are read (files are UTF-8, a byte order mark is passed over):
 
-- `.txt` and all other names: a line is a row.
+- `.txt` and every other name: a line is a row.
 - `.tsv`: a line is a row, a tab separates cells, and cells hold quotation marks as they are.
 - `.csv`: a comma separates cells; a cell that begins with `"` ends with `"`, may hold commas and line breaks between,
   and `""` for a quotation mark.
 - `.jsonl`: a line is an object, whose keys are the columns.
 - `.parquet`: the columns are the file's own.
 
-CSV and TSV begin with a header, and a row has as many cells as it. An empty line is no row, but where lines are
-sentences, or the only cell of a row, it is an empty one.
+CSV and TSV begin with a header, and every row has as many cells as the header. An empty line is skipped, except where
+a line is a sentence or the only cell of a row: there it is an empty sentence.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -22,8 +23,9 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,12 +35,12 @@ SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
 LINE = ""  # what the one column of a text file is called
 
 _Address = str | os.PathLike[str]
+_Line = tuple[int, str]  # number, text
 _Record = tuple[int, "list[str] | str", bool]  # line, cells or what is wrong, whether it looks read wrongly
 _LINES_LOOKED_AT = 100  # of JSONL, for the columns that there are
 _ROWS = 1000  # of Parquet that are held at a time
 _LONGEST = 2**26  # characters of a CSV row: a quotation mark that nobody closes would take the rest of the file
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are not UTF-8
-_QUOTED = re.compile('[^"]*(?:""[^"]*)*')  # of a quoted cell, as far as it goes
 
 
 @dataclass(frozen=True)
@@ -77,49 +79,44 @@ def read_rows(
     header: Sequence[str] | None = None,
     span: tuple[int, int] | None = None,
 ) -> Iterator[Row | Bad]:
-    """Yields the rows of a file, which its name tells the format of, in their order.
+    """Yields the rows of a file in order; the end of its name says what format it has.
 
     Args:
         path: The file.
-        file: The file, open already, where it is on another storage; it can seek. Defaults to None: it is opened.
-        columns: The columns that are asked for: of Parquet no others are read, and none of them may be there twice.
-            Defaults to None: all.
+        file: The file, already open and seekable, if it is not on this machine. Defaults to None: it is opened.
+        columns: The columns to read. Of Parquet no others are read. Each may be there only once. Defaults to None:
+            all.
         header: The columns of a CSV or TSV file without a header. Defaults to None: it has one.
-        span: First row and row behind the last of a Parquet file; first byte and byte behind the last of JSONL and
-            text files, where the lines belong to the span that begin in it. CSV and TSV are read whole. Defaults to
-            None: the whole file.
+        span: A half-open range: of rows in Parquet, of bytes in JSONL and text files, where a line belongs to the
+            range that it begins in. CSV and TSV are read whole. Defaults to None: the whole file.
 
     Raises:
         ValueError: If the file as a whole is not what its name says, or a column is there twice.
         OSError: If it cannot be read.
         ImportError: If it is Parquet and pyarrow is not installed.
     """
-    name = os.fspath(path)
-    if file is None:
-        with open(path, "rb") as opened:
-            yield from read_rows(path, file=opened, columns=columns, header=header, span=span)
-        return
-    suffix = Path(name).suffix
-    if suffix == ".parquet":
-        for number, table in read_tables(file, name, _ROWS, columns=columns, span=span):
-            cells = {column: values_of(table[column]) for column in table.column_names}
-            for place, row in enumerate(zip(*cells.values(), strict=True), start=number):
-                yield Row(f"row {place}", dict(zip(cells, row, strict=True)))
-    elif suffix in (".csv", ".tsv"):
-        yield from _read_separated(file, name, columns, header)
-    elif suffix == ".jsonl":
-        for number, line in _lines(file, name, span or (0, None)):
-            if line.strip():
-                yield _parse(number, line, name)
-    else:
-        for number, line in _lines(file, name, span or (0, None)):
-            yield _not_utf_8(number, name) if _UNDECODED.search(line) else Row(f"line {number}", {LINE: line})
+    name, suffix = os.fspath(path), Path(path).suffix
+    with nullcontext(file) if file is not None else open(path, "rb") as file:
+        if suffix == ".parquet":
+            for first, batch in read_tables(file, name, _ROWS, columns=columns, span=span):
+                cells = {column: values_of(batch[column]) for column in batch.schema.names}
+                for place, row in enumerate(zip(*cells.values(), strict=True), start=first):
+                    yield Row(f"row {place}", dict(zip(cells, row, strict=True)))
+        elif suffix in (".csv", ".tsv"):
+            yield from _read_separated(file, name, columns, header)
+        elif suffix == ".jsonl":
+            for number, line in _lines(file, name, span):
+                if line.strip():
+                    yield _parse(number, line, name)
+        else:
+            for number, line in _lines(file, name, span):
+                yield _not_utf_8(number, name) if _UNDECODED.search(line) else Row(f"line {number}", {LINE: line})
 
 
 def read_lines(path: _Address) -> Iterator[tuple[int, str]]:
     """Yields the lines of a text file with their numbers; ValueError names a line that is not UTF-8."""
     with open(path, "rb") as file:
-        for number, line in _lines(file, os.fspath(path), (0, None)):
+        for number, line in _lines(file, os.fspath(path)):
             if _UNDECODED.search(line):
                 raise ValueError(_not_utf_8(number, os.fspath(path)).problem)
             yield number, line
@@ -133,21 +130,48 @@ def read_tables(
     columns: Sequence[str] | None = None,
     span: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Yields a Parquet file, or a span of its rows, as Arrow tables of at least `rows` rows but for the last one.
+    """Yields a Parquet file, or a span of its rows, as Arrow batches.
 
     Args:
         file: The open file.
         name: Its name, for messages.
-        rows: As above.
+        rows: The most rows of a batch.
         columns: The columns to read. Defaults to None: all.
         span: First row and row behind the last. Defaults to None: the whole file.
 
     Yields:
-        The number of a table's first row, and the table.
+        The number of a batch's first row, and the batch.
 
     Raises:
-        ValueError: If it is not a Parquet file, is damaged, or does not have a column just once.
+        ValueError: If it is not a Parquet file, is damaged, or a column is missing or there twice.
         OSError: If it cannot be read.
+    """
+    with open_parquet(file, name) as parquet:
+        names = parquet.schema_arrow.names
+        columns = [known(name, column, names) for column in (names if columns is None else columns)]
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        starts = [0, *accumulate(sizes)]
+        start, stop = span or (0, starts[-1])
+        groups = [group for group, size in enumerate(sizes) if starts[group] < stop and starts[group] + size > start]
+        if not groups:
+            return
+        place = starts[groups[0]]
+        for batch in parquet.iter_batches(rows, row_groups=groups, columns=list(dict.fromkeys(columns))):
+            first, last = max(start - place, 0), min(stop - place, batch.num_rows)
+            if first < last:
+                yield place + first, batch.slice(first, last - first)
+            place += batch.num_rows
+            if place >= stop:  # a row group may be far larger than a span
+                return
+
+
+@contextmanager
+def open_parquet(file: BinaryIO, name: str) -> Iterator[Any]:
+    """Opens a `pyarrow.parquet.ParquetFile`; ValueError if it is not one or is damaged.
+
+    Raises:
+        ValueError: As above.
+        ImportError: If pyarrow is not installed.
     """
     import_pyarrow()
     import pyarrow as pa
@@ -155,77 +179,49 @@ def read_tables(
 
     try:
         with pq.ParquetFile(file) as parquet:
-            names = parquet.schema_arrow.names
-            columns = [known(name, column, names) for column in (names if columns is None else columns)]
-            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-            ends = [sum(sizes[: group + 1]) for group in range(len(sizes))]
-            start, stop = span or (0, sum(sizes))
-            groups = [group for group, end in enumerate(ends) if end > start and end - sizes[group] < stop]
-            if not groups:
-                return
-            place, row = ends[groups[0]] - sizes[groups[0]], start
-            held: list[Any] = []
-            for batch in parquet.iter_batches(rows, row_groups=groups, columns=list(dict.fromkeys(columns))):
-                first, last = max(start - place, 0), min(stop - place, batch.num_rows)
-                place += batch.num_rows
-                if first < last:
-                    held.append(batch.slice(first, last - first))
-                if sum(part.num_rows for part in held) >= rows:  # row groups may be small
-                    yield row, pa.Table.from_batches(held)
-                    row, held = min(place, stop), []
-                if place >= stop:
-                    break
-            if held:
-                yield row, pa.Table.from_batches(held)
+            yield parquet
     except pa.ArrowException as error:
         raise ValueError(f"{name!r} is not a Parquet file that can be read ({error}): write it anew.") from error
 
 
 def values_of(column: Any) -> list[Any]:
-    """Returns what an Arrow column holds; of texts that are not UTF-8, None."""
+    """Returns what an Arrow column holds, None for text that is not UTF-8."""
+
+    def value_of(value: Any) -> Any:
+        try:
+            return value.as_py()
+        except UnicodeDecodeError:
+            return None
+
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
-        import pyarrow as pa
-
-        raw = (pa.array([value]).cast(pa.binary())[0].as_py() for chunk in column.chunks for value in chunk)
-        return [None if value is None or not _is_utf_8(value) else value.decode() for value in raw]
+        return list(map(value_of, column))
     return values
 
 
 def columns_of(path: _Address, file: BinaryIO | None = None) -> list[str]:
-    """Returns the names of the columns: of JSONL those of its first rows, of a text file the one, `LINE`.
+    """Returns the names of the columns: of JSONL those of its first rows, of a text file only `LINE`.
 
     Raises:
         ValueError: If the file as a whole is not what its name says.
         OSError: If it cannot be read.
     """
-    name = os.fspath(path)
-    if file is None:
-        with open(path, "rb") as opened:
-            return columns_of(path, opened)
-    suffix = Path(name).suffix
-    if suffix == ".parquet":
-        import_pyarrow()
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return list(pq.read_schema(file).names)
-        except pa.ArrowException as error:
-            raise ValueError(f"{name!r} is not a Parquet file that can be read ({error}): write it anew.") from error
-    if suffix in (".csv", ".tsv"):
-        return _header(_records(file, name), name)
-    if suffix == ".jsonl":
-        first = (
-            _parse(number, line, name) for number, line in islice(_lines(file, name, (0, None)), _LINES_LOOKED_AT)
-        )
-        return list(dict.fromkeys(key for row in first for key in row.cells))
-    return [LINE]
+    name, suffix = os.fspath(path), Path(path).suffix
+    with nullcontext(file) if file is not None else open(path, "rb") as file:
+        if suffix == ".parquet":
+            with open_parquet(file, name) as parquet:
+                return list(parquet.schema_arrow.names)
+        if suffix in (".csv", ".tsv"):
+            return _header(_records(file, name), name)
+        if suffix == ".jsonl":
+            first = (_parse(number, line, name) for number, line in islice(_lines(file, name), _LINES_LOOKED_AT))
+            return list(dict.fromkeys(key for row in first for key in row.cells))
+        return [LINE]
 
 
 def known(name: str, column: str | None, columns: Sequence[str]) -> str:
-    """Returns the column that is meant, None being the only one; ValueError if it is not there just once."""
+    """Returns the column to read, for None the only one there is; ValueError if it is missing or there twice."""
     if column is None and len(columns) == 1:
         return columns[0]
     if column is None or column not in columns:
@@ -253,25 +249,29 @@ def import_pyarrow() -> None:
         raise ImportError("Parquet files need the package pyarrow: pip install 'st-prompteol[parquet]'.") from error
 
 
-def _lines(file: BinaryIO, name: str, span: tuple[int, int | None]) -> Iterator[tuple[int, str]]:
+def _lines(file: BinaryIO, name: str, span: tuple[int, int] | None = None) -> Iterator[_Line]:
     """Yields the lines that begin in a span of bytes, with their numbers; what is not UTF-8 by `surrogateescape`."""
-    start, stop = span
-    if not isinstance(file, io.BufferedReader):  # pyarrow's files read no lines by themselves
-        file = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
+    start, stop = span or (0, None)
+    # pyarrow's files read no lines by themselves
+    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
     place = max(start - 1, 0)
-    file.seek(place)
+    buffered.seek(place)
     if start > 0:  # the line that holds the byte in front of the span began before it
-        place += len(file.readline())
+        place += len(buffered.readline())
     number = 0
-    while (stop is None or place < stop) and (line := file.readline()):
-        if place == 0 and not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r"):
-            raise ValueError(
-                f"The lines of {name!r} end in a carriage return alone, which ends no line here: convert it, for "
-                "example with `tr '\\r' '\\n'`."
-            )
-        codec = "utf-8-sig" if place == 0 else "utf-8"
-        place, number = place + len(line), number + 1
-        yield number, line.decode(codec, "surrogateescape").rstrip("\r\n")
+    try:
+        while (stop is None or place < stop) and (line := buffered.readline()):
+            if place == 0 and not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r"):
+                raise ValueError(
+                    f"The lines of {name!r} end in a carriage return alone, which ends no line here: convert it, for "
+                    "example with `tr '\\r' '\\n'`."
+                )
+            codec = "utf-8-sig" if place == 0 else "utf-8"
+            place, number = place + len(line), number + 1
+            yield number, line.decode(codec, "surrogateescape").rstrip("\r\n")
+    finally:
+        if buffered is not file:
+            buffered.detach()  # or the file would be closed with it
 
 
 def _not_utf_8(number: int, name: str, cells: dict[str, Any] | None = None) -> Bad:
@@ -280,14 +280,6 @@ def _not_utf_8(number: int, name: str, cells: dict[str, Any] | None = None) -> B
         f"Line {number} of {name!r} is not UTF-8: convert the file, for example with iconv.",
         cells or {},
     )
-
-
-def _is_utf_8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _parse(number: int, line: str, name: str) -> Row | Bad:
@@ -354,63 +346,55 @@ def _header(records: Iterator[_Record], name: str) -> list[str]:
 
 def _records(file: BinaryIO, name: str) -> Iterator[_Record]:
     """Yields the rows of a CSV or TSV file with the line they end in: their cells, or what is wrong with them."""
-    lines = _lines(file, name, (0, None))
+    lines = _lines(file, name)
     if Path(name).suffix == ".tsv":
         for number, line in lines:
             cells = line.split("\t") if line else []
             yield number, cells, '""' in line and any(re.fullmatch('"[^"]*"".*"', cell) for cell in cells)
         return
-    again: deque[tuple[int, str]] = deque()  # lines that a quotation mark had swallowed
+    again: deque[_Line] = deque()  # lines that a quotation mark had taken in
+
+    def following() -> Iterator[_Line]:
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            yield line
+
     width = None
-    while taken := [again.popleft()] if again else list(islice(lines, 1)):
-        problem, cells = "", []
-        if '"' not in taken[0][1]:
-            cells = taken[0][1].split(",") if taken[0][1] else []
+    for first in following():
+        taken = [first]
+        if '"' in first[1]:
+            cells, problem = _split_quoted(taken, following())
         else:
-            problem = _split_quoted(taken, cells, again, lines)
-        if problem:  # the quotation mark was none of CSV's, so the lines behind it are rows of their own
+            cells, problem = first[1].split(",") if first[1] else [], ""
+        if problem:  # the lines behind it are rows of their own
             again.extendleft(reversed(taken[1:]))
-            yield taken[0][0], problem, False
+            yield first[0], problem, False
             continue
         width = len(cells) if width is None else width
         alone = len(taken) > 1 and all(line.count(",") + 1 == width for _, line in taken)
         yield taken[-1][0], cells, alone
 
 
-def _split_quoted(
-    taken: list[tuple[int, str]], cells: list[str], again: deque[tuple[int, str]], lines: Iterator[tuple[int, str]]
-) -> str:
-    """Appends to `cells` those of a row that begins with the line in `taken`, which gets all lines of the row.
+def _split_quoted(taken: list[_Line], following: Iterator[_Line]) -> tuple[list[str], str]:
+    """Returns the cells of the row that begins with the line in `taken`, to which its other lines are appended.
 
     Returns:
-        What is wrong with the row, nothing if it is right.
+        The cells, and what is wrong with the row, nothing if it is right.
     """
-    line, place, size = taken[0][1], 0, 0
-    while True:
-        if line[place : place + 1] != '"':
-            end = line.find(",", place)
-            cells.append(line[place:] if end < 0 else line[place:end])
-        else:
-            pieces, place = [], place + 1
-            while True:
-                inside = _QUOTED.match(line, place)
-                end = inside.end() if inside else place
-                pieces.append(line[place:end].replace('""', '"'))
-                if end < len(line):
-                    break
-                following = again.popleft() if again else next(lines, None)
-                size += len(line)
-                if following is None or size > _LONGEST:
-                    taken += [following] if following else []
-                    return (
-                        "opens a cell with a quotation mark that nothing closes: double the mark, and quote the cell."
-                    )
-                taken.append(following)
-                line, place = following[1], 0
-            cells.append("\n".join(pieces))
-            end += 1
-            if end < len(line) and line[end] != ",":
-                return "has text behind the quotation mark that closes a cell: double such marks, and quote the cell."
-        if end < 0 or end >= len(line):
-            return ""
-        place = end + 1
+
+    def texts() -> Iterator[str]:
+        size = 0
+        yield f"{taken[0][1]}\n"
+        for line in following:
+            taken.append(line)
+            size += len(line[1])
+            yield f"{line[1]}\n"
+            if size > _LONGEST:
+                return
+
+    limit = csv.field_size_limit(2 * _LONGEST)
+    try:
+        return next(csv.reader(texts(), strict=True)), ""
+    except csv.Error as error:
+        return [], f"has quotation marks that are not CSV's ({error}): double each of them, and quote the cell."
+    finally:
+        csv.field_size_limit(limit)

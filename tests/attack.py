@@ -32,37 +32,10 @@ from st_prompteol.tables import Bad, read_rows
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/attack.md"
 WORDS = [
-    "a",
-    "jockey",
-    "</s>",
-    "<s>",
-    '"',
-    "''",
-    "{sentence}",
-    "\n",
-    "\r",
-    "\t",
-    "\0",
-    "\ud800",
-    "\udfff",
-    "\ufeff",
-    "é",
-]
-WORDS += [
-    "e\u0301" * 40,
-    "日本語",
-    "😀" * 9,
-    "👩\u200d👩\u200d👧",
-    "\u202e",
-    "\u2028",
-    "مرحبا",
-    "Ġ",
-    "▁",
-    "$A",
-    "%s",
-    "x" * 3000,
-    " " * 500,
-]
+    "a", "jockey", "</s>", "<s>", '"', "''", "{sentence}", "\n", "\r", "\t", "\0", "\ud800", "\udfff", "\ufeff", "é",
+    "e\u0301" * 40, "日本語", "😀" * 9, "👩\u200d👩\u200d👧", "\u202e", "\u2028", "مرحبا", "Ġ", "▁", "$A", "%s",
+    "x" * 3000, " " * 500,
+]  # fmt: skip
 EMBED = """
 import sys; from st_prompteol.corpus import encode_corpus
 source, out, layer = sys.argv[1:]

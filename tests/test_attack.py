@@ -8,7 +8,7 @@ import pytest
 
 from .attack import TABLE, files, folders, kills, races, strings, templates
 
-COUNTS = {strings: 100, templates: 8, files: 500, folders: 20}
+COUNTS = {strings: 50, templates: 5, files: 300, folders: 12}
 
 
 def test_everything_of_the_table_is_run_here() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -57,33 +58,34 @@ def read(path: Path) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("source", [".txt", ".csv", ".tsv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("destination", [".npy", ".safetensors", ".parquet"])
 def test_row_i_is_sentence_i_in_every_format(
-    model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, destination: str
+    model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.setattr("st_prompteol.corpus.file.CHUNK_BATCHES", 2)  # several chunks
     sentences = [sentence for sentence in SENTENCES if source != ".tsv" or "\t" not in sentence]
-    path, out = write(tmp_path / f"in{source}", sentences), tmp_path / f"out{destination}"
-    shape = encode_file(model, path, out, column=None if source == ".txt" else "text", batch_size=2)
-    assert shape == (len(sentences), 32)
-    np.testing.assert_allclose(read(out), model.encode(sentences), rtol=1e-4, atol=1e-5)
-    if destination == ".parquet":
-        assert pq.read_table(out)["sentence"].to_pylist() == sentences
-    assert sorted(os.listdir(tmp_path)) == sorted([path.name, out.name])
+    path, expected = write(tmp_path / f"in{source}", sentences), model.encode(sentences)
+    for destination in (".npy", ".safetensors", ".parquet"):
+        out = tmp_path / f"out{destination}"
+        shape = encode_file(model, path, out, column=None if source == ".txt" else "text", batch_size=2)
+        assert shape == (len(sentences), 32)
+        np.testing.assert_allclose(read(out), expected, rtol=1e-4, atol=1e-5)
+    assert pq.read_table(out)["sentence"].to_pylist() == sentences
+    assert sorted(os.listdir(tmp_path)) == [path.name, "out.npy", "out.parquet", "out.safetensors"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "uint8", "binary", "ubinary"])
-@pytest.mark.parametrize("destination", [".npy", ".safetensors"])
 def test_precisions_equal_those_of_encoding_all_at_once(
-    model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, destination: str
+    model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
     monkeypatch.setattr("st_prompteol.corpus.file.CHUNK_BATCHES", 1)
-    path, out = write(tmp_path / "in.txt", SENTENCES), tmp_path / f"out{destination}"
-    encode_file(model, path, out, batch_size=3, precision=precision, normalize_embeddings=True)
+    path = write(tmp_path / "in.txt", SENTENCES)
     chunks = [
         model.encode(SENTENCES[start : start + 3], normalize_embeddings=True) for start in range(0, len(SENTENCES), 3)
     ]
-    np.testing.assert_array_equal(read(out), quantize_embeddings(np.concatenate(chunks), precision))
+    for destination in (".npy", ".safetensors", ".parquet"):
+        out = tmp_path / f"out{destination}"
+        encode_file(model, path, out, batch_size=3, precision=precision, normalize_embeddings=True)
+        np.testing.assert_array_equal(read(out), quantize_embeddings(np.concatenate(chunks), precision))
 
 
 def test_reads_standard_input(model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +95,15 @@ def test_reads_standard_input(model: PromptEOL, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "stdin", Stdin)
     assert encode_file(model, "-", tmp_path / "out.npy") == (4, 32)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model.encode(["ün", "zwei", "", "vier"]), atol=1e-5)
+
+
+def parquet_with_null() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["x", None]}), buffer)
+    return buffer.getvalue()
+
+
+PARQUET_WITH_NULL = parquet_with_null()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +121,7 @@ def test_reads_standard_input(model: PromptEOL, tmp_path: Path, monkeypatch: pyt
         ("in.txt", b"", None, r"holds no sentence"),
         ("in.txt", b"x\n", "text", r"read as one sentence a line, so it has no column 'text'"),
         ("in.parquet", b"", "text", r"(?i)parquet"),
+        ("in.parquet", PARQUET_WITH_NULL, "text", r"The sentence in row 1 of .* is None, not text"),
     ],
 )
 def test_mistakes_in_the_input_are_named_and_nothing_is_written(
@@ -123,23 +135,14 @@ def test_mistakes_in_the_input_are_named_and_nothing_is_written(
     assert (tmp_path / "out.npy").read_bytes() == b"old"
 
 
-def test_a_parquet_cell_that_is_no_text_is_named(model: PromptEOL, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "in.parquet")
-    with pytest.raises(ValueError, match=r"The sentence in row 1 of .* is None, not text"):
-        encode_file(model, tmp_path / "in.parquet", tmp_path / "out.npy", column="text")
-
-
-def test_one_row_has_no_ranges(model: PromptEOL, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="scaled by the ranges of all rows, but there is only one: use float32"):
-        encode_file(model, write(tmp_path / "in.txt", ["x"]), tmp_path / "out.npy", precision="int8")
-
-
 def test_outputs_that_cannot_be_written_are_named_before_anything_is_encoded(model: PromptEOL, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", SENTENCES)
     with pytest.raises(ValueError, match=r"Unknown output format .*end its name in \.npy, \.safetensors, \.parquet"):
         encode_file(model, source, tmp_path / "out.csv")
     with pytest.raises(FileNotFoundError, match="does not exist: make it"):
         encode_file(model, source, tmp_path / "missing" / "out.npy")
+    with pytest.raises(ValueError, match="scaled by the ranges of all rows, but there is only one: use float32"):
+        encode_file(model, write(tmp_path / "one.txt", ["x"]), tmp_path / "out.npy", precision="int8")
     with pytest.raises(FileNotFoundError, match="is not a file"):
         encode_file(model, tmp_path / "missing.txt", tmp_path / "out.npy")
 
@@ -147,42 +150,36 @@ def test_outputs_that_cannot_be_written_are_named_before_anything_is_encoded(mod
 def test_a_full_disk_leaves_the_old_output(model: PromptEOL, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: writing beyond it is an OSError, half-way through."""
     source = write(tmp_path / "in.txt", SENTENCES * 40)
-    code = (
-        "import sys, resource, signal\n"
-        "from st_prompteol import PromptEOL; from st_prompteol.corpus import encode_file\n"
-        "model = PromptEOL(sys.argv[1]); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "encode_file(model, sys.argv[2], sys.argv[3])"
-    )
     (tmp_path / "out.npy").write_bytes(b"old")
-    done = subprocess.run(
-        [sys.executable, "-c", code, model[0].config.name_or_path, str(source), str(tmp_path / "out.npy")],
-        capture_output=True,
-        text=True,
-    )
-    assert "OSError" in done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            encode_file(model, source, tmp_path / "out.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "out.npy").read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["in.txt", "out.npy"]
 
 
-def test_memory_does_not_grow_with_the_input(model: PromptEOL, tmp_path: Path) -> None:
-    code = (
-        "import sys, resource; from st_prompteol import PromptEOL; from st_prompteol.corpus import encode_file\n"
-        "class Fake:\n"
-        "    def encode(self, sentences, **kwargs):\n"
-        "        import numpy as np; return np.ones((len(sentences), 256), dtype=np.float32)\n"
-        "for path in sys.argv[1:3]:\n"
-        "    encode_file(Fake(), path, sys.argv[3], precision=sys.argv[4])\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    small, large = write(tmp_path / "s.txt", ["x"] * 5_000), write(tmp_path / "l.txt", ["x"] * 200_000)
-    for precision in ("float32", "int8"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(small), str(large), str(tmp_path / "out.npy"), precision],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        before, after = map(int, done.stdout.split())
-        assert np.load(tmp_path / "out.npy", mmap_mode="r").shape == (200_000, 256)
-        assert (after - before) * 1024 < 60e6  # the embeddings alone are 205 MB in float32
+MEMORY = """
+import resource, sys
+import numpy as np
+from st_prompteol.corpus import encode_file
+class Fake:
+    def encode(self, sentences, **kwargs):
+        return np.ones((len(sentences), 512), dtype=np.float32)
+small, large, out = sys.argv[1:]
+for path, precision in [(small, "float32"), (small, "int8"), (large, "float32"), (large, "int8")]:
+    encode_file(Fake(), path, out, precision=precision)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
+    small, large = write(tmp_path / "s.txt", ["x"] * 5_000), write(tmp_path / "l.txt", ["x"] * 100_000)
+    command = [sys.executable, "-c", MEMORY, str(small), str(large), str(tmp_path / "out.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    _, before, *after = map(int, done.stdout.split())
+    assert np.load(tmp_path / "out.npy", mmap_mode="r").shape == (100_000, 512)
+    assert (max(after) - before) * 1024 < 60e6  # the embeddings alone are 205 MB in float32

@@ -426,14 +426,14 @@ import shutil, urllib.request
 from pathlib import Path
 from huggingface_hub import HfApi
 from st_prompteol import PromptEOL
-from st_prompteol.failures import explained_push
+from st_prompteol.failures import explain_push
 from st_prompteol.hub import push_to_hub, upload
 api, repo_id = HfApi(), "alice/model"
 what, source, *hows = ARGUMENTS
 model = None if what == "commit" else PromptEOL(source, device="cpu")
 def act():
     if model is None:
-        with explained_push(repo_id):
+        with explain_push(repo_id):
             upload.commit_folder(api, Path(source), repo_id, message="new")
         return sorted(upload.files_of(Path(source)))
     for folder in (constants.HF_HUB_CACHE, kept()._folder.name):  # what was read from the Hub is read again

@@ -28,10 +28,10 @@ TABLE: list[tuple[str, bytes, list[Any], str]] = [
     ("a.csv", b"id,text\n1,a\n\n2,b\n", [["1", "a"], ["2", "b"]], ""),
     ("a.csv", b"id,text\n1,a,,\n2,b\n", [["1", "a"], ["2", "b"]], ""),
     # a sentence that begins with a quotation mark swallowed the rows behind it
-    ("a.csv", b'id,text\n1,"Hello\n2,b\n3,c\n4,d\n', [None, ["2", "b"], ["3", "c"], ["4", "d"]], "Line 2 .*nothing"),
+    ("a.csv", b'id,text\n1,"Hello\n2,b\n3,c\n4,d\n', [None, ["2", "b"], ["3", "c"], ["4", "d"]], "Line 2 .*end of"),
     ("a.csv", b'id,text\n1,"Hello\n2,b\n3,"c" d\n4,d\n', [None, ["2", "b"], None, ["4", "d"]], "Line 2|Line 4"),
-    ("a.csv", b'text\n"a\nb\nc\nd\n', [None, ["b"], ["c"], ["d"]], "Line 2 .* nothing closes"),
-    ("a.csv", b'id,text\n1,"One day" she said\n2,b\n', [None, ["2", "b"]], "Line 2 .* text behind the quotation mark"),
+    ("a.csv", b'text\n"a\nb\nc\nd\n', [None, ["b"], ["c"], ["d"]], "Line 2 .*end of data"),
+    ("a.csv", b'id,text\n1,"One day" she said\n2,b\n', [None, ["2", "b"]], "Line 2 .*not CSV's"),
     ("a.csv", b"id,text\n1,Hello, world\n2,b\n", [None, ["2", "b"]], "Line 2 .* has 3 columns, but its header 2"),
     ("a.csv", b"id,text\n1\n2,b\n", [None, ["2", "b"]], "Line 2 .* has 1 columns"),
     ("a.csv", b"id,text\n1,\xff\n2,b\n", [None, ["2", "b"]], "Line 2 .* is not UTF-8"),

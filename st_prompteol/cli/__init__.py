@@ -5,11 +5,12 @@ from __future__ import annotations
 import typer
 
 from st_prompteol.cli import demonstrations
+from st_prompteol.cli.corpus import corpus
 from st_prompteol.cli.encode import encode
 from st_prompteol.cli.evaluate import evaluate
 from st_prompteol.cli.export import export
 from st_prompteol.cli.info import info
-from st_prompteol.cli.options import plain_errors
+from st_prompteol.cli.options import shows_mistakes
 from st_prompteol.cli.push import push
 from st_prompteol.cli.similarity import similarity
 
@@ -22,14 +23,14 @@ app = typer.Typer(
     context_settings=HELP_OPTIONS,
     help="Sentence embeddings from decoder LLMs by PromptEOL.",
 )
-for _command in (info, encode, similarity, evaluate, export, push):
-    app.command()(plain_errors(_command))
+for _command in (info, encode, corpus, similarity, evaluate, export, push):
+    app.command()(shows_mistakes(_command))
 
 _demonstrations = typer.Typer(
     no_args_is_help=True,
     context_settings=HELP_OPTIONS,
     help="Build candidates for demonstrations, and find the best ones for a model.",
 )
-_demonstrations.command()(plain_errors(demonstrations.build))
-_demonstrations.command()(plain_errors(demonstrations.search))
+_demonstrations.command()(shows_mistakes(demonstrations.build))
+_demonstrations.command()(shows_mistakes(demonstrations.search))
 app.add_typer(_demonstrations, name="demonstrations")

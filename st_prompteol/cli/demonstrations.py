@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import (
-    Device,
-    Layer,
-    Model,
-    Quantization,
-    Revision,
-    Template,
-    open_model,
-    quiet,
-    refuse_unused,
-)
+from st_prompteol.cli.options import BatchSize, Device, Model, open_model, quiet, refuse_unused, takes_model_options
 
 DataDir = Annotated[str | None, typer.Option(help="Folder in SentEval's layout, for STS-B; downloaded if not given.")]
 Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
@@ -97,10 +87,12 @@ def build(
     typer.echo(f"{len(candidates)} candidates in {output}", err=True)
 
 
+@takes_model_options
 def search(
     context: typer.Context,
     model: Model,
     candidates: Annotated[str, typer.Argument(help="Candidates: .jsonl, .tsv, or lines in the paper's spelling.")],
+    model_options: dict[str, Any],
     output_dir: Annotated[
         str, typer.Option("--output-dir", "-o", help="Where log, table and plot go; a search goes on from its log.")
     ] = "search",
@@ -113,15 +105,11 @@ def search(
     layers: Annotated[str | None, typer.Option(help="Layers to choose from, e.g. -1,-2,-5.")] = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Try every candidate on all pairs.")] = False,
     devices: Annotated[str | None, typer.Option(help="Devices to spread over, e.g. cuda:0,cuda:1.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sentences per forward pass.")] = 64,
+    batch_size: BatchSize = 64,
     seed: Seed = 0,
-    template: Template = None,
-    layer: Layer = None,
-    quantization: Quantization = None,
-    device: Device = None,
-    revision: Revision = None,
 ) -> None:
     """Find the best demonstrations for a model among candidates."""
+    refuse_unused(context, "where they are searched for", "demonstrations")
     if pairs is not None:
         refuse_unused(context, "beside --pairs", "data_dir")
     if layers is not None:
@@ -137,9 +125,7 @@ def search(
     scored = sts_b_dev(data_dir) if pairs is None else read_pairs(pairs)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    opened = open_model(
-        model, template=template, layer=layer, quantization=quantization, device=device, revision=revision
-    )
+    opened = open_model(model, model_options)
     result = search_demonstrations(
         opened,
         tried,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import Device, Layer, Quantization, Revision, Template, quiet, refuse_unused
+from st_prompteol.cli.options import BatchSize, quiet, refuse_unused, takes_model_options
 
 if TYPE_CHECKING:
     from st_prompteol.evaluation.report import Row
 
 
+@takes_model_options
 def evaluate(
     context: typer.Context,
     models: Annotated[list[str], typer.Argument(help="Models of any kind: decoder LLMs, saved models, encoders.")],
+    model_options: dict[str, Any],
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -33,16 +35,12 @@ def evaluate(
     rerun: Annotated[bool, typer.Option("--rerun", help="Run finished tasks again.")] = False,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Table to write: .md, .csv or .json.")] = None,
     plot: Annotated[str | None, typer.Option(help="Picture to write: score against size, .png and .svg.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sentences per forward pass.")] = 32,
-    template: Template = None,
-    layer: Layer = None,
-    quantization: Quantization = None,
-    device: Device = None,
-    device_map: Annotated[str | None, typer.Option(help="How to spread a model over devices, e.g. auto.")] = None,
-    revision: Revision = None,
+    batch_size: BatchSize = 32,
 ) -> None:
     """Evaluate models on the paper's 7 STS and 7 transfer tasks, and on MTEB."""
-    if not methods:
+    if methods:
+        refuse_unused(context, "beside --methods", "template", "demonstrations", "layer", "truncate_dim")
+    else:
         refuse_unused(context, "without --methods", "layers")
     if mteb and not tasks:
         refuse_unused(context, "on MTEB's tasks", "data_dir", "fast")
@@ -62,15 +60,13 @@ def evaluate(
         batch_size=batch_size,
     )
     comparison.check(output, plot)
-    options = {"template": template, "layer": layer, "quantization": quantization}
-    places = {"device": device, "device_map": device_map, "revision": revision}
 
     def show(line: str) -> None:
         typer.echo(line, err=True)
 
     rows = []
     for name in models:
-        for row in comparison.run(name, {**options, **places}, show=show, show_progress_bar=sys.stderr.isatty()):
+        for row in comparison.run(name, model_options, show=show, show_progress_bar=sys.stderr.isatty()):
             rows.append(row)
             if output:
                 write_table(rows, output)

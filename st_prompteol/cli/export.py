@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import Device, Layer, Model, Revision, Template, open_model
+from st_prompteol.cli.options import Model, open_model, takes_model_options
 
 
+@takes_model_options
 def export(
     model: Model,
     path: Annotated[str, typer.Argument(help="The folder to write.")],
+    model_options: dict[str, Any],
     cut: Annotated[
         bool, typer.Option("--cut", help="Remove the blocks above the layer, for servers that read the last one only.")
     ] = False,
@@ -19,22 +21,17 @@ def export(
         str | None,
         typer.Option(metavar="FILE", help="Subtract the mean embedding of the sentences of this file, one a line."),
     ] = None,
-    template: Template = None,
-    layer: Layer = None,
-    device: Device = None,
-    revision: Revision = None,
 ) -> None:
     """Save a model as a folder that plain SentenceTransformer opens, an adapter merged into its base."""
-    opened = open_model(model, template=template, layer=layer, device=device, revision=revision)
+    opened = open_model(model, model_options)
     if opened.adapters:
         opened.merge_adapter()
     if cut:
         typer.echo(str(opened.cut()), err=True)
     if center is not None:
-        from st_prompteol.corpus.formats import read_batches
+        from st_prompteol.corpus.formats import read_sentences
 
-        with open(center, "rb") as file:
-            opened.center([text for batch in read_batches(file, center, 1000) for text in batch.sentences if text])
+        opened.center([text for sentences in read_sentences(center, 1000) for text in sentences if text])
     opened.save_pretrained(path)
     typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)
     if opened.layer != -1:

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import Device, Layer, MaxSeqLength, Model, Quantization, Revision, Template, open_model
+from st_prompteol.cli.options import Model, open_model, takes_model_options
 
 
+@takes_model_options
 def info(
     model: Model,
-    template: Template = None,
-    layer: Layer = None,
-    quantization: Quantization = None,
-    max_seq_length: MaxSeqLength = None,
-    device: Device = None,
-    revision: Revision = None,
+    model_options: dict[str, Any],
     adapters: Annotated[
         list[str] | None, typer.Option("--adapter", help="Adapter to put on, NAME=FOLDER_OR_REPO; repeat for more.")
     ] = None,
 ) -> None:
     """Show what a model runs with: its template, layer, dimension, parameters, adapters."""
-    opened = open_model(
-        model,
-        template=template,
-        layer=layer,
-        quantization=quantization,
-        max_seq_length=max_seq_length,
-        device=device,
-        revision=revision,
-    )
+    opened = open_model(model, model_options)
     for adapter in adapters or ():
         name, separator, repository = adapter.partition("=")
         if not separator:
-            raise ValueError(f"{adapter!r} is no NAME=FOLDER_OR_REPO: write --adapter legal=user/legal-adapter.")
+            raise ValueError(f"{adapter!r} is not NAME=FOLDER_OR_REPO: write --adapter legal=user/legal-adapter.")
         opened.load_adapter(repository, name)
     from rich.console import Console
     from rich.table import Table

@@ -1,8 +1,9 @@
-"""What the commands share: their options, how they open a model, how a mistake is shown."""
+"""What the commands share: the options of a model, how it is opened, how a mistake is shown."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,22 +14,79 @@ if TYPE_CHECKING:
     from st_prompteol.model import PromptEOL
 
 Model = Annotated[str, typer.Argument(help="A decoder LLM, a saved model or an adapter: Hub id or folder; or tiny.")]
-Template = Annotated[
-    str | None,
-    typer.Option(
-        help="Name of a template (prompteol, pretended-cot, knowledge, summarize, prompt, none) or a text with one "
-        "{sentence}."
-    ),
-]
-Layer = Annotated[int | None, typer.Option(help="Hidden state to read: -1 is the last, -2 the one before, …")]
-Quantization = Annotated[Literal["nf4", "int8"] | None, typer.Option(help="Quantise the weights by bitsandbytes.")]
 Device = Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
-MaxSeqLength = Annotated[int | None, typer.Option(help="Most tokens of a rendered sentence; its own end is cut.")]
-TruncateDim = Annotated[int | None, typer.Option(help="Keep this many numbers of every embedding.", min=1)]
+Column = Annotated[str | None, typer.Option(help="The column that holds the sentences.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sentences per forward pass.")]
+Normalize = Annotated[bool, typer.Option("--normalize", help="Scale every embedding to length 1.")]
 
 
-def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+def read_model_options(
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a template (prompteol, pretended-cot, knowledge, summarize, prompt, none) or a text with "
+            "one {sentence}."
+        ),
+    ] = None,
+    demonstrations: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Demonstrations to put in front of every sentence: .jsonl, .tsv."),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Hidden state to read: -1 is the last, -2 the one before, …")
+    ] = None,
+    quantization: Annotated[
+        Literal["nf4", "int8"] | None, typer.Option(help="Quantise the weights by bitsandbytes.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Numbers of the weights.")
+    ] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="Most tokens of a rendered sentence; its own end is cut.")
+    ] = None,
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep this many numbers of every embedding.", min=1)] = None,
+    device: Device = None,
+    device_map: Annotated[str | None, typer.Option(help="How to spread the model over devices, e.g. auto.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+) -> dict[str, Any]:
+    """Returns what `PromptEOL` is opened with by the options that were given."""
+    options: dict[str, Any] = {
+        "template": template,
+        "layer": layer,
+        "quantization": quantization,
+        "max_seq_length": max_seq_length,
+        "truncate_dim": truncate_dim,
+        "device": device,
+        "device_map": device_map,
+        "revision": revision,
+    }
+    if dtype is not None:
+        options["model_kwargs"] = {"dtype": dtype}
+    if demonstrations is not None:
+        from st_prompteol.demonstrations import read_candidates
+
+        options["demonstrations"] = [candidate.demonstration for candidate in read_candidates(demonstrations)]
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def takes_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `read_model_options`, whose result it gets as `model_options`."""
+    added = inspect.signature(read_model_options, eval_str=True).parameters
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in added}
+        command(**arguments, model_options=read_model_options(**given))
+
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "model_options"]
+    shown = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in (*own, *added.values())]
+    wrapper.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return wrapper
+
+
+def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
     """Shows a user's mistake as one sentence on stderr with exit code 2."""
 
     @functools.wraps(command)
@@ -66,9 +124,9 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def open_model(model: str, **options: Any) -> PromptEOL:
+def open_model(model: str, model_options: dict[str, Any]) -> PromptEOL:
     """Opens a model as `PromptEOL` does, quietly."""
     quiet()
     from st_prompteol.model import PromptEOL
 
-    return PromptEOL(model, **options)
+    return PromptEOL(model, **model_options)

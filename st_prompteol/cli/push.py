@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import quiet
+from st_prompteol.cli.options import open_model, takes_model_options
 
 
+@takes_model_options
 def push(
     path: Annotated[str, typer.Argument(help="A saved model or an adapter (or a decoder LLM): folder or Hub id.")],
     repo: Annotated[str, typer.Argument(help="The repository: user/name or organisation/name.")],
+    model_options: dict[str, Any],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     branch: Annotated[str | None, typer.Option(help="Branch to push to, made if it does not exist.")] = None,
     tag: Annotated[str | None, typer.Option(help="Tag to put on the commit.")] = None,
@@ -29,13 +31,14 @@ def push(
     message: Annotated[str | None, typer.Option("--message", "-m", help="Title of the commit.")] = None,
 ) -> None:
     """Publish a model with its card; its files are checked before and after."""
-    quiet()
+    opened = open_model(path, model_options)
     from st_prompteol.hub import CardOptions, push_to_hub
 
     report = push_to_hub(
-        path,
+        opened,
         repo,
         CardOptions(base_model, license, language, dataset, hardware, results_dir=results_dir),
+        source=path,
         private=private or None,
         revision=branch,
         tag=tag,

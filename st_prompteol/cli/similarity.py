@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import Device, Layer, Model, Quantization, Revision, Template, open_model
+from st_prompteol.cli.options import Model, open_model, takes_model_options
 
 
+@takes_model_options
 def similarity(
     model: Model,
     sentences: Annotated[list[str], typer.Argument(help="Two or more sentences.")],
-    template: Template = None,
-    layer: Layer = None,
-    quantization: Quantization = None,
-    device: Device = None,
-    revision: Revision = None,
+    model_options: dict[str, Any],
 ) -> None:
     """Show how similar sentences are to each other."""
     if len(sentences) < 2:
         raise ValueError(f"One sentence ({sentences[0]!r}) has nothing to be similar to: give two or more.")
-    opened = open_model(
-        model, template=template, layer=layer, quantization=quantization, device=device, revision=revision
-    )
+    opened = open_model(model, model_options)
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -6,22 +6,20 @@ back for a slow worker, and a fragment that a lost node had is done again by ano
 
 from __future__ import annotations
 
-import builtins
-import json
 import logging
 import os
+import pickle
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from st_prompteol.corpus.encoder import FragmentEncoder, Job
 from st_prompteol.corpus.fragments import Fragment
-from st_prompteol.corpus.manifest import describe_model
 from st_prompteol.corpus.parts import Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
 from st_prompteol.identity import identify
@@ -29,12 +27,31 @@ from st_prompteol.model import PromptEOL
 
 logger = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
+
 _OBJECT_STORE_BYTES = 128 * 2**20  # of a Ray that is started here: nothing large passes through
 _CONNECT_SECONDS = 10  # to find out whether somebody listens; Ray itself would try for minutes
 _ATTEMPTS = 5  # of one fragment whose workers die
 
 
-class RayWorkers:
+@dataclass(frozen=True)
+class _Opening:
+    """How a process opens the model: its name or folder, `PromptEOL`'s options, the threads to compute with."""
+
+    model: str
+    options: dict[str, Any]
+    threads: int | None
+
+    def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Calls a function with the model in front of its arguments."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+            os.environ["RAYON_NUM_THREADS"] = str(self.threads)  # of the tokenizer
+        transformers_logging.disable_progress_bar()
+        return function(PromptEOL(self.model, **self.options), *arguments)
+
+
+class RayEngine:
     """Encodes fragments on a Ray cluster.
 
     Args:
@@ -50,7 +67,6 @@ class RayWorkers:
     ) -> None:
         import ray
 
-        self.model, self.options = model, options
         there = ray.cluster_resources()
         has_gpus = there.get("GPU", 0) >= 1 and str(options.get("device", "cuda")).startswith("cuda")
         room = int(there.get("GPU", 0)) if has_gpus else int(there.get("CPU", 0)) // cpus
@@ -60,22 +76,23 @@ class RayWorkers:
                 "or workers=… if the cluster grows."
             )
         self.workers = room if workers is None else workers
-        self._threads = None if has_gpus else cpus  # a GPU's worker may tokenise on all cores
+        # a GPU's worker may tokenise on all cores
+        self._opening = _Opening(model, options, None if has_gpus else cpus)
         self._resources = {"num_gpus": 1} if has_gpus else {"num_cpus": cpus}
         self._can_open_here = is_started_here and not has_gpus
-        self._identity: dict[str, Any] = {}
 
-    def identify(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns of the model what its embeddings depend on, and what else there is to know of it."""
+    def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Calls a function with the model in front of its arguments, in a process like those of the workers."""
+        import ray
+
         if self._can_open_here:  # which saves the start of a process
-            self._identity, about = _identify(self.model, self.options, None)
-        else:
-            self._identity, about = self._run(_identify)
-        return dict(self._identity), about
-
-    def calibrate(self, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
-        """Returns the smallest and the largest numbers of embeddings from all over the corpus."""
-        return self._run(_calibrate, job, fragments)  # type: ignore[no-any-return]
+            return replace(self._opening, threads=None).run(function, *arguments)
+        task = ray.remote(_Opening.run).options(**self._resources).remote(self._opening, function, *arguments)
+        try:
+            result: _Result = ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        return result
 
     def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
         """Yields what came of each fragment, as they are done."""
@@ -88,32 +105,20 @@ class RayWorkers:
         context.enable_progress_bars = context.print_on_execution_start = False
         with DataContext.current(context):
             names = from_items(
-                [{"fragment": json.dumps(fragment.to_json())} for fragment in fragments],
-                override_num_blocks=len(fragments),
+                [{"fragment": pickle.dumps(fragment)} for fragment in fragments], override_num_blocks=len(fragments)
             )
             outcomes = names.map(
                 _Worker,
-                fn_constructor_args=(self.model, self.options, self._threads, self._identity, job, start_attempts()),
+                fn_constructor_args=(self._opening, job, start_attempts()),
                 compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
                 **self._resources,
             )
         with _errors_only(logging.getLogger("ray.data")), closing(iter(outcomes.iter_rows())) as rows:
             for row in rows:
-                if row["error"]:
-                    raise getattr(builtins, row["error"])(row["message"])
-                yield Outcome(**json.loads(row["outcome"]))
-
-    def _run(self, function: Any, *arguments: Any) -> Any:
-        """Calls a function in a process like those of the workers, with the model in front of its arguments."""
-        import ray
-
-        task = (
-            ray.remote(function).options(**self._resources).remote(self.model, self.options, self._threads, *arguments)
-        )
-        try:
-            return ray.get(task)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+                outcome = pickle.loads(row["outcome"])
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
 
 
 def start_attempts() -> Any:
@@ -137,30 +142,21 @@ def start_attempts() -> Any:
 class _Worker:
     """What an actor does: opens the model with its first fragment, then encodes fragment after fragment."""
 
-    def __init__(
-        self,
-        model: str,
-        options: dict[str, Any],
-        threads: int | None,
-        identity: dict[str, Any],
-        job: Job,
-        attempts: Any,
-    ) -> None:
-        self.model, self.options, self.threads, self.identity = model, options, threads, identity
-        self.job, self.attempts = job, attempts
+    def __init__(self, opening: _Opening, job: Job, attempts: Any) -> None:
+        self.opening, self.job, self.attempts = opening, job, attempts
         self.encoder: FragmentEncoder | None = None
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """Encodes a fragment; what stops the whole run is handed back as the name of an exception and its message."""
-        fragment = Fragment.from_json(json.loads(row["fragment"]))
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        """Encodes a fragment; what stops the whole run is handed back as a built-in exception."""
+        fragment: Fragment = pickle.loads(row["fragment"])
+        outcome: Outcome | Exception
         try:
             outcome = self._encode(fragment)
-            return {"outcome": json.dumps(asdict(outcome)), "error": "", "message": ""}
         except Exception as error:
             logger.debug("%s stopped the run", fragment, exc_info=True)
             kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-            message = str(error) if isinstance(error, OSError) else f"{error} (in {fragment.file.path!r})"
-            return {"outcome": "", "error": kind.__name__, "message": message}
+            outcome = kind(str(error) if isinstance(error, OSError) else f"{error} (in {fragment.file.path!r})")
+        return {"outcome": pickle.dumps(outcome)}
 
     def _encode(self, fragment: Fragment) -> Outcome:
         import ray
@@ -176,21 +172,20 @@ class _Worker:
                 failure=f"{fragment.file.path!r} killed {_ATTEMPTS} workers, so it is left out: lower batch_size.",
             )
         if self.encoder is None:
-            opened = _open(self.model, self.options, self.threads)
-            if identify(opened) != self.identity:
+            self.encoder = self.opening.run(FragmentEncoder, self.job)
+            if identify(self.encoder.model) != self.job.identity:
                 raise ValueError(
-                    f"{self.model!r} is not the same model on every node: pass a revision, or one folder."
+                    f"{self.opening.model!r} is not the same model on every node: pass a revision, or one folder."
                 )
-            self.encoder = FragmentEncoder(opened, self.job)
         # the worker may have been killed for its memory
         self.encoder.batch_size = max(1, min(self.encoder.batch_size, self.job.batch_size >> attempt))
         return self.encoder.encode(fragment)
 
 
 @contextmanager
-def open_workers(
+def open_cluster(
     model: str, options: dict[str, Any], address: str | None, workers: int | None, cpus: int
-) -> Iterator[RayWorkers]:
+) -> Iterator[RayEngine]:
     """Connects to a cluster, or starts a Ray here, and ends that when the block does."""
     try:
         import ray
@@ -203,7 +198,7 @@ def open_workers(
     if is_ours:
         _connect(address)
     try:
-        yield RayWorkers(model, options, workers, cpus, is_ours and address == "local")
+        yield RayEngine(model, options, workers, cpus, is_ours and address == "local")
     finally:
         if is_ours:
             ray.shutdown()
@@ -230,25 +225,6 @@ def _connect(address: str) -> None:
         raise ConnectionError(
             f"There is no Ray cluster at {address!r} ({reason}): check the address, or start one."
         ) from error
-
-
-def _open(model: str, options: dict[str, Any], threads: int | None) -> PromptEOL:
-    if threads is not None:
-        torch.set_num_threads(threads)
-        os.environ["RAYON_NUM_THREADS"] = str(threads)  # of the tokenizer
-    transformers_logging.disable_progress_bar()
-    return PromptEOL(model, **options)
-
-
-def _identify(model: str, options: dict[str, Any], threads: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    opened = _open(model, options, threads)
-    return identify(opened), describe_model(opened)
-
-
-def _calibrate(
-    model: str, options: dict[str, Any], threads: int | None, job: Job, fragments: Sequence[Fragment]
-) -> list[list[float]]:
-    return FragmentEncoder(_open(model, options, threads), replace(job, precision="float32")).ranges(fragments)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -15,11 +15,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-from st_prompteol.corpus.formats import Batch, leave_null, read_batches
+from st_prompteol.corpus.formats import Batch, read_batches
 from st_prompteol.corpus.fragments import Fragment
-from st_prompteol.corpus.parts import Outcome, PartWriter, footer_of
+from st_prompteol.corpus.parts import Array, Outcome, PartWriter
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.corpus.writers import Array
 from st_prompteol.failures import is_disk_full
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ CHUNK_BATCHES = 64  # batches that are sorted by length and encoded together: th
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all fragments of a run; `key` stands for everything that embeddings depend on."""
+    """What is the same for all fragments of a run; `key` is a digest of everything that embeddings depend on."""
 
     destination: str
     column: str | None
@@ -40,6 +39,7 @@ class Job:
     batch_size: int
     precision: CorpusPrecision
     normalize_embeddings: bool
+    identity: dict[str, Any] = field(default_factory=dict)  # of the model that every process must have
     key: str = ""
     ranges: list[list[float]] | None = None  # that int8 and uint8 are scaled by
 
@@ -50,7 +50,7 @@ class Job:
 
 
 class UnreadableError(Exception):
-    """The input of a fragment cannot be read, which says nothing of the others."""
+    """The input of a fragment cannot be read; others may be fine."""
 
 
 class FragmentEncoder:
@@ -90,11 +90,11 @@ class FragmentEncoder:
             ):
                 for batch in read_fragment(fragment, self.job, self.chunk):
                     sentences = [sentence for sentence in batch.sentences if sentence is not None]
-                    writer.write(batch, self._in_precision(self._embed(sentences)) if sentences else self._empty)
-                tokens, cells = (int(count) for count in self._counts)
+                    writer.write(batch, self._in_precision(self.embed(sentences)) if sentences else self._empty)
                 seconds = time.perf_counter() - start
+                tokens, cells = map(int, self._counts)
                 outcome = Outcome(fragment.part, writer.rows, writer.bad_rows, seconds, tokens, cells)
-                writer.close(footer_of(fragment, self.job.key, outcome))
+                writer.close({"key": self.job.key, "fragment": asdict(fragment), "outcome": asdict(outcome)})
         except UnreadableError as error:
             return Outcome(fragment.part, failure=str(error))
         except OSError as error:
@@ -107,26 +107,7 @@ class FragmentEncoder:
             counting.remove()
         return outcome
 
-    def ranges(self, fragments: Sequence[Fragment]) -> list[list[float]]:
-        """Returns the smallest and largest numbers of embeddings of sentences from all over the corpus.
-
-        Raises:
-            ValueError: If there are less than two sentences.
-        """
-        chosen = fragments[:: ceil(len(fragments) / _CALIBRATED_FRAGMENTS)] if fragments else []
-        sentences: list[str] = []
-        for fragment in chosen:
-            with suppress(UnreadableError):
-                batch = next(read_fragment(fragment, self.job, _CALIBRATION_ROWS // len(chosen)), Batch([], {}))
-                sentences += [sentence for sentence in batch.sentences if sentence is not None]
-        if len(sentences) < 2:
-            raise ValueError(
-                "int8 and uint8 are scaled by the ranges of many sentences, but there are none: use float32."
-            )
-        rows = self._embed(sentences)
-        return [rows.min(axis=0).tolist(), rows.max(axis=0).tolist()]
-
-    def _embed(self, sentences: list[str]) -> Array:
+    def embed(self, sentences: list[str]) -> Array:
         """Returns `(len(sentences), dimension)` in float32; where memory ends, batches are halved from then on."""
         while True:
             try:
@@ -164,8 +145,26 @@ class FragmentEncoder:
             self._counts = [self._counts[0].to(mask.device) + mask.sum(), self._counts[1] + mask.numel()]
 
 
+def calibrate(model: SentenceTransformer, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
+    """Returns the smallest and largest numbers of embeddings of sentences from all over the corpus.
+
+    Raises:
+        ValueError: If there are less than two sentences.
+    """
+    chosen = fragments[:: ceil(len(fragments) / _CALIBRATED_FRAGMENTS)] if fragments else []
+    sentences: list[str] = []
+    for fragment in chosen:
+        with suppress(UnreadableError):
+            batch = next(read_fragment(fragment, job, _CALIBRATION_ROWS // len(chosen)), Batch([], {}))
+            sentences += [sentence for sentence in batch.sentences if sentence is not None]
+    if len(sentences) < 2:
+        raise ValueError("int8 and uint8 are scaled by the ranges of many sentences, but there are none: use float32.")
+    rows = FragmentEncoder(model, replace(job, precision="float32")).embed(sentences)
+    return [rows.min(axis=0).tolist(), rows.max(axis=0).tolist()]
+
+
 def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
-    """Yields the rows of a fragment; whatever goes wrong in it is an `UnreadableError` that names the file."""
+    """Yields the rows of a fragment; a failure is an `UnreadableError` that names the file."""
     file = fragment.file
     try:
         with Storage(file.source).open(file.path) as opened:
@@ -176,7 +175,6 @@ def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
                 column=job.column,
                 keep=job.keep or (),
                 span=(fragment.start, fragment.stop),
-                bad=leave_null,
             )
             for batch in batches:
                 yield batch if job.keep is not None else replace(batch, kept={job.output_columns[0]: batch.sentences})

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -16,9 +20,12 @@ from sentence_transformers.util import quantize_embeddings
 from tqdm.auto import tqdm
 
 from st_prompteol.corpus.encoder import CHUNK_BATCHES
-from st_prompteol.corpus.formats import read_batches
-from st_prompteol.corpus.writers import WRITERS, Array, Precision
+from st_prompteol.corpus.formats import Batch, read_sentences
+from st_prompteol.corpus.parts import Array, PartWriter
 from st_prompteol.files import replacing_file
+
+Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+_Chunk = tuple[list[str], Array]  # sentences and their embeddings (len(sentences), dimension)
 
 
 def encode_file(
@@ -37,7 +44,8 @@ def encode_file(
     Args:
         model: Any `SentenceTransformer`.
         source: A text file with one sentence a line, a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or `-` for lines
-            on standard input; UTF-8. An empty line is an empty sentence.
+            on standard input; UTF-8. An empty line is an empty sentence. It is read once before anything is encoded,
+            so that a row without text is found at once.
         destination: `.npy` `(rows, dimension)`, `.safetensors` with the tensor `embeddings`, or `.parquet` with the
             columns `sentence` and `embedding`. It appears when it is complete.
         column: The column that holds the sentences, for files with columns. Defaults to None.
@@ -57,64 +65,55 @@ def encode_file(
         ImportError: If Parquet is asked for and pyarrow is not installed.
     """
     destination = Path(destination)
-    if destination.suffix not in WRITERS:
-        raise ValueError(f"Unknown output format {str(destination)!r}: end its name in {', '.join(WRITERS)}.")
+    if destination.suffix not in _WRITERS:
+        raise ValueError(f"Unknown output format {str(destination)!r}: end its name in {', '.join(_WRITERS)}.")
     if not destination.parent.is_dir():
         raise FileNotFoundError(f"The folder {str(destination.parent)!r} does not exist: make it, then run again.")
 
-    def encode(sentences: list[str]) -> Array:
-        embeddings = model.encode(sentences, batch_size=batch_size, normalize_embeddings=normalize_embeddings)
-        progress.update(len(sentences))
-        return np.asarray(embeddings, dtype=np.float32)
+    def read() -> Iterator[list[str]]:
+        return read_sentences(path, CHUNK_BATCHES * batch_size, column)
 
-    with (
-        _rereadable(source) as path,
-        replacing_file(destination) as staged,
-        tqdm(total=_count_lines(path), unit=" sentences", disable=not show_progress_bar) as progress,
-        WRITERS[destination.suffix](staged) as writer,
-    ):
-        for sentences, embeddings in _embed(path, column, batch_size, encode, precision, staged.parent):
-            writer.write(sentences, embeddings)
-        if writer.rows == 0:
+    def encode() -> Iterator[_Chunk]:
+        for sentences in read():
+            rows = model.encode(sentences, batch_size=batch_size, normalize_embeddings=normalize_embeddings)
+            progress.update(len(sentences))
+            yield sentences, np.asarray(rows, dtype=np.float32)
+
+    with _rereadable(source) as path, replacing_file(destination) as staged:
+        count = sum(map(len, read()))
+        if count == 0:
             raise ValueError(f"{str(source)!r} holds no sentence: nothing was written.")
-    return writer.rows, writer.dimension
-
-
-def _embed(
-    path: Path,
-    column: str | None,
-    batch_size: int,
-    encode: Callable[[list[str]], Array],
-    precision: Precision,
-    folder: Path,
-) -> Iterator[tuple[list[str], Array]]:
-    """Yields sentences with their embeddings `(len(sentences), dimension)`, in `precision`."""
-    if precision not in ("int8", "uint8"):
-        for sentences in _chunks(path, column, batch_size):
-            yield sentences, quantize_embeddings(encode(sentences), precision)
-        return
-    with tempfile.TemporaryFile(dir=folder) as spool:
-        ranges, count = np.empty((0, 0), dtype=np.float32), 0  # (2, dimension)
-        for sentences in _chunks(path, column, batch_size):
-            rows = encode(sentences)
-            spool.write(np.ascontiguousarray(rows).tobytes())
-            seen = np.concatenate([ranges, rows]) if count else rows
-            ranges, count = np.stack([seen.min(axis=0), seen.max(axis=0)]), count + len(rows)
-        if count == 1:
+        if count == 1 and precision in ("int8", "uint8"):
             raise ValueError(
                 "int8 and uint8 are scaled by the ranges of all rows, but there is only one: use float32."
             )
-        spool.seek(0)
-        for sentences in _chunks(path, column, batch_size) if count else ():
-            rows = np.frombuffer(spool.read(len(sentences) * ranges[0].nbytes), dtype=np.float32)
-            rows = rows.reshape(len(sentences), -1)
-            yield sentences, quantize_embeddings(rows, precision, ranges=ranges)
+        with (
+            tqdm(total=count, unit=" sentences", disable=not show_progress_bar) as progress,
+            tempfile.TemporaryFile(dir=staged.parent) as spool,
+        ):
+            if precision in ("int8", "uint8"):
+                chunks = _quantize_by_ranges(encode(), read(), precision, spool)
+            else:
+                chunks = ((sentences, quantize_embeddings(rows, precision)) for sentences, rows in encode())
+            first = next(chunks)
+            empty = first[1][:0]
+            _WRITERS[destination.suffix](staged, count, empty, chain([first], chunks))
+    return count, empty.shape[1]
 
 
-def _chunks(path: Path, column: str | None, batch_size: int) -> Iterator[list[str]]:
-    with open(path, "rb") as file:
-        for batch in read_batches(file, str(path), CHUNK_BATCHES * batch_size, column=column):
-            yield [sentence for sentence in batch.sentences if sentence is not None]
+def _quantize_by_ranges(
+    chunks: Iterator[_Chunk], again: Iterator[list[str]], precision: Precision, spool: BinaryIO
+) -> Iterator[_Chunk]:
+    """Yields the chunks scaled by the ranges of all of them; `again` yields their sentences for a second time."""
+    ranges = np.empty((0, 0), dtype=np.float32)  # in the end (2, dimension)
+    for _, rows in chunks:
+        spool.write(rows.tobytes())
+        seen = np.concatenate([ranges, rows]) if ranges.size else rows
+        ranges = np.stack([seen.min(axis=0), seen.max(axis=0)])
+    spool.seek(0)
+    for sentences in again:
+        rows = np.frombuffer(spool.read(len(sentences) * ranges[0].nbytes), dtype=np.float32)
+        yield sentences, quantize_embeddings(rows.reshape(len(sentences), -1), precision, ranges=ranges)
 
 
 @contextmanager
@@ -131,9 +130,36 @@ def _rereadable(source: str | os.PathLike[str]) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def _count_lines(path: Path) -> int | None:
-    """Counts the sentences where a line is one; None where only parsing tells."""
-    if path.suffix in (".csv", ".tsv", ".parquet"):
-        return None
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
+def _write_npy(path: Path, count: int, empty: Array, chunks: Iterator[_Chunk]) -> None:
+    with open(path, "wb") as file:
+        header = {"shape": (count, empty.shape[1]), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, {**header, "descr": np.lib.format.dtype_to_descr(empty.dtype)})
+        for _, embeddings in chunks:
+            file.write(embeddings.tobytes())
+
+
+def _write_safetensors(path: Path, count: int, empty: Array, chunks: Iterator[_Chunk]) -> None:
+    name = {"float32": "F32", "int8": "I8", "uint8": "U8"}[empty.dtype.name]
+    dimension = empty.shape[1]
+    size = count * dimension * empty.dtype.itemsize
+    tensor = {"dtype": name, "shape": [count, dimension], "data_offsets": [0, size]}
+    header = json.dumps({"embeddings": tensor}).encode()
+    header = header.ljust(-len(header) % 8 + len(header))  # the format aligns its data by spaces
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for _, embeddings in chunks:
+            file.write(embeddings.tobytes())
+
+
+def _write_parquet(path: Path, count: int, empty: Array, chunks: Iterator[_Chunk]) -> None:
+    with PartWriter(path, empty, ["sentence"]) as writer:
+        for sentences, embeddings in chunks:
+            writer.write(Batch([*sentences], {"sentence": sentences}), embeddings)
+        writer.close()
+
+
+_WRITERS: dict[str, Callable[[Path, int, Array, Iterator[_Chunk]], None]] = {
+    ".npy": _write_npy,
+    ".safetensors": _write_safetensors,
+    ".parquet": _write_parquet,
+}

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.corpus.formats import check_lines
+from st_prompteol.corpus.formats import check_lines, is_lines
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.tables import SUFFIXES, check_single, columns_of, known
+from st_prompteol.tables import SUFFIXES, check_single, columns_of, known, open_parquet
 
 logger = logging.getLogger(__name__)
 
 _LINE_BYTES = 128  # that a line of text or JSONL is taken to have, where fragments are cut without reading
+_TEXT = r"(large_)?string(_view)?|null|dictionary<values=(large_)?string.*"  # as Arrow calls columns of text
 _THREADS = 16  # that look into files at once: each waits for a few requests
 
 
@@ -31,11 +33,6 @@ class SourceFile:
     path: str
     size: int
     modified: float | None
-
-    @property
-    def suffix(self) -> str:
-        """What tells its format."""
-        return Path(self.path).suffix
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,6 @@ class Fragment:
     def part(self) -> str:
         """The name of its output: parts sorted by name are in the order of the input."""
         return f"part-{self.file.number:06d}-{self.number:06d}.parquet"
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Fragment:
-        """Makes it of plain values."""
-        return cls(**{**values, "file": SourceFile(**values["file"])})
 
 
 def list_sources(sources: Sequence[str]) -> list[SourceFile]:
@@ -110,30 +98,31 @@ def cut(files: Sequence[SourceFile], rows: int, column: str | None, keep: Sequen
 
 
 def _spans(file: SourceFile, rows: int, column: str | None, keep: Sequence[str]) -> list[tuple[int, int]]:
-    lines = file.suffix not in (".parquet", ".jsonl", ".csv", ".tsv")
-    if lines:
+    suffix = Path(file.path).suffix
+    if is_lines(file.path):
         check_lines(file.path, column, keep)
-    try:
-        types, groups = ({}, []) if lines else _look_into(file, [*([] if column is None else [column]), *keep])
-    except (OSError, ValueError) as error:
-        logger.warning("%r cannot be read: %s", file.path, error)
-        return [(0, file.size)]
-    if types:  # an empty file has no columns to miss
-        sentences = known(file.path, column, list(types))
-        if types[sentences] is not None and not _is_text(types[sentences]):
-            raise ValueError(
-                f"The column {sentences!r} of {file.path!r} holds {types[sentences]}, not text: choose another one."
-            )
-        for wanted in keep if file.suffix != ".jsonl" else ():  # whose rows need not have the same
-            known(file.path, wanted, list(types))
-    if file.suffix == ".parquet":
-        return _cut_row_groups(groups, rows)
-    step = file.size if file.suffix in (".csv", ".tsv") else rows * _LINE_BYTES
-    return [(start, min(start + step, file.size)) for start in range(0, file.size, step)] if file.size else []
+    else:
+        try:
+            types, groups = _look_into(file, [*([] if column is None else [column]), *keep])
+        except (OSError, ValueError) as error:
+            logger.warning("%r cannot be read: %s", file.path, error)
+            return [(0, file.size)]
+        if types:  # an empty file has no columns to miss
+            name = known(file.path, column, list(types))
+            if not re.fullmatch(_TEXT, str(types[name])):
+                raise ValueError(
+                    f"The column {name!r} of {file.path!r} holds {types[name]}, not text: choose another one."
+                )
+            for wanted in keep if suffix != ".jsonl" else ():  # whose rows need not have the same
+                known(file.path, wanted, list(types))
+        if suffix == ".parquet":
+            return _cut_row_groups(groups, rows)
+    step = max(file.size, 1) if suffix in (".csv", ".tsv") else rows * _LINE_BYTES
+    return [(start, min(start + step, file.size)) for start in range(0, file.size, step)]
 
 
 def _look_into(file: SourceFile, wanted: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Returns the columns and, of Parquet, their types and the rows of each row group.
+    """Returns the columns with their types and, of Parquet, the rows of each row group.
 
     Raises:
         ValueError: If the file as a whole cannot be read, or a column that is wanted is there twice.
@@ -142,24 +131,12 @@ def _look_into(file: SourceFile, wanted: Sequence[str]) -> tuple[dict[str, Any],
     with Storage(file.source).open(file.path) as opened:
         names = columns_of(file.path, opened)
         check_single(file.path, wanted or names[:1], names)
-        if file.suffix != ".parquet":
-            return dict.fromkeys(names), []
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(opened) as parquet:
+        if Path(file.path).suffix != ".parquet":
+            return dict.fromkeys(names, "string"), []
+        with open_parquet(opened, file.path) as parquet:
             metadata = parquet.metadata
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             return {field.name: field.type for field in parquet.schema_arrow}, groups
-
-
-def _is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(
-        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    )
 
 
 def _cut_row_groups(groups: Sequence[int], rows: int) -> list[tuple[int, int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.corpus.fragments import SourceFile
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.identity import differences, digest
+from st_prompteol.identity import differences, digest, identify
 
 NAME = "_manifest.json"  # readers of Parquet folders pass over names with an underscore
 
@@ -48,26 +49,47 @@ class Manifest:
         """A short text that stands for the identity, and for the ranges that embeddings were scaled by."""
         return digest([self.identity, self.ranges])
 
-    def claim(self, destination: Storage) -> bool:
-        """Puts it into a folder that has none, and returns whether it was the first that did."""
-        return destination.create(NAME, self._content())
+    def claim(self, destination: Storage) -> None:
+        """Puts it into a folder before the first part is there; of an earlier run it takes over the ranges.
+
+        Raises:
+            FileExistsError: If the folder is that of a run of another model or other data.
+            OSError: If the folder cannot be written.
+        """
+        with _writing(destination):
+            destination.make()
+            if NAME not in destination.names() and destination.create(NAME, self._content()):
+                return
+        if (found := read_manifest(destination)) is not None:  # perhaps of a run that was faster
+            self.ranges = self.ranges and found.ranges
+            check_files(destination, found.files, [SourceFile(**file) for file in self.files], set())
+        self.write(destination)
 
     def write(self, destination: Storage) -> None:
         """Puts it into its place; what was there stays until it is whole.
 
         Raises:
             FileExistsError: If the place has been taken by a run of another model or other data.
+            OSError: If the folder cannot be written.
         """
-        found = read_manifest(destination)
-        if found is not None:
+        if (found := read_manifest(destination)) is not None:
             check_identity(destination, found.identity, self.identity)
             check_identity(destination, {"ranges": found.ranges}, {"ranges": self.ranges})
-        with destination.replacing(NAME) as staged:
+        with _writing(destination), destination.replacing(NAME) as staged:
             staged.write_bytes(self._content())
 
     def _content(self) -> bytes:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         return text.encode("utf-8", "backslashreplace")  # names of files that are not UTF-8, as JSON writes them
+
+
+@contextmanager
+def _writing(destination: Storage) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise type(error)(f"The destination {destination.address!r} cannot be written: {reason}.") from None
 
 
 def read_manifest(destination: Storage) -> Manifest | None:
@@ -92,10 +114,11 @@ def read_manifest(destination: Storage) -> Manifest | None:
     return None
 
 
-def describe_model(model: SentenceTransformer) -> dict[str, Any]:
-    """Returns what else there is to know of a model: where it is from."""
+def describe(model: SentenceTransformer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns of a model what its embeddings depend on, and what else there is to know of it: where it is from."""
     config = getattr(model[0], "config", None)
-    return {"model": getattr(config, "name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
+    about = {"model": getattr(config, "name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
+    return identify(model), about
 
 
 def packages() -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""Parts: the Parquet files of a corpus' output, each the rows of one fragment, with what it took in its footer."""
+"""Parts: the Parquet files of a corpus' output, each with the rows of one fragment, and its outcome in the footer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from st_prompteol.corpus.formats import Batch
-from st_prompteol.corpus.fragments import Fragment
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.corpus.writers import Array, text_column
+
+Array = np.ndarray[Any, Any]
 
 PREFIX = "part-"
 EMBEDDING = "embedding"
@@ -73,7 +73,7 @@ class PartWriter:
         """Appends rows; `embeddings` are those of the sentences that are not None, `(sentences, numbers)`."""
         import pyarrow as pa
 
-        missing = np.array([sentence is None for sentence in batch.sentences])
+        missing = np.array([sentence is None for sentence in batch.sentences], dtype=bool)
         rows = embeddings
         if missing.any():
             rows = np.zeros((len(missing), self.empty.shape[1]), dtype=self.empty.dtype)
@@ -81,27 +81,26 @@ class PartWriter:
         column = pa.FixedSizeListArray.from_arrays(
             pa.array(rows.reshape(-1)), rows.shape[1], mask=pa.array(missing) if missing.any() else None
         )
-        kept = {name: _column(batch.kept[name]) for name in self.keep}
-        self._held.append(pa.table({**kept, EMBEDDING: column}))
+        self._held.append(pa.table({**{name: _column(batch.kept[name]) for name in self.keep}, EMBEDDING: column}))
         self._held_bytes += rows.nbytes
         self.rows, self.bad_rows = self.rows + len(missing), self.bad_rows + int(missing.sum())
         if self._held_bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
-    def close(self, footer: dict[str, Any]) -> None:
+    def close(self, footer: Mapping[str, Any] | None = None) -> None:
         """Completes the file, with `footer` in its metadata."""
-        if self._held or self._file is None:
+        if self._file is None and not self._held:
+            self.write(Batch([], {name: [] for name in self.keep}), self.empty)
+        if self._held:
             self._flush()
-        self._file.add_key_value_metadata({_FOOTER: json.dumps(footer)})
+        if footer is not None:
+            self._file.add_key_value_metadata({_FOOTER: json.dumps(footer)})
         self._file.close()
 
     def _flush(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if not self._held:
-            column = pa.FixedSizeListArray.from_arrays(pa.array(self.empty.reshape(-1)), self.empty.shape[1])
-            self._held = [pa.table({**{name: _column([]) for name in self.keep}, EMBEDDING: column})]
         table = pa.concat_tables(self._held).combine_chunks()
         self._held, self._held_bytes = [], 0
         if self._file is None:
@@ -117,13 +116,8 @@ class PartWriter:
         self._file.write_table(table, row_group_size=max(1, table.num_rows))
 
 
-def footer_of(fragment: Fragment, key: str, outcome: Outcome) -> dict[str, Any]:
-    """Returns what a part says of itself: what it was made from, by what, and what came of it."""
-    return {"key": key, "fragment": fragment.to_json(), "outcome": asdict(outcome)}
-
-
 def read_footers(storage: Storage, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns by name what parts say of themselves; nothing for a file that is not whole or none of ours."""
+    """Returns the footers of parts by name; files that are not whole or not parts are left out."""
     with ThreadPoolExecutor(_THREADS) as threads:
         footers = threads.map(lambda name: _read_footer(storage, name), names)
         return {name: footer for name, footer in zip(names, footers, strict=True) if footer is not None}
@@ -141,4 +135,10 @@ def _read_footer(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def _column(values: Any) -> Any:
-    return text_column(values) if isinstance(values, list) else values
+    """Returns Arrow's column as it is, and texts as one; what is not UTF-8 (JSON can hold it) becomes `?`."""
+    import pyarrow as pa
+
+    if not isinstance(values, list):
+        return values
+    repaired = (None if text is None else text.encode("utf-8", "replace").decode() for text in values)
+    return pa.array(repaired, pa.string())

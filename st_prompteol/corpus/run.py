@@ -6,37 +6,25 @@ import json
 import logging
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from st_prompteol.corpus import cluster, local
-from st_prompteol.corpus.encoder import CorpusPrecision, Job
+from st_prompteol.corpus.cluster import RayEngine, open_cluster
+from st_prompteol.corpus.encoder import CorpusPrecision, Job, calibrate
 from st_prompteol.corpus.fragments import Fragment, SourceFile, cut, list_sources
-from st_prompteol.corpus.manifest import Manifest, check_files, check_identity, packages, read_manifest
+from st_prompteol.corpus.local import LocalEngine
+from st_prompteol.corpus.manifest import Manifest, check_files, check_identity, describe, packages, read_manifest
 from st_prompteol.corpus.parts import EMBEDDING, PREFIX, Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 Address = str | os.PathLike[str]
-
-
-class Workers(Protocol):
-    """What an engine offers: one or many workers, each with the model."""
-
-    def identify(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns of the model what its embeddings depend on, and what else there is to know of it."""
-
-    def calibrate(self, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
-        """Returns the smallest and the largest numbers of embeddings from all over the corpus."""
-
-    def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
-        """Yields what came of each fragment, in any order."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +72,8 @@ def encode_corpus(
     """Encodes every row of a corpus; a run that was stopped, whatever by, goes on when it is called again.
 
     The output is a Parquet file for each fragment of the input, sorted by name as the input is, with the kept columns
-    and `embedding`, and `_manifest.json`, which says what made it. Rows without text (null, no string, no UTF-8, no
-    JSON) have a null embedding. A destination holds the embeddings of one model.
+    and `embedding`, and `_manifest.json`, which says what made it. Rows without text (null, not a string, not UTF-8,
+    not JSON) have a null embedding. A destination holds the embeddings of one model.
 
     Args:
         model: The name or folder of a model that `PromptEOL` opens; for the local engine also an open
@@ -142,13 +130,17 @@ def encode_corpus(
     job = Job(
         folder.address, column, None if keep is None else tuple(keep), batch_size, precision, normalize_embeddings
     )
+    options = dict(model_options or {})
+    opened: AbstractContextManager[LocalEngine | RayEngine]
+    if engine == "ray":
+        opened = open_cluster(str(model), options, address, workers, cpus_per_worker or 1)
+    else:
+        opened = nullcontext(LocalEngine(model, options, devices))
     is_ours = False
     try:
-        with _open_workers(
-            model, engine, dict(model_options or {}), devices, address, workers, cpus_per_worker
-        ) as pool:
-            identity, about = pool.identify()
-            identity |= {
+        with opened as pool:
+            of_model, about = pool.run(describe)
+            identity = of_model | {
                 "column": column,
                 "keep": keep,
                 "precision": precision,
@@ -156,7 +148,7 @@ def encode_corpus(
                 "fragment_rows": fragment_rows,
             }
             about |= {"source": sources, "packages": packages()}
-            manifest = Manifest(_plain(identity), about, [asdict(file) for file in files])
+            manifest = Manifest(_as_json(identity), about, [asdict(file) for file in files])
             done: dict[str, Outcome] = {}
             if found is not None:
                 check_identity(folder, found.identity, manifest.identity)
@@ -166,10 +158,10 @@ def encode_corpus(
                     logger.info("%r is complete: there is nothing to do.", folder.address)
                     return _report([done[fragment.part] for fragment in fragments], 0, [], start)
             if manifest.ranges is None and precision in ("int8", "uint8"):
-                manifest.ranges = pool.calibrate(job, fragments)
-            _claim(manifest, folder, is_there=found is not None)
+                manifest.ranges = pool.run(calibrate, job, fragments)
+            manifest.claim(folder)
             is_ours = True
-            job = replace(job, key=manifest.key, ranges=manifest.ranges)
+            job = replace(job, identity=of_model, key=manifest.key, ranges=manifest.ranges)
             missing = [fragment for fragment in fragments if fragment.part not in done]
             outcomes = _encode(pool, job, missing, len(fragments), show_progress_bar)
     finally:
@@ -177,7 +169,8 @@ def encode_corpus(
             folder.remove_staged(PREFIX)
     done |= {outcome.part: outcome for outcome in outcomes if not outcome.failure}
     manifest.failures = {outcome.part: outcome.failure for outcome in outcomes if outcome.failure}
-    for part in _foreign(folder, job.key, list(done)):
+    footers = read_footers(folder, list(done))
+    for part in [part for part in done if footers.get(part, {}).get("key") != job.key]:
         del done[part]
         manifest.failures[part] = f"{part} is of another run to {folder.address!r}: run again, which replaces it."
     parts = [done[fragment.part] for fragment in fragments if fragment.part in done]
@@ -186,7 +179,7 @@ def encode_corpus(
     manifest.totals = {
         name: sum(getattr(part, name) for part in parts) for name in ("rows", "bad_rows", "seconds", "tokens")
     }
-    _claim(manifest, folder, is_there=True)
+    manifest.write(folder)
     return _report(parts, sum(outcome.rows for outcome in outcomes), list(manifest.failures.values()), start)
 
 
@@ -203,29 +196,14 @@ def _check(
         raise ValueError(f"batch_size={batch_size} and fragment_rows={fragment_rows} must be at least 1.")
 
 
-def _open_workers(
-    model: str | SentenceTransformer,
-    engine: str,
-    options: dict[str, Any],
-    devices: Sequence[str] | None,
-    address: str | None,
-    workers: int | None,
-    cpus_per_worker: int | None,
-) -> AbstractContextManager[Workers]:
-    if engine == "ray":
-        return cluster.open_workers(str(model), options, address, workers, cpus_per_worker or 1)
-    return local.open_workers(model, options, devices)
-
-
 def _finished(
     folder: Storage, found: Manifest, files: Sequence[SourceFile], fragments: Sequence[Fragment]
 ) -> dict[str, Outcome]:
-    """Returns what came of the fragments whose parts are in place."""
+    """Returns the outcomes of the fragments whose parts are in place."""
     footers = read_footers(folder, [name for name in folder.names() if name.startswith(PREFIX)])
     footers = {name: footer for name, footer in footers.items() if footer["key"] == found.key}
-    used = {footer["fragment"]["file"]["number"] for footer in footers.values()}
-    check_files(folder, found.files, files, used)
-    expected = {fragment.part: _plain(fragment.to_json()) for fragment in fragments}
+    check_files(folder, found.files, files, {footer["fragment"]["file"]["number"] for footer in footers.values()})
+    expected = {fragment.part: _as_json(asdict(fragment)) for fragment in fragments}
     return {
         name: Outcome(**footer["outcome"])
         for name, footer in footers.items()
@@ -234,13 +212,13 @@ def _finished(
 
 
 def _encode(
-    workers: Workers, job: Job, missing: Sequence[Fragment], total: int, show_progress_bar: bool
+    pool: LocalEngine | RayEngine, job: Job, missing: Sequence[Fragment], total: int, show_progress_bar: bool
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
     rows, start = 0, time.perf_counter()
     bar = tqdm(total=total, initial=total - len(missing), unit=" fragments", disable=not show_progress_bar)
     try:
-        with bar, closing(workers.encode(job, missing)) as encoded:
+        with bar, closing(pool.encode(job, missing)) as encoded:
             for outcome in encoded:
                 outcomes.append(outcome)
                 rows += outcome.rows
@@ -255,36 +233,6 @@ def _encode(
             f"Interrupted: {finished} of {total} parts are in {job.destination!r}, and the same call goes on."
         ) from None
     return outcomes
-
-
-def _foreign(folder: Storage, key: str, parts: Sequence[str]) -> list[str]:
-    """Returns those of the parts that this run does not find as it made them."""
-    footers = read_footers(folder, parts)
-    return [part for part in parts if footers.get(part, {}).get("key") != key]
-
-
-def _claim(manifest: Manifest, folder: Storage, is_there: bool) -> None:
-    """Makes a destination that of this run, unless one of another model or other data has it.
-
-    Args:
-        manifest: What the run is.
-        folder: The destination.
-        is_there: Whether a manifest was found there, which is that of an earlier run.
-    """
-    try:
-        folder.make()
-        if not is_there and manifest.claim(folder):
-            return
-        if not is_there and (found := read_manifest(folder)) is not None:  # of a run that was faster
-            manifest.ranges = manifest.ranges and found.ranges
-            check_files(folder, found.files, [SourceFile(**file) for file in manifest.files], set())
-        manifest.write(folder)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise type(error)(
-            f"The destination {folder.address!r} cannot be written: {error.strerror or error}."
-        ) from None
 
 
 def _report(parts: Sequence[Outcome], encoded_rows: int, failures: Sequence[str], start: float) -> CorpusReport:
@@ -304,6 +252,6 @@ def _padding(parts: Sequence[Outcome]) -> float | None:
     return 1 - sum(part.tokens for part in parts) / cells if cells else None
 
 
-def _plain(values: Any) -> Any:
+def _as_json(values: Any) -> Any:
     """Returns values as JSON gives them back."""
     return json.loads(json.dumps(values))

@@ -7,7 +7,7 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from st_prompteol.tables import import_pyarrow
 
 logger = logging.getLogger(__name__)
 
-_NO_DATA = (".", "_")  # by which writers begin the names of what is no data
+_NO_DATA = (".", "_")  # what writers put in front of names of files that hold no data
 _NATIVE = ("file", "s3", "gs")  # what pyarrow opens by itself; all else goes through fsspec
 
 
@@ -66,7 +66,7 @@ class Storage:
     def files(self) -> list[StoredFile]:
         """Returns the files in the folder and below it by name, or the file itself.
 
-        Names that begin with `.` or `_`, by which writers mark what is no data, are left out.
+        Names that begin with `.` or `_`, as files without data do, are left out.
 
         Raises:
             FileNotFoundError: If there is neither a file nor a folder.
@@ -78,19 +78,16 @@ class Storage:
         info = self.filesystem.get_file_info(self.path)
         if info.type == fs.FileType.NotFound:
             raise FileNotFoundError(f"{self.address!r} is neither a file nor a folder: check the spelling.")
-        if info.type == fs.FileType.File:
-            return [_stored(info)]
-        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True))
+        selected = fs.FileSelector(self.path, recursive=True)
+        infos = [info] if info.type == fs.FileType.File else self.filesystem.get_file_info(selected)
         below = len(self.path.rstrip("/")) + 1
-        return sorted(
-            (
-                _stored(info)
-                for info in infos
-                if info.type == fs.FileType.File
-                and not any(part.startswith(_NO_DATA) for part in info.path[below:].split("/"))
-            ),
-            key=lambda file: file.path,
-        )
+        found = [
+            StoredFile(info.path, info.size, None if info.mtime is None else info.mtime.timestamp())
+            for info in infos
+            if info.type == fs.FileType.File
+            and not any(part.startswith(_NO_DATA) for part in info.path[below:].split("/"))
+        ]
+        return sorted(found, key=lambda file: file.path)
 
     def names(self) -> list[str]:
         """Returns the names of the files in the folder itself; none if it does not exist."""
@@ -115,7 +112,7 @@ class Storage:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """Yields a path to write a file of the folder to, which has its place there when the block ends without error.
+        """Yields a path to write to; it becomes that file of the folder when the block ends without an error.
 
         On this machine it is written beside and renamed; elsewhere it is written here, then put there whole, which
         object stores do at once or not at all.
@@ -144,7 +141,12 @@ class Storage:
         """
         if self.is_local:
             return create_file(self.join(name), content)
-        client = self._client or _other_client(self.address)
+        client = self._client
+        if client is None:
+            import fsspec
+
+            with suppress(ImportError):
+                client = fsspec.core.url_to_fs(self.address)[0]
         if client is not None:
             try:
                 client.pipe_file(self.join(name), content, mode="create")
@@ -184,17 +186,3 @@ def _walk(folder: str) -> Iterator[StoredFile]:
             if not name.startswith(_NO_DATA) and os.path.isfile(file):
                 found = os.stat(file)
                 yield StoredFile(file, found.st_size, found.st_mtime)
-
-
-def _other_client(address: str) -> Any:
-    """Returns fsspec's client for an address that pyarrow opens by its own, None if it is not installed."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(address)[0]
-    except ImportError:
-        return None
-
-
-def _stored(info: Any) -> StoredFile:
-    return StoredFile(info.path, info.size, None if info.mtime is None else info.mtime.timestamp())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from st_prompteol.demonstrations.llm import PROMPT
-from st_prompteol.failures import explained
+from st_prompteol.failures import explain_opening
 from st_prompteol.template import Demonstration, PromptTemplate
 
 # Base models complete text, so they are shown what a word looks like; from the paper's demonstrations
@@ -47,7 +47,7 @@ class LocalLM:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         device = self.device or get_device_name()
-        with explained(self.name):
+        with explain_opening(self.name):
             tokenizer = AutoTokenizer.from_pretrained(self.name, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(
                 self.name, dtype=torch.float32 if device == "cpu" else "auto"

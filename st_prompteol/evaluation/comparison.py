@@ -19,11 +19,12 @@ from st_prompteol.evaluation.report import FORMATS, Row
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
-from st_prompteol.failures import explained
+from st_prompteol.failures import explain_opening
 from st_prompteol.model import PromptEOL
 from st_prompteol.released import find_released
 
 AS_IT_IS = "as it is"
+_OWN = {"template", "demonstrations", "layer", "max_seq_length"}  # options that only `PromptEOL` takes
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Comparison:
 
         Args:
             name: Its repository or folder: a decoder LLM, an adapter, any sentence-transformers model, an encoder.
-            options: `template`, `layer`, `quantization`, `device`, `device_map`, `revision`; None where not given.
+            options: What the model is opened with, as `PromptEOL` takes it; None where not given.
             show: Takes a line of text per finished task. Defaults to dropping it.
             show_progress_bar: Whether to show progress bars. Defaults to False.
         """
@@ -125,7 +126,7 @@ class Comparison:
 
     def _is_as_published(self, name: str, options: Mapping[str, Any]) -> bool:
         """Whether the name and revision alone say how the embeddings came about."""
-        changes = {"template", "layer", "quantization"} & options.keys()
+        changes = options.keys() - {"device", "device_map", "revision"}
         hub_kwargs = {"revision": options["revision"]} if "revision" in options else {}
         return not self.methods and not changes and has_file(name, "modules.json", hub_kwargs)
 
@@ -144,7 +145,7 @@ class Comparison:
             try:
                 model = PromptEOL(name, **options)
             except ValueError:
-                if not is_saved or {"template", "layer"} & options.keys():
+                if not is_saved or _OWN & options.keys():
                     raise
                 # a sentence-transformers model around an LLM, of another form than ours
                 yield AS_IT_IS, SentenceTransformer(name, **_upstream_options(options))
@@ -157,7 +158,7 @@ class Comparison:
 def _is_llm(name: str, hub_kwargs: dict[str, Any]) -> bool:
     if has_file(name, "adapter_config.json", hub_kwargs):
         return True
-    with explained(name):
+    with explain_opening(name):
         if not has_file(name, "config.json", hub_kwargs) and has_file(name, "modules.json", hub_kwargs):
             return False  # a sentence-transformers model without a language model
         return is_decoder(AutoConfig.from_pretrained(name, **hub_kwargs))
@@ -165,15 +166,15 @@ def _is_llm(name: str, hub_kwargs: dict[str, Any]) -> bool:
 
 def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
     """Returns what of the options a plain `SentenceTransformer` takes; the others are PromptEOL's own."""
-    if own := {"template", "layer"} & options.keys():
+    if own := _OWN & options.keys():
         raise ValueError(f"{', '.join(sorted(own))} is for decoder LLMs: leave it out for encoders and saved models.")
-    model_kwargs: dict[str, Any] = {}
+    others = {key: value for key, value in options.items() if key not in ("quantization", "device_map")}
+    model_kwargs = dict(options.get("model_kwargs", {}))
     if "quantization" in options:
         model_kwargs["quantization_config"] = quantization_config(options["quantization"])
     if "device_map" in options:
         model_kwargs["device_map"] = options["device_map"]
-    places: dict[str, Any] = {key: options[key] for key in ("device", "revision") if key in options}
-    return {**places, "model_kwargs": model_kwargs}
+    return {**others, "model_kwargs": model_kwargs}
 
 
 def method_name(model: PromptEOL) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import cached_assets_path, hf_hub_download
 
-from st_prompteol.failures import explained
+from st_prompteol.failures import explain_opening
 from st_prompteol.files import replacing_folder
 
 REPOSITORY, ARCHIVE = "princeton-nlp/datasets-for-simcse", "senteval.tar"
@@ -32,7 +32,7 @@ def senteval_folder(data_dir: str | Path | None = None, *, token: str | None = N
                 f"{str(data_dir)!r} is not a folder: pass one in SentEval's layout, or none to download the data."
             )
         return Path(data_dir)
-    with explained(REPOSITORY):
+    with explain_opening(REPOSITORY):
         archive = Path(hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset", token=token))
     unpacked = cached_assets_path("st_prompteol", "senteval", archive.resolve().name)
     if not (unpacked / "complete").exists():

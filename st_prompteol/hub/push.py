@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from st_prompteol.cut import server_note
 from st_prompteol.evaluation.results import Run
-from st_prompteol.failures import explained, explained_push, status_of
+from st_prompteol.failures import explain_opening, explain_push, status_of
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.check import CleanProcess, embed
 from st_prompteol.hub.facts import collect_facts, run_of
@@ -206,7 +206,7 @@ class _Push:
         """
         push = self
         try:
-            with explained_push(self.repo_id):
+            with explain_push(self.repo_id):
                 push = self._with_namespace()
                 state = look(self.api, push.repo_id, None)
                 if state is not None:
@@ -224,7 +224,7 @@ class _Push:
         self, state: ModelInfo | None, new_base: dict[str, str] | None, run: Run | None, clean: CleanProcess
     ) -> PushReport:
         """Writes, checks and sends the folder, and checks what is on the Hub then."""
-        with explained_push(self.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
+        with explain_push(self.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
             folder = Path(temporary, "model")
             self.write_folder(folder, new_base, run)
             check_no_secrets(folder, self.token)
@@ -262,7 +262,7 @@ class _Push:
                 "Push again to repeat it, or go back to the commit before."
             )
         if self.tag is not None:
-            with explained_push(self.repo_id):
+            with explain_push(self.repo_id):
                 retrying(lambda: self._put_tag(commit_id))
         return replace(report, url=str(commit.pr_url if self.create_pr else commit.commit_url), commit=commit_id)
 
@@ -335,7 +335,7 @@ class _Push:
 def _new_base(model: PromptEOL, name: str, base_model: str | None, token: str | bool | None) -> dict[str, str] | None:
     """Returns what adapters shall name as their base; raises ValueError if only this machine has the one they name."""
     if base_model is not None:
-        with explained(base_model):
+        with explain_opening(base_model):
             commit = retrying(lambda: HfApi(token=token).model_info(base_model)).sha
         return {"base_model_name_or_path": base_model, "revision": str(commit)}
     for adapter in getattr(model[0].model, "peft_config", {}).values():
