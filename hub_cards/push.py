@@ -16,15 +16,16 @@ No number of a card is typed: a new measurement or another template of the card 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from st_prompteol import PromptEOL, push_to_hub
+from st_prompteol import PromptEOL
+from st_prompteol.hub import CardOptions, push_to_hub
 from st_prompteol.hub.card import render_card
-from st_prompteol.hub.facts import CardFacts, CardOptions, collect_facts, run_of
-from st_prompteol.hub.measured import read_results
+from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
+from st_prompteol.hub.results import read_results
 
 FOLDER = Path(__file__).parent
 COMMAND = "python hub_cards/push.py --render"
@@ -37,17 +38,13 @@ class Release:
     Args:
         path: The folder that training wrote.
         repo_id: The repository.
-        license: Its licence.
-        language: Its languages.
-        hardware: What it was trained on.
+        card: What its author adds to the card; `results_dir` is that of `results_folder`.
         merge_to: Repository of the merged model. Defaults to None.
     """
 
     path: str
     repo_id: str
-    license: str
-    language: tuple[str, ...]
-    hardware: str
+    card: CardOptions
     merge_to: str | None = None
 
 
@@ -55,9 +52,8 @@ RELEASED: tuple[Release, ...] = (
     Release(
         path="runs/prompteol-tiny/merged",
         repo_id="st-prompteol/prompteol-tiny",
-        license="other",  # its texts have licences of their own, some of them without commercial use
-        language=("en",),
-        hardware="two CPU cores",
+        # its texts have licences of their own, some of them without commercial use
+        card=CardOptions(license="other", language="en", hardware="two CPU cores"),
     ),
 )
 
@@ -68,7 +64,7 @@ def card_file(release: Release, folder: Path = FOLDER) -> Path:
 
 
 def facts_file(release: Release, folder: Path = FOLDER) -> Path:
-    """Returns where that lies which the card says of the model itself."""
+    """Returns where the facts lie that the model gave for its card."""
     return card_file(release, folder).with_suffix("") / "facts.json"
 
 
@@ -84,11 +80,10 @@ def rendered(release: Release, folder: Path = FOLDER) -> ModelCard:
 
 
 def render(release: Release, folder: Path = FOLDER) -> Path:
-    """Writes what the model says of itself, and the card of a release, for review."""
+    """Writes the facts and the card of a release, for review."""
     model = PromptEOL(release.path)
-    options = CardOptions(license=release.license, language=release.language, hardware=release.hardware)
     run = run_of(model, release.path)
-    facts = collect_facts(model, release.repo_id, release.path, options, run=run, token=None)
+    facts = collect_facts(model, release.repo_id, release.card, source=release.path, run=run)
     facts_file(release, folder).write_text(facts.to_json(), encoding="utf-8")
     card_file(release, folder).write_text(str(rendered(release, folder)), encoding="utf-8")
     return card_file(release, folder)
@@ -111,17 +106,8 @@ def main() -> None:
         if arguments.render:
             print(render(release))
             continue
-        report = push_to_hub(
-            release.path,
-            release.repo_id,
-            results_dir=results_folder(release),
-            license=release.license,
-            language=release.language,
-            hardware=release.hardware,
-            merge_to=release.merge_to,
-            dry_run=arguments.dry_run,
-        )
-        print(report.url or f"{len(report.files)} files, {report.size:,} bytes would go to {report.repo_id}")
+        card = replace(release.card, results_dir=results_folder(release))
+        print(push_to_hub(release.path, release.repo_id, card, merge_to=release.merge_to, dry_run=arguments.dry_run))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.released import find_released
 from st_prompteol.stock import write_stock_form
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
+
+if TYPE_CHECKING:
+    from st_prompteol.hub import PushReport
 
 # What a save may write: of these names, a folder that is saved over keeps nothing from before. Whatever else lies in
 # the folder (a trainer's optimizer state, checkpoints, a README when none is written) stays.
@@ -400,55 +403,19 @@ class PromptEOL(SentenceTransformer):
             super().save(str(folder), model_name, create_model_card, train_datasets)
             write_stock_form(folder)
 
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        token: str | None = None,
-        private: bool | None = None,
-        safe_serialization: bool = True,
-        commit_message: str | None = None,
-        local_model_path: str | None = None,
-        exist_ok: bool = False,
-        replace_model_card: bool = False,
-        train_datasets: list[str] | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Pushes the model by `st_prompteol.hub.push_to_hub`, which checks before and after and writes our card.
+    def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:  # type: ignore[override]
+        """Pushes the model by `st_prompteol.hub.push_to_hub`, which checks it before and after and writes its card.
 
         Args:
-            repo_id: As in `SentenceTransformer.push_to_hub`, and so are all others.
-            token: Likewise.
-            private: Likewise.
-            safe_serialization: Only True.
-            commit_message: Likewise.
-            local_model_path: A saved model to push instead.
-            exist_ok: Likewise.
-            replace_model_card: Likewise.
-            train_datasets: Repositories of training data, for the card.
-            revision: The branch.
-            create_pr: Likewise.
+            repo_id: The repository, `user/name` or `organisation/name`; made if it does not exist.
+            **options: As `st_prompteol.hub.push_to_hub` takes them.
 
         Returns:
-            The page of the commit, or of the pull request.
+            What was pushed; printed, it is the page of the commit or of the pull request.
         """
         from st_prompteol.hub import push_to_hub
 
-        if not safe_serialization:
-            raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
-        report = push_to_hub(
-            local_model_path or self,
-            repo_id,
-            token=token,
-            private=private,
-            commit_message=commit_message,
-            exist_ok=exist_ok or create_pr,
-            replace_model_card=replace_model_card,
-            datasets=train_datasets,
-            branch=revision,
-            create_pr=create_pr,
-        )
-        return str(report.url)
+        return push_to_hub(self, repo_id, **options)
 
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()

@@ -35,43 +35,11 @@ _SENTENCE = {"Sequence": {"id": "A", "type_id": 0}}
 # Sentences on which a tokenizer with a template must give the ids of the rendered text: they begin and end in whatever
 # a tokenizer may join with the template's own characters
 _PROBES = (
-    *(
-        "A jockey riding a horse.",
-        "7",
-        '"Quoted"',
-        "  spaced ",
-        "\n",
-        "x\n\n",
-        "😀",
-        "x 😀",
-        "it's",
-        "'",
-        "''",
-        "?",
-        "!",
-    ),
-    *(
-        "a:",
-        "a,",
-        "(b)",
-        "[c]",
-        "{d}",
-        "<e>",
-        "/",
-        "\\",
-        "-",
-        "--",
-        "…",
-        "’",
-        "”",
-        "。",
-        "说话",
-        "日本語",
-        "é",
-        "e\u0301",
-    ),
-    *("\t", "\u00a0", "\u3000", "▁", "▁x▁", "Ġ", "Ġx", "##a", "$A", "10%", "x=1", "Ünïcödé", "मूल", "שלום", "\u200b"),
-)
+    "A jockey riding a horse.", "7", '"Quoted"', "  spaced ", "\n", "x\n\n", "😀", "x 😀", "it's", "'", "''", "?", "!",
+    "a:", "a,", "(b)", "[c]", "{d}", "<e>", "/", "\\", "-", "--", "…", "’", "”", "。", "说话", "日本語",
+    "é", "e\u0301", "\t", "\u00a0", "\u3000", "▁", "▁x▁", "Ġ", "Ġx", "##a", "$A", "10%", "x=1", "Ünïcödé", "मूल",
+    "שלום", "\u200b",
+)  # fmt: skip
 _BATCH = {"padding": True, "truncation": "longest_first", "return_tensors": "pt"}  # as sentence-transformers asks
 _NO_LIMIT = 2**31  # tokens
 _SEAMS = 6  # places at which the tail is tried to be cut

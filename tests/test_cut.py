@@ -16,7 +16,8 @@ from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, OPTConfig, Qwen3Config
 
-from st_prompteol import TINY, Demonstration, PromptEOL, push_to_hub
+from st_prompteol import TINY, Demonstration, PromptEOL
+from st_prompteol.hub import push_to_hub
 
 from .conftest import ARCHITECTURES, SENTENCES, SIZES, PlainProcess, build_tokenizer
 from .test_adapters import publish_adapter

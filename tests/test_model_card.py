@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, metadata_load, parse_eval_result_entries
 
-from st_prompteol import Demonstration, PromptEOL, PromptTemplate, build_model_card, lora_config
+from st_prompteol import Demonstration, PromptEOL, PromptTemplate, lora_config
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import run_tasks
+from st_prompteol.hub import CardOptions, build_model_card
 from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
-from st_prompteol.hub.measured import Measured, eval_result_files, eval_results, read_results
+from st_prompteol.hub.results import ModelResults, eval_result_files, eval_results, read_results
 
 from .conftest import build_senteval
 from .test_adapters import publish_adapter
@@ -51,7 +53,7 @@ def test_nothing_that_others_chose_acts_in_a_card(causal_lms: dict[str, str], tm
     model.model_card_data.train_datasets = [{"name": evil, "columns": ["a"], "size": 3, "loss": {"fullname": evil}}]
     model.model_card_data.all_hyperparameters = {"learning_rate": evil, evil: 1}
     model.model_card_data.non_default_hyperparameters = model.model_card_data.all_hyperparameters
-    card = build_model_card(model, "alice/model", hardware=evil)
+    card = build_model_card(model, "alice/model", CardOptions(hardware=evil))
     (tmp_path / "README.md").write_text(str(card), encoding="utf-8")
     metadata = metadata_load(tmp_path / "README.md")
     assert metadata is not None
@@ -77,7 +79,7 @@ def test_text_in_markdown_is_shown_as_it_is() -> None:
     ]  # fmt: skip
     assert code("a `b` c") == "``a `b` c``"
     assert code("`b`") == "`` `b` ``"
-    assert fence("a\n```\nb") == "````\na\n```\nb\n````"
+    assert fence("a\n```\nb") == "````text\na\n```\nb\n````"
     assert section("# a\n## b\ntext <b>x</b><script>\n```\n## not <script>\n```\n## c", "## b") == (
         "text <b>x</b>&lt;script&gt;\n```\n## not <script>\n```"
     )
@@ -88,50 +90,45 @@ def test_text_in_markdown_is_shown_as_it_is() -> None:
 def measured(causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A saved model on a base, and results of both."""
     folder = tmp_path_factory.mktemp("measured")
-    data = build_senteval(folder / "senteval")
-    base = causal_lms["llama"]
-    model = PromptEOL(base)
-    model.save(str(folder / "saved"), create_model_card=False)
-    for name, opened in ((base, model), (str(folder / "saved"), PromptEOL(str(folder / "saved")))):
-        run_tasks(
-            opened,
-            Run.of(opened, name, "PromptEOL"),
-            data,
-            ["STSBenchmark", "MR"],
-            results_dir=folder / "results",
-            fast=True,
-        )
-    return str(folder / "saved"), folder / "results"
+    data, base, saved = build_senteval(folder / "senteval"), causal_lms["llama"], str(folder / "saved")
+    PromptEOL(base).save(saved, create_model_card=False)
+    for name in (base, saved):
+        model = PromptEOL(name)
+        run_tasks(model, Run.of(model, name, "PromptEOL"), data, ["STSBenchmark"], results_dir=folder / "results")
+    return saved, folder / "results"
+
+
+def card_of(source: str, results_dir: Path, **options: Any) -> ModelCard:
+    """The card of a model with its results."""
+    return build_model_card(
+        PromptEOL(source), "alice/model", CardOptions(results_dir=results_dir, **options), source=source
+    )
 
 
 def test_results_stand_in_table_metadata_and_result_files(measured: tuple[str, Path]) -> None:
     saved, results_dir = measured
-    model = PromptEOL(saved)
-    card = build_model_card(
-        model, "alice/model", source=saved, results_dir=results_dir, license="mit", language="en", datasets=["a/b"]
-    )
-    results = read_results(results_dir, run_of(model, saved), None)
+    card = card_of(saved, results_dir, license="mit", language="en", datasets=["a/b"])
+    results = read_results(results_dir, run_of(PromptEOL(saved), saved), None)
+    assert results is not None
     score = results.own["STSBenchmark"]["score"]
     assert f"| alice/model | this model | {score:.2f} |" in card.text
     data: Any = ModelCard(str(card)).data
     assert (data.license, data.language, data.datasets) == ("mit", ["en"], ["a/b"])
     assert {"prompteol", "sentence-transformers"} <= set(data.tags)
     assert data.model_name == "alice/model"
-    values = {result.dataset_config: result for result in data.eval_results}
-    assert isinstance(values["STSBenchmark"], EvalResult)
-    assert values["STSBenchmark"].metric_value == pytest.approx(score, abs=1e-4)
-    entries = [
-        entry
-        for text in eval_result_files(results).values()
-        for entry in parse_eval_result_entries(yaml.safe_load(text))
-    ]
-    assert {entry.task_id: entry.value for entry in entries}["STSBenchmark"] == pytest.approx(score, abs=1e-4)
-    assert {entry.dataset_id for entry in entries} == {"princeton-nlp/datasets-for-simcse"}
+    (result,) = data.eval_results
+    assert isinstance(result, EvalResult)
+    assert (result.dataset_config, result.metric_value) == ("STSBenchmark", pytest.approx(score, abs=1e-4))
+    ((name, text),) = eval_result_files(results).items()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (name, entry.dataset_id) == ("datasets-for-simcse.yaml", "princeton-nlp/datasets-for-simcse")
+    assert (entry.task_id, entry.value) == ("STSBenchmark", pytest.approx(score, abs=1e-4))
+    assert entry.date is not None
 
 
 def test_a_result_names_the_part_of_the_data_that_it_is_of() -> None:
     tasks = ("STSBenchmark", "STSBenchmark-dev", "MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
-    entries = eval_results(Measured({task: {"score": 50.0} for task in tasks}, ()))
+    entries = eval_results(ModelResults({task: {"score": 50.0} for task in tasks}, ()))
     folds = ("train", "Main score x100, mean of 10 held-out folds")
     assert {entry.dataset_config: (entry.dataset_split, entry.metric_name) for entry in entries} == {
         "STSBenchmark": ("test", "Spearman cosine x100"),
@@ -144,32 +141,28 @@ def test_a_result_names_the_part_of_the_data_that_it_is_of() -> None:
 def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_path: Path) -> None:
     mteb = pytest.importorskip("mteb")
     saved, _ = measured
-    model = PromptEOL(saved)
-    run = run_of(model, saved)
+    run = run_of(PromptEOL(saved), saved)
     assert run is not None
     subset = {"main_score": 0.625, "cosine_spearman": 0.625, "hf_subset": "default", "languages": ["eng-Latn"]}
     for revision, score in {run.revision: 0.625, f"{run.revision}-0123abcd": 0.9}.items():  # the other: other settings
-        result = mteb.get_task("STS12")
         content = mteb.results.TaskResult.from_task_results(
-            result, {"test": {"default": {**subset, "main_score": score}}}, 1
+            mteb.get_task("STS12"), {"test": {"default": {**subset, "main_score": score}}}, 1
         )
         path = tmp_path / "mteb/results/local__saved" / revision / "STS12.json"
         path.parent.mkdir(parents=True)
         content.to_disk(path)
-    card = build_model_card(model, "alice/model", source=saved, results_dir=tmp_path)
+    card = card_of(saved, tmp_path)
     assert "STS12 (MTEB)" in card.text
     assert "62.50" in card.text
     assert "90.00" not in card.text
     (entry,) = ModelCard(str(card)).data.eval_results
     assert (entry.dataset_type, entry.metric_value, entry.metric_type) == ("mteb/sts12-sts", 62.5, "spearman_cosine")
-    ((name, text),) = eval_result_files(read_results(tmp_path, run, None)).items()
+    results = read_results(tmp_path, run, None)
+    assert results is not None
+    ((name, text),) = eval_result_files(results).items()
     (parsed,) = parse_eval_result_entries(yaml.safe_load(text))
-    assert (name, parsed.dataset_id, parsed.task_id, parsed.value) == (
-        "sts12-sts.yaml",
-        "mteb/sts12-sts",
-        "STS12",
-        62.5,
-    )
+    assert (name, parsed.dataset_id) == ("sts12-sts.yaml", "mteb/sts12-sts")
+    assert (parsed.task_id, parsed.value) == ("STS12", 62.5)
 
 
 def test_a_base_that_was_a_folder_goes_by_its_repository(
@@ -180,41 +173,33 @@ def test_a_base_that_was_a_folder_goes_by_its_repository(
     model = PromptEOL(adapter)
     run = Run.of(model, adapter, "PromptEOL + adapter")
     run_tasks(model, run, results_dir.parent / "senteval", ["STSBenchmark"], results_dir=results_dir)
-    card = build_model_card(
-        model, "alice/model", source=adapter, base_model="user/llama", license="mit", results_dir=results_dir
-    )
+    card = card_of(adapter, results_dir, base_model="user/llama", license="mit")
     assert "| user/llama | PromptEOL, no training |" in card.text
     assert "| alice/model | this model |" in card.text
     assert causal_lms["llama"] not in str(card)
 
 
-def test_results_of_a_base_are_not_those_of_what_was_trained_on_it(measured: tuple[str, Path]) -> None:
-    saved, results_dir = measured
-    model = PromptEOL(saved)
-    model.add_adapter(lora_config(r=4))
-    with pytest.raises(ValueError, match="holds no result of"):
-        build_model_card(model, "alice/model", results_dir=results_dir)
-    model = PromptEOL(saved)
-    model.model_card_data.add_tags("generated_from_trainer")  # as a trainer does
-    with pytest.raises(ValueError, match="trained since it was opened: save it, run `st-prompteol evaluate`"):
-        build_model_card(model, "alice/model", results_dir=results_dir)
-
-
 def test_results_of_another_model_are_refused(measured: tuple[str, Path], tmp_path: Path) -> None:
     saved, results_dir = measured
+    options = CardOptions(results_dir=results_dir)
     model = PromptEOL(saved)
     model.template = "prompt"
     with pytest.raises(ValueError, match=r"holds no result of .* as it is now"):
-        build_model_card(model, "alice/model", source=saved, results_dir=results_dir)
-    model = PromptEOL(saved, layer=-2)
-    model.save(str(tmp_path / "other"), create_model_card=False)
+        build_model_card(model, "alice/model", options, source=saved)
+    model = PromptEOL(saved)
+    model.add_adapter(lora_config(r=4))  # the results are those of its base
+    with pytest.raises(ValueError, match="holds no result of"):
+        build_model_card(model, "alice/model", options)
+    model = PromptEOL(saved)
+    model.model_card_data.add_tags("generated_from_trainer")  # as a trainer does
+    with pytest.raises(ValueError, match="trained since it was opened: save it, run `st-prompteol evaluate`"):
+        build_model_card(model, "alice/model", options)
+    PromptEOL(saved, layer=-2).save(str(tmp_path / "other"), create_model_card=False)
     with pytest.raises(ValueError, match=r"evaluate .* with this --results-dir first"):
-        build_model_card(
-            PromptEOL(str(tmp_path / "other")), "alice/model", source=str(tmp_path / "other"), results_dir=results_dir
-        )
+        card_of(str(tmp_path / "other"), results_dir)
     (results_dir / "MR.json").write_text("no JSON", encoding="utf-8")
     (results_dir / "CR.json").write_text(json.dumps({"task": "CR"}), encoding="utf-8")
-    build_model_card(PromptEOL(saved), "alice/model", source=saved, results_dir=results_dir)
+    card_of(saved, results_dir)
 
 
 def test_what_was_known_of_training_stays_when_a_model_is_opened_and_published_again(
@@ -229,7 +214,8 @@ def test_what_was_known_of_training_stays_when_a_model_is_opened_and_published_a
     (tmp_path / "run" / "curves.png").write_bytes(b"")
     for number in range(2):  # sentence-transformers' card, then ours
         opened = PromptEOL(str(tmp_path / "run"))
-        card = build_model_card(opened, "alice/model", source=str(tmp_path / "run"), hardware="2 x Abacus")
+        options = CardOptions(hardware="2 x Abacus")
+        card = build_model_card(opened, "alice/model", options, source=str(tmp_path / "run"))
         assert "- `learning_rate`: 0.0005" in card.text, number
         assert card.text.count("### Training Logs") == 1
         assert card.text.count("2 x Abacus") == 1
@@ -256,13 +242,11 @@ def test_the_cards_of_released_models_are_those_that_their_facts_and_results_giv
 def test_a_released_card_follows_its_results_without_the_model(measured: tuple[str, Path], tmp_path: Path) -> None:
     saved, results_dir = measured
     names = released()
-    release = names["Release"](saved, "alice/model", license="mit", language=("en",), hardware="1 x Abacus")
+    options = CardOptions(license="mit", language=("en",), hardware="1 x Abacus")
+    release = names["Release"](saved, "alice/model", options)
     shutil.copytree(results_dir, names["results_folder"](release, tmp_path))
     card = names["render"](release, tmp_path)
-    direct = build_model_card(
-        PromptEOL(saved), "alice/model", source=saved, results_dir=results_dir, license="mit", language=("en",),
-        hardware="1 x Abacus",
-    )  # fmt: skip
+    direct = build_model_card(PromptEOL(saved), "alice/model", replace(options, results_dir=results_dir), source=saved)
     assert card.read_text(encoding="utf-8") == str(direct) == str(names["rendered"](release, tmp_path))
     for path in names["results_folder"](release, tmp_path).rglob("STSBenchmark.json"):
         content = json.loads(path.read_text(encoding="utf-8"))

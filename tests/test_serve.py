@@ -1,14 +1,8 @@
-"""examples/serve.py over HTTP on loopback: its vectors are those of `encode`."""
+"""examples/serve.py as its command line starts it: its vectors are those of `encode`."""
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +13,21 @@ from st_prompteol import TINY, PromptEOL
 
 from .conftest import SENTENCES
 
-ROOT = Path(__file__).resolve().parents[1]
+SERVE = Path(__file__).resolve().parents[1] / "examples/serve.py"
 
 
-def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        answered: dict[str, Any] = json.load(answer)
-    return answered
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """The example in a process of its own, on a port that is free."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "examples/serve.py"), str(TINY), "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    try:
-        for _ in range(240):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None, "the server ended"
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1/embeddings"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def test_the_vectors_are_those_of_encode(url: str) -> None:
-    answer = post(url, {"input": SENTENCES, "model": "tiny"})
-    assert [row["index"] for row in answer["data"]] == list(range(len(SENTENCES)))
-    served = np.array([row["embedding"] for row in answer["data"]])
-    np.testing.assert_allclose(served, PromptEOL(str(TINY)).encode(SENTENCES), rtol=1e-5, atol=1e-5)
-
-
-def test_one_string_is_one_sentence(url: str) -> None:
-    (row,) = post(url, {"input": SENTENCES[0]})["data"]
-    np.testing.assert_allclose(row["embedding"], PromptEOL(str(TINY)).encode(SENTENCES[0]), rtol=1e-5, atol=1e-5)
+def test_the_vectors_are_those_of_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+    testclient = pytest.importorskip("fastapi.testclient")
+    uvicorn = pytest.importorskip("uvicorn")
+    served: dict[str, Any] = {}
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(app=app, **options))
+    monkeypatch.setattr("sys.argv", ["serve.py", str(TINY), "--port", "8123"])
+    runpy.run_path(str(SERVE), run_name="__main__")
+    assert (served["host"], served["port"]) == ("127.0.0.1", 8123)
+    client = testclient.TestClient(served["app"])
+    embeddings = PromptEOL(str(TINY)).encode(SENTENCES)
+    for sent, expected in ((SENTENCES, embeddings), (SENTENCES[0], embeddings[:1])):
+        answer = client.post("/v1/embeddings", json={"input": sent, "model": "tiny"}).json()
+        assert answer["model"] == "tiny"
+        assert [row["index"] for row in answer["data"]] == list(range(len(expected)))
+        np.testing.assert_allclose([row["embedding"] for row in answer["data"]], expected, rtol=1e-5, atol=1e-5)

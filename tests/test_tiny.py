@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,9 @@ import pytest
 from safetensors import safe_open
 from scipy.stats import spearmanr
 
-import st_prompteol
 from st_prompteol import TINY, PromptEOL
 from st_prompteol.evaluation import evaluate_sts
+from st_prompteol.released import _say_what_it_is_for
 from tests.conftest import SENTENCES, PlainProcess
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,17 +56,16 @@ def test_both_doors_open_the_same_model(tiny: PromptEOL, plain: PlainProcess) ->
     np.testing.assert_allclose(plain.encode(TINY, SENTENCES), embeddings, atol=1e-5 * np.abs(embeddings).max())
 
 
-def test_it_says_once_what_it_is_for() -> None:
-    code = "import st_prompteol as s; a = s.PromptEOL('tiny'); b = s.PromptEOL(s.TINY)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.count("for trying things out") == 1
-    assert done.stdout == ""
-
-
-def test_another_model_says_nothing(causal_lms: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_it_says_once_what_it_is_for_and_other_models_say_nothing(
+    causal_lms: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    _say_what_it_is_for.cache_clear()
     with caplog.at_level(logging.WARNING, logger="st_prompteol"):
         PromptEOL(causal_lms["llama"])
-    assert not [record for record in caplog.records if record.name.startswith("st_prompteol")]
+        for name in ("tiny", TINY):
+            PromptEOL(name)
+    (said,) = [record.message for record in caplog.records if record.name.startswith("st_prompteol")]
+    assert "for trying things out" in said
 
 
 def test_a_folder_of_that_name_wins(
@@ -77,7 +74,7 @@ def test_a_folder_of_that_name_wins(
     (tmp_path / "tiny").symlink_to(causal_lms["llama"])
     monkeypatch.chdir(tmp_path)
     assert PromptEOL("tiny").get_embedding_dimension() == 32
-    assert Path(st_prompteol.TINY).is_absolute()
+    assert Path(TINY).is_absolute()
 
 
 def test_similar_sentences_are_similar(tiny: PromptEOL) -> None:
@@ -86,6 +83,7 @@ def test_similar_sentences_are_similar(tiny: PromptEOL) -> None:
     assert spearmanr(cosines, [score for *_, score in PAIRS]).statistic > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_it_reaches_its_card_s_score_on_sts_b(tiny: PromptEOL, shared: Path) -> None:
     scores = evaluate_sts(tiny, shared / "senteval", tasks=["STSBenchmark"])

@@ -1,10 +1,11 @@
-"""Runs from the command line's words to the saved adapter; killed, resumed, and every way that they fail."""
+"""Runs from the command line to the saved adapter; killed, resumed, and every way that they fail."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -14,7 +15,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,20 +25,21 @@ from st_prompteol import PromptEOL, lora_config
 
 from .conftest import SENTENCES, PlainProcess
 from .test_adapters import publish_adapter
-from .test_training_loss import ROOT, run_two
+from .test_training_loss import run_two, start
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 from training import train as script
-from training.arguments import ModelArguments, RunArguments
-from training.data import load_sts_benchmark
+from training.arguments import DEV_METRIC, ModelArguments, RunArguments
+from training.data import PREPROCESSING, sts_benchmark
 from training.failures import explain
 from training.loss import build_loss
-from training.report import judge
-from training.run_folder import claimed
-from training.trainer import find_checkpoint
+from training.report import describe_scores
+from training.run_folder import claimed, find_checkpoint
+from training.trainer import AdapterTrainer
 
+Words = Callable[..., list[str]]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*lr_scheduler.step.*:UserWarning",  # upstream's order of calls on a step without gradients
     "ignore:.*tokenizers.*fork.*",
@@ -55,25 +56,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Triplets of which a positive repeats words of its anchor, and STS-B in small."""
     folder, draw = tmp_path_factory.mktemp("world"), random.Random(0)
     with open(folder / "triplets.jsonl", "w", encoding="utf-8") as file:
-        for _ in range(96):
+        for _ in range(64):
             anchor = sentence(draw)
             row = {"anchor": anchor, "positive": " ".join(anchor.split()[::-1]), "negative": sentence(draw)}
             file.write(json.dumps(row) + "\n")
     sts = folder / "STS/STSBenchmark"
     sts.mkdir(parents=True)
     for split in ("dev", "test"):
-        rows = [(sentence(draw), sentence(draw), draw.random() * 5) for _ in range(40)]
+        rows = [(sentence(draw), sentence(draw), draw.random() * 5) for _ in range(20)]
         lines = [f"g\tf\ty\t{i}\t{score:.3f}\t{first}\t{second}" for i, (first, second, score) in enumerate(rows)]
         (sts / f"sts-{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"train_file": str(folder / "triplets.jsonl"), "sts_data_dir": str(folder)}
 
 
-def words(world: dict[str, str], base: str, output_dir: Path, *more: str) -> list[str]:
-    """The command line of a run of 24 steps with dropout, a checkpoint after every four."""
+def command_line(world: dict[str, str], base: str, output_dir: Path, *more: str) -> list[str]:
+    """The command line of a run of 8 steps with dropout, a checkpoint after every two."""
     fixed = {"model_name_or_path": base, "output_dir": str(output_dir), "lora_r": 4, "lora_dropout": 0.2, **world}
-    fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "num_train_epochs": 2}
-    fixed |= {"eval_steps": 4, "save_steps": 4, "logging_steps": 1, "save_total_limit": 10, "precision": "float32"}
-    return [*(f"--{key}={value}" for key, value in fixed.items()), "--disable_tqdm", "true", *more]
+    fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "precision": "float32"}
+    fixed |= {"eval_steps": 2, "save_steps": 2, "logging_steps": 1, "save_total_limit": 10, "disable_tqdm": "true"}
+    return [*(f"--{key}={value}" for key, value in fixed.items()), *more]
 
 
 def losses(output_dir: Path, step: int) -> dict[int, float]:
@@ -95,13 +96,16 @@ def finished(
     world: dict[str, str], causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """An unbroken run, and what it said; read only."""
-    import contextlib
-    import io
-
     output_dir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
     with contextlib.redirect_stdout(said):
-        script.main(words(world, causal_lms["llama"], output_dir, "--merge"))
+        script.main(command_line(world, causal_lms["llama"], output_dir, "--merge"))
     return output_dir, said.getvalue()
+
+
+@pytest.fixture
+def words(world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path) -> Words:
+    """Returns the command line of a run into `run`, as `words("--flag", "value", base="opt")`."""
+    return lambda *more, base="llama": command_line(world, causal_lms[base], tmp_path / "run", *more)
 
 
 def test_a_run_leaves_an_adapter_that_opens_everywhere(
@@ -139,13 +143,13 @@ def test_a_run_tells_what_it_trains_and_what_it_cost(finished: tuple[Path, str])
         assert re.search(pattern, said), (pattern, said)
     assert (output_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "MultipleNegativesRankingLoss" in (output_dir / "README.md").read_text(encoding="utf-8")
-    assert len(losses(output_dir, 24)) == 24
+    assert len(losses(output_dir, 8)) == 8
 
 
 def test_what_is_kept_is_the_best_checkpoint(finished: tuple[Path, str]) -> None:
     output_dir, _ = finished
-    state = json.loads((output_dir / "checkpoint-24/trainer_state.json").read_text(encoding="utf-8"))
-    dev = {row["step"]: row[script.DEV_METRIC] for row in state["log_history"] if script.DEV_METRIC in row}
+    state = json.loads((output_dir / "checkpoint-8/trainer_state.json").read_text(encoding="utf-8"))
+    dev = {row["step"]: row[DEV_METRIC] for row in state["log_history"] if DEV_METRIC in row}
     best = max((step for step in dev if step), key=lambda step: dev[step])
     assert state["best_metric"] == pytest.approx(dev[best])
     kept, expected = (
@@ -166,47 +170,21 @@ def child(argv: list[str], limit: int | None = None, errors: str | None = None) 
     script.main(argv)
 
 
-@pytest.fixture(scope="module")
-def start() -> Callable[..., Any]:
-    """Starts the script in processes of its own, from a server that has the slow imports behind it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
-
-    def start(argv: list[str], **kwargs: Any) -> Any:
-        process = context.Process(target=child, args=(argv,), kwargs=kwargs)
-        process.start()
-        return process
-
-    return start
-
-
-@pytest.mark.parametrize("signals", [[signal.SIGKILL, signal.SIGTERM]])
 def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
-    finished: tuple[Path, str],
-    world: dict[str, str],
-    causal_lms: dict[str, str],
-    tmp_path: Path,
-    start: Callable[..., Any],
-    signals: list[signal.Signals],
+    words: Words, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
-    draw = random.Random(time.time_ns())
-    for number, kind in enumerate(signals):
-        process = start(argv)
-        awaited = tmp_path / f"run/checkpoint-{8 * number + 4}"
-        deadline = time.monotonic() + 120
-        while not awaited.exists():
-            assert process.is_alive()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.1))
-        os.kill(process.pid, kind)
-        process.join()
-        assert process.exitcode == -kind
-    last = start(argv)
-    last.join()
-    assert last.exitcode == 0
-    unbroken, resumed = losses(finished[0], 24), losses(tmp_path / "run", 24)
+    argv = words("--resume_from_checkpoint", "auto")
+    process, deadline = start(child, argv), time.monotonic() + 120
+    while not (tmp_path / "run/checkpoint-2").exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(random.Random(time.time_ns()).uniform(0, 0.1))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    script.main(argv)
+    unbroken, resumed = losses(finished[0], 8), losses(tmp_path / "run", 8)
     assert resumed.keys() == unbroken.keys()
     np.testing.assert_allclose(list(resumed.values()), list(unbroken.values()), atol=1e-4)
     kept, expected = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "run", finished[0]))
@@ -214,25 +192,23 @@ def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
         torch.testing.assert_close(kept[name], tensor, atol=1e-4, rtol=0)
 
 
-def test_half_a_checkpoint_is_passed_over(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_passed_over(finished: tuple[Path, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for step in (16, 20, 24):
+    for step in (4, 6, 8):
         shutil.copytree(finished[0] / f"checkpoint-{step}", run / f"checkpoint-{step}")
-    assert find_checkpoint(str(run), "auto") == str(run / "checkpoint-24")
-    state = run / "checkpoint-24/trainer_state.json"
+    assert find_checkpoint(str(run), "auto") == str(run / "checkpoint-8")
+    state = run / "checkpoint-8/trainer_state.json"
     state.write_text(state.read_text(encoding="utf-8")[:100], encoding="utf-8")
-    (run / "checkpoint-20/trainer_state.json").unlink()
-    assert find_checkpoint(str(run), "auto") == str(run / "checkpoint-16")
+    (run / "checkpoint-6/trainer_state.json").unlink()
+    assert find_checkpoint(str(run), "auto") == str(run / "checkpoint-4")
     assert find_checkpoint(str(tmp_path / "new"), "auto") is None
-    with pytest.raises(ValueError, match="checkpoint-20' is no whole checkpoint: name another"):
-        find_checkpoint(str(run), str(run / "checkpoint-20"))
+    with pytest.raises(ValueError, match="checkpoint-6' is incomplete: name another"):
+        find_checkpoint(str(run), str(run / "checkpoint-6"))
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(
-    finished: tuple[Path, str], world: dict[str, str], causal_lms: dict[str, str]
-) -> None:
-    message = sentence_of_exit(words(world, causal_lms["llama"], finished[0]))
-    assert "holds a run already: pass --resume_from_checkpoint auto" in message
+def test_a_folder_that_has_a_run_is_left_alone(words: Words, finished: tuple[Path, str]) -> None:
+    message = sentence_of_exit(words("--output_dir", str(finished[0])))
+    assert "has a run already: pass --resume_from_checkpoint auto" in message
 
 
 @pytest.mark.parametrize(
@@ -244,30 +220,29 @@ def test_a_folder_that_holds_a_run_is_left_alone(
         (["--train_file"], "train_file was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"),
     ],
 )
-def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
+def test_a_run_is_resumed_with_its_own_arguments_or_not_at_all(
+    words: Words,
     finished: tuple[Path, str],
     world: dict[str, str],
-    causal_lms: dict[str, str],
     tmp_path: Path,
     changed: list[str],
     difference: str,
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(finished[0] / "checkpoint-20", run / "checkpoint-20")
+    shutil.copytree(finished[0] / "checkpoint-6", run / "checkpoint-6")
     shutil.copy(finished[0] / "run.json", run)
     if changed == ["--train_file"]:
         other = tmp_path / "other.jsonl"
         rows = Path(world["train_file"]).read_text(encoding="utf-8").splitlines()
         other.write_text("\n".join(rows[::-1]) + "\n", encoding="utf-8")
         changed = ["--train_file", str(other)]
-    argv = words(world, causal_lms["llama"], run, "--resume_from_checkpoint", "auto", *changed)
+    argv = words("--resume_from_checkpoint", "auto", *changed)
     message = sentence_of_exit(argv)
-    assert re.search(rf"was begun otherwise \({difference}\): go on as .* If it is meant, remove .*run\.json", message)
+    told = rf"began with other arguments \({difference}\): resume it .* If the change is intended, remove .*run\.json"
+    assert re.search(told, message)
 
 
-def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
-) -> None:
+def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(words: Words, tmp_path: Path) -> None:
     run = tmp_path / "run"
     leftovers = [run / ".checkpoint-4.0123abcd.tmp" / "model.safetensors", tmp_path / ".run.0123abcd.tmp" / "x"]
     kept = [run / "notes.tmp", tmp_path / ".other.0123abcd.tmp" / "x"]
@@ -277,34 +252,32 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(
     with claimed(str(run)):
         assert [path.parent.exists() for path in leftovers] == [False, False]
         assert all(path.exists() for path in kept)
-        argv = words(world, causal_lms["llama"], run)
-        assert "is the folder of a run that is going on" in sentence_of_exit(argv)
+        argv = words()
+        assert "Another run is using" in sentence_of_exit(argv)
     with claimed(str(run)):
         pass
 
 
-def test_a_run_that_diverged_ends_in_an_error_and_saves_nothing(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
-) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--learning_rate", "1e30", "--warmup_steps", "0")
+def test_a_run_that_diverged_ends_in_an_error_and_saves_nothing(words: Words, tmp_path: Path) -> None:
+    argv = words("--learning_rate", "1e30", "--warmup_steps", "0")
     argv += ["--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"]
     assert re.search("NaN or infinite numbers, so it is not saved: lower learning_rate", sentence_of_exit(argv))
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
 def test_a_run_says_that_it_made_the_model_worse() -> None:
-    assert judge({"STS-B dev": (0.5, 0.6), "STS-B test": (0.5, 0.5)}) == []
-    (warning,) = judge({"STS-B dev": (0.5, 0.6), "STS-B test": (0.7, 0.65)})
-    assert "on STS-B test the trained model is worse than its base, 65.00 where that has 70.00" in warning
+    assert "WARNING" not in describe_scores({"STS-B dev": (0.5, 0.6), "STS-B test": (0.5, 0.5)})
+    told = describe_scores({"STS-B dev": (0.5, 0.6), "STS-B test": (0.7, 0.65)})
+    assert told.count("WARNING: on STS-B test the trained model is worse than its base, 65.00 where that has 70") == 1
     with pytest.raises(FloatingPointError, match="no score on STS-B dev"):
-        judge({"STS-B dev": (0.5, float("nan"))})
+        describe_scores({"STS-B dev": (0.5, float("nan"))})
 
 
 def test_a_published_adapter_is_trained_further(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: Words, causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = publish_adapter(causal_lms["opt"], tmp_path / "published")
-    argv = words(world, causal_lms["opt"], tmp_path / "run", "--adapter", adapter, "--max_steps", "4")
+    argv = words("--adapter", adapter, "--max_steps", "2", base="opt")
     script.main([*argv, "--mini_batch_size", "4", "--gradient_checkpointing", "--matryoshka_dims", "32", "16"])
     assert "in passes of 4 sentences" in capsys.readouterr().out
     before, after = PromptEOL(adapter), PromptEOL(str(tmp_path / "run"))
@@ -317,77 +290,77 @@ def test_a_published_adapter_is_trained_further(
 
 
 def test_all_weights_are_trained_and_saved_small(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+    words: Words, world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
 ) -> None:
     run = tmp_path / "run"
     full = ["--lora_r", "0", "--learning_rate", "1e-3", "--precision", "bf16", "--merge", "--merge_dtype", "float16"]
-    script.main(words(world, causal_lms["llama"], run, *full))
+    full += ["--max_steps", "4", "--merge_layer", "-2"]
+    script.main(words(*full))
     before, trained, small = (PromptEOL(str(path)) for path in (causal_lms["llama"], run, run / "merged"))
     assert trained.adapters == []
     for name, parameter in trained[0].model.named_parameters():
         assert not torch.equal(parameter, before[0].model.get_parameter(name)), name
-    state = json.loads((run / "checkpoint-24/trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((run / "checkpoint-4/trainer_state.json").read_text(encoding="utf-8"))
     best, kept = (load_file(Path(path) / "model.safetensors") for path in (state["best_model_checkpoint"], run))
     assert all(torch.equal(best[name], kept[name]) for name in best)
-    dev = load_sts_benchmark("dev", world["sts_data_dir"]).evaluator("sts-dev", 64)
+    dev = sts_benchmark("dev", world["sts_data_dir"], 64)
     assert dev(trained)["sts-dev_spearman_cosine"] == pytest.approx(state["best_metric"], abs=1e-6)
     embeddings = trained.encode(SENTENCES)
     scale = np.abs(embeddings).max()
-    np.testing.assert_allclose(small.encode(SENTENCES) / scale, embeddings / scale, atol=0.02)
+    trained.layer = -2
+    assert trained.similarity_pairwise(small.encode(SENTENCES), trained.encode(SENTENCES)).min() > 0.999
+    assert small[0].model.config.num_hidden_layers == 2
     np.testing.assert_allclose(plain.encode(run / "merged", SENTENCES), small.encode(SENTENCES), atol=1e-4 * scale)
     assert {tensor.dtype for tensor in load_file(run / "merged/model.safetensors").values()} == {torch.float16}
-    resumed = words(world, causal_lms["llama"], run, *full, "--resume_from_checkpoint", str(run / "checkpoint-16"))
+    assert json.loads((run / "merged/config.json").read_text(encoding="utf-8"))["dtype"] == "float32"
+    resumed = words(*full, "--resume_from_checkpoint", str(run / "checkpoint-2"))
     script.main(resumed)
     np.testing.assert_allclose(PromptEOL(str(run)).encode(SENTENCES), embeddings, atol=1e-4 * scale)
-    quantised = words(world, causal_lms["llama"], tmp_path / "other", "--lora_r", "0", "--quantization", "int8")
+    quantised = words("--output_dir", str(tmp_path / "other"), "--lora_r", "0", "--quantization", "int8")
     assert "lora_r=0 trains all weights, which are then neither" in sentence_of_exit(quantised)
 
 
 def test_a_dry_run_forecasts_and_leaves_nothing(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.main(words(world, causal_lms["opt"], tmp_path / "run", "--dry_run"))
+    script.main(words("--dry_run", base="opt"))
     said = capsys.readouterr().out
-    assert re.search(r"forecast: 24 steps in \d+\.\d\d h", said)
+    assert re.search(r"forecast: 8 steps in \d+\.\d\d h", said)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(
-    finished: tuple[Path, str], world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
+    words: Words, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    shutil.copytree(finished[0] / "checkpoint-16", tmp_path / "run/checkpoint-16")
-    optimizer = torch.load(tmp_path / "run/checkpoint-16/optimizer.pt")
+    shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "run/checkpoint-4")
+    optimizer = torch.load(tmp_path / "run/checkpoint-4/optimizer.pt")
     for group in optimizer["param_groups"]:
         group["lr"] = group["initial_lr"] = 1e38
-    torch.save(optimizer, tmp_path / "run/checkpoint-16/optimizer.pt")
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
-    assert re.search(r"The loss of step 1[78] is (nan|inf): lower learning_rate", sentence_of_exit(argv))
-    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-16")
+    torch.save(optimizer, tmp_path / "run/checkpoint-4/optimizer.pt")
+    argv = words("--resume_from_checkpoint", "auto")
+    assert re.search(r"The loss of step [56] is (nan|inf): lower learning_rate", sentence_of_exit(argv))
+    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-4")
 
 
-def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(words: Words, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--resume_from_checkpoint", "auto")
-    full = tmp_path / "run/checkpoint-8"
+    argv = words("--resume_from_checkpoint", "auto")
+    full = tmp_path / "run/checkpoint-4"
     full.mkdir(parents=True)
     (full / "optimizer.pt").symlink_to("/dev/full")
     assert "The disk is full" in sentence_of_exit(argv)
     assert not full.exists()
-    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-4")
+    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-2")
     assert not list((tmp_path / "run").glob(".*tmp"))
 
 
-def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, start: Callable[..., Any]
-) -> None:
+def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(words: Words, tmp_path: Path) -> None:
     long = [{"anchor": f"{i} {'a cat ' * 15}", "positive": f"{i} {'a dog ' * 15}"} for i in range(4096)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)), encoding="utf-8")
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--train_file", str(tmp_path / "long.jsonl"))
+    argv = words("--train_file", str(tmp_path / "long.jsonl"))
     argv += ["--per_device_train_batch_size", "4096", "--eval_strategy", "no"]
-    process = start(argv, limit=700 * 2**20, errors=str(tmp_path / "errors"))
+    process = start(child, argv, 700 * 2**20, str(tmp_path / "errors"))
     process.join()
     errors = (tmp_path / "errors").read_text(encoding="utf-8")
     assert process.exitcode == 1, errors
@@ -404,30 +377,26 @@ def test_what_a_user_cannot_mend_keeps_its_traceback() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--per_device_train_batch_size", "97"], "96 rows do not fill a batch of 97: lower"),
+        (["--per_device_train_batch_size", "65"], "64 rows do not fill a batch of 65: lower"),
         (["--lora_target_modules", "query"], "lora_target_modules query match no layer of .*: choose among down_proj"),
-        (["--streaming"], "A stream has no end that is known: pass --max_steps"),
+        (["--streaming"], "A stream has no known end: pass --max_steps"),
         (["--train_file", "gone.csv"], "'gone.csv' is neither a file nor a folder"),
         (["--quantization", "int3"], "Unknown quantization 'int3'"),
         (["--lorra_r", "3"], "Unknown flag '--lorra_r': did you mean '--lora_r'?"),
         (["--matryoshka_dims", "64"], "cannot exceed the model's embedding dimension of 32"),
         (["--push_to_hub"], "The adapter 'run' sits on '.*', a folder that nobody else has: give `st-prompteol push`"),
         (["--push_to_hub", "--hub_strategy", "every_save"], "hub_strategy='every_save' .* would publish checkpoints"),
-        (["--hub_always_push", "true"], "hub_always_push=True would publish checkpoints"),
+        (["--push_to_hub", "--hub_always_push", "true"], "hub_always_push=True would publish checkpoints"),
         (["--config", "gone.yaml"], "No such file or directory: 'gone.yaml'"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, more: list[str], message: str
-) -> None:
-    assert re.search(
-        message.replace("?", r"\?"), sentence_of_exit(words(world, causal_lms["llama"], tmp_path / "run", *more))
-    )
+def test_a_mistake_ends_in_a_sentence(words: Words, more: list[str], message: str) -> None:
+    assert re.search(message.replace("?", r"\?"), sentence_of_exit(words(*more)))
 
 
 @pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
 def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, method: str, package: str
+    words: Words, causal_lms: dict[str, str], tmp_path: Path, method: str, package: str
 ) -> None:
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
@@ -436,7 +405,7 @@ def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
     config = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32, "zero_point": True}
     path.write_text(json.dumps(config), encoding="utf-8")
-    assert f"pip install {package}" in sentence_of_exit(words(world, str(tmp_path / "base"), tmp_path / "run"))
+    assert f"pip install {package}" in sentence_of_exit(words("--model_name_or_path", str(tmp_path / "base")))
 
 
 def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], tmp_path: Path) -> None:
@@ -480,7 +449,7 @@ def test_what_is_encoded_after_a_step_is_of_the_new_weights(causal_lms: dict[str
 def test_the_paper_s_preprocessing_is_left_out_of_its_training_only(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["llama"])
     ids = {
-        kind: script.preprocess_for_training(model, kind)(['He said "no"', "Who"])["input_ids"].tolist()
+        kind: script.preprocess_with(model, PREPROCESSING[kind][0])(['He said "no"', "Who"])["input_ids"].tolist()
         for kind in ("paper", "paper-train", "none")
     }
     assert ids["paper"] == model.preprocess(['He said "no"', "Who"])["input_ids"].tolist()
@@ -489,14 +458,21 @@ def test_the_paper_s_preprocessing_is_left_out_of_its_training_only(causal_lms: 
     assert decoded == 'This sentence : "He said "no"" means in one word:"'
 
 
-def test_gathered_weights_are_what_is_saved(causal_lms: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("process_index", [0, 1])
+def test_gathered_weights_are_saved_by_the_first_process(
+    causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process_index: int
+) -> None:
     """Where weights are sharded, the parameters in memory are not those to save."""
+    monkeypatch.setattr(RunArguments, "process_index", process_index)
     model = PromptEOL(causal_lms["llama"])
     model.add_adapter(lora_config(r=4, init_lora_weights=False))
     gathered = {name: tensor + 1 for name, tensor in model.state_dict().items()}
-    args = script.RunArguments(output_dir=str(tmp_path), eval_strategy="no", precision="float32")
-    trainer = script.AdapterTrainer(model=model, args=args, loss=build_loss(model, args))
+    args = RunArguments(output_dir=str(tmp_path), precision="float32")
+    trainer = AdapterTrainer(model=model, args=args, loss=build_loss(model, args))
     trainer._save(str(tmp_path / "saved"), state_dict=gathered)
+    if process_index:
+        assert not (tmp_path / "saved").exists()
+        return
     saved = load_file(tmp_path / "saved/adapter_model.safetensors")
     assert len(saved) == 2 * 7 * 3
     for name, tensor in saved.items():
@@ -504,29 +480,17 @@ def test_gathered_weights_are_what_is_saved(causal_lms: dict[str, str], tmp_path
         torch.testing.assert_close(tensor, gathered[f"0.model.{part}"])
 
 
-def test_only_the_first_process_saves(causal_lms: dict[str, str], tmp_path: Path) -> None:
-    class Second(script.RunArguments):
-        process_index = 1
-
-    model = PromptEOL(causal_lms["llama"])
-    args = Second(output_dir=str(tmp_path), eval_strategy="no", precision="float32")
-    script.AdapterTrainer(model=model, args=args, loss=build_loss(model, args)).save_model(str(tmp_path / "saved"))
-    assert not (tmp_path / "saved").exists()
-
-
-def test_a_stream_trains_and_stops_early(
-    world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--streaming", "--max_steps", "60")
+def test_a_stream_trains_and_stops_early(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = words("--streaming", "--max_steps", "60")
     script.main([*argv, "--learning_rate", "0.1", "--early_stopping_patience", "1", "--preprocessing", "paper-train"])
     steps = [int(path.name.rpartition("-")[2]) for path in (tmp_path / "run").glob("checkpoint-*")]
-    assert 8 <= max(steps) < 60
+    assert 4 <= max(steps) < 60
     assert "negatives: 15 for each anchor" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_save_once(world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path) -> None:
-    argv = words(world, causal_lms["llama"], tmp_path / "run", "--mini_batch_size", "4", "--max_steps", "4")
-    run_two([str(ROOT / "training/train.py"), *argv])
+def test_two_processes_train_and_save_once(words: Words, tmp_path: Path) -> None:
+    argv = words("--mini_batch_size", "4", "--max_steps", "4")
+    run_two(child, argv)
     assert PromptEOL(str(tmp_path / "run")).adapters == ["default"]
     assert len(losses(tmp_path / "run", 4)) == 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from pathlib import Path
@@ -16,8 +15,10 @@ from .conftest import build_tokenizer
 
 pytest.importorskip("datasets")
 
+from datasets import Dataset
+
 from training.arguments import DataArguments
-from training.data import cut_sentences, load_sts_benchmark, load_triplets, training_preprocessing
+from training.data import cut_sentences, load_triplets, sts_benchmark
 
 ROWS = [
     {"anchor": 'He said "no", twice.', "positive": "NA", "negative": "12"},
@@ -34,16 +35,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    elif path.suffix == ".parquet":
-        pa = pytest.importorskip("pyarrow")
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
+        getattr(Dataset.from_list(rows), f"to_{path.suffix[1:]}")(path)
     return str(path)
 
 
@@ -57,12 +50,6 @@ def test_rows_come_through_to_the_character(
     data = load_triplets(args, tokenizer)
     assert list(data.column_names) == ["anchor", "positive", "negative"]
     assert sorted(data, key=lambda row: row["anchor"]) == sorted(ROWS, key=lambda row: row["anchor"])
-
-
-def test_cells_of_tsv_hold_quotation_marks_as_they_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "rows.tsv").write_text('anchor\tpositive\n"One day" she said\tOne day.\n', encoding="utf-8")
-    data = load_triplets(DataArguments(train_file=str(tmp_path / "rows.tsv"), max_sentence_tokens=100), tokenizer)
-    assert data[0] == {"anchor": '"One day" she said', "positive": "One day."}
 
 
 def test_simcse_s_columns_and_any_others_are_mapped(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -112,19 +99,17 @@ def test_strict_stops_at_the_first_bad_row_with_its_line(tmp_path: Path, tokeniz
     with pytest.raises(ValueError, match=r"Line 4 of '.*rows\.csv' has 1 columns, but its header 2.* --strict"):
         load_triplets(DataArguments(train_file=str(path), strict=True), tokenizer)
     path.write_text('anchor,positive\n"two\nlines",b\nonly,\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is empty; mend the row, or drop --strict"):
+    with pytest.raises(ValueError, match=r"rows\.csv', line 4: positive is empty; fix the row, or drop --strict"):
         load_triplets(DataArguments(train_file=str(path), strict=True), tokenizer)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.csv", b"", "holds no row"),
-        ("header.csv", b"anchor,positive\n", "holds no row"),
-        ("bad.jsonl", b'{"anchor": "a"\n', "Line 1 of .* is not JSON"),
-        ("list.jsonl", b"[1, 2]\n", "Line 1 of .* must be a JSON object"),
+        ("empty.csv", b"", "has no row"),
+        ("header.csv", b"anchor,positive\n", "has no row"),
+        ("bad.jsonl", b'{"anchor": "a"\n', r"has no row to train on \(Line 1 of .* is not JSON"),
         ("bad.parquet", b"no", "is not a Parquet file"),
-        ("latin.csv", "anchor,positive\né,b\n".encode("latin-1"), "is not UTF-8"),
         ("rows.xml", b"<a/>", r"train_file ends in \.csv, \.tsv, \.jsonl, \.parquet"),
     ],
 )
@@ -140,14 +125,14 @@ def test_a_missing_file_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"'.*gone\.csv' is neither a file nor a folder"):
         load_triplets(DataArguments(train_file=str(tmp_path / "gone.csv")), tokenizer)
     with pytest.raises(FileNotFoundError, match="must be a folder in SentEval's layout"):
-        load_sts_benchmark("dev", str(tmp_path))
+        sts_benchmark("dev", str(tmp_path), 64)
 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["opt", "llama2", "llama3"])
 def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
-    sentences = load_sts_benchmark("dev", str(shared / "senteval")).first[-400:]
+    sentences = sts_benchmark("dev", str(shared / "senteval"), 64).sentences1[-400:]
     for limit in (4, 16):
         expected = [tokenizer.decode(tokenizer.encode(s, add_special_tokens=False)[:limit]) for s in sentences]
         assert cut_sentences(sentences, tokenizer.backend_tokenizer, limit) == expected
@@ -155,13 +140,6 @@ def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) ->
 
 @pytest.mark.shared
 def test_sts_b_is_read_whole(shared: Path) -> None:
-    dev = load_sts_benchmark("dev", str(shared / "senteval"))
-    assert len(dev.first) == len(dev.second) == len(dev.scores) == 1500
-    assert (dev.first[0], dev.scores[0]) == ("A man with a hard hat is dancing.", 5.0)
-    assert len(load_sts_benchmark("test", str(shared / "senteval")).scores) == 1379
-
-
-def test_preprocessing_is_the_same_in_training_and_evaluation_unless_it_is_the_paper_s() -> None:
-    assert training_preprocessing("paper") == ("paper", "paper")
-    assert training_preprocessing("none") == ("none", "none")
-    assert training_preprocessing("paper-train") == ("none", "paper")
+    dev, test = (sts_benchmark(split, str(shared / "senteval"), 64) for split in ("dev", "test"))
+    assert [len(column) for column in (dev.sentences1, dev.sentences2, dev.scores, test.scores)] == [1500] * 3 + [1379]
+    assert (dev.sentences1[0], dev.scores[0]) == ("A man with a hard hat is dancing.", 5.0)

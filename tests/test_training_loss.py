@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL, lora_config
@@ -20,7 +21,6 @@ pytest.importorskip("datasets")
 
 from training.loss import build_loss
 
-ROOT = Path(__file__).resolve().parents[1]
 TRIPLETS = [
     [
         "A jockey riding a horse.",
@@ -42,11 +42,11 @@ class Run:
     world_size: int = 1
 
 
-def adapted(base: str, *, dropout: float = 0.0, rank: int = 4) -> PromptEOL:
+def adapted(base: str, *, dropout: float = 0.0) -> PromptEOL:
     """A model with a random adapter, whose gradients are not zero in either half."""
     model = PromptEOL(base)
     torch.manual_seed(1)
-    model.add_adapter(lora_config(r=rank, lora_dropout=dropout, init_lora_weights=False))
+    model.add_adapter(lora_config(r=4, lora_dropout=dropout, init_lora_weights=False))
     return model
 
 
@@ -103,50 +103,25 @@ def test_a_cached_loss_has_the_gradient_of_the_uncached(
     """With dropout, both passes of the cached loss must draw the same: the oracle replays its mini-batches."""
     model = adapted(causal_lms["llama"], dropout=dropout)
     cached_loss, cached = gradients(model, TRIPLETS, Run(mini_batch_size=4, matryoshka_dims=dims))
-    if dropout:  # the uncached loss on embeddings that are drawn in the same mini-batches
-        torch.manual_seed(7)
-        model.zero_grad()
-        parts = []
-        for column in TRIPLETS:
-            order = model.preprocess(column)["attention_mask"].sum(dim=1).argsort()
-            halves = [model.preprocess([column[row] for row in order[start : start + 4]]) for start in (0, 4)]
-            embedded = torch.cat([model(half)["sentence_embedding"] for half in halves])
-            parts.append(embedded[order.argsort()])
-        embeddings = torch.stack(parts)
-        uncached_loss = torch.zeros(())
-        for dim in dims or [embeddings.shape[-1]]:
-            anchors, positives, negatives = torch.nn.functional.normalize(embeddings[..., :dim], dim=-1)
-            scores = anchors @ torch.cat([positives, negatives]).T * 20
-            uncached_loss = uncached_loss + torch.nn.functional.cross_entropy(scores, torch.arange(6))
-        uncached_loss.backward()
-        expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        assert cached_loss == pytest.approx(uncached_loss.item(), abs=1e-5)
-    else:
-        uncached, expected = gradients(model, TRIPLETS, Run(matryoshka_dims=dims))
-        assert cached_loss == pytest.approx(uncached, abs=1e-5)
-    assert_close(cached, expected)
-
-
-WORKER = """
-import sys, torch
-from torch.nn.parallel import DistributedDataParallel
-from tests.test_training_loss import Run, TRIPLETS, adapted
-from training.loss import build_loss
-base, out, mini_batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3]) or None
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-model = adapted(base).train()
-loss = build_loss(model, Run(mini_batch_size=mini_batch_size, world_size=2))
-wrapped = DistributedDataParallel(model)
-for part in (loss, getattr(loss, "loss", loss)):
-    part.model = wrapped
-features = [model.preprocess(column[3 * rank : 3 * rank + 3]) for column in TRIPLETS]
-loss(features, None).backward()
-if rank == 0:
-    torch.save({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, out)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
+    model.zero_grad()
+    torch.manual_seed(7)
+    columns = []
+    for column in TRIPLETS:
+        order = model.preprocess(column)["attention_mask"].sum(dim=1).argsort()
+        halves = [model.preprocess([column[row] for row in order[start : start + 4]]) for start in (0, 4)]
+        columns.append(torch.cat([model(half)["sentence_embedding"] for half in halves])[order.argsort()])
+    embeddings, loss = torch.stack(columns), torch.zeros(())
+    for dim in dims or [embeddings.shape[-1]]:
+        anchors, positives, negatives = torch.nn.functional.normalize(embeddings[..., :dim], dim=-1)
+        scores = anchors @ torch.cat([positives, negatives]).T * 20
+        loss = loss + torch.nn.functional.cross_entropy(scores, torch.arange(6))
+    loss.backward()
+    assert cached_loss == pytest.approx(loss.item(), abs=1e-5)
+    assert_close({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, cached)
+    if not dropout:
+        uncached_loss, uncached = gradients(model, TRIPLETS, Run(matryoshka_dims=dims))
+        assert cached_loss == pytest.approx(uncached_loss, abs=1e-5)
+        assert_close(uncached, cached)
 
 
 def free_port() -> int:
@@ -156,31 +131,55 @@ def free_port() -> int:
         return port
 
 
-def run_two(arguments: list[str]) -> None:
-    """Starts two processes of one group, as torchrun does, and waits for both."""
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=240)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
+def start(function: Callable[..., None], *arguments: Any) -> Any:
+    """Starts a process from a server that has imported the slow packages."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
-@pytest.mark.parametrize("mini_batch_size", [0, 2])
+def run_two(function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function in two processes of one group, as torchrun starts them."""
+    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = str(free_port())
+    ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    workers = [start(_run_rank, rank, function, *arguments) for rank in ranks]
+    for worker in workers:
+        worker.join(240)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def _run_rank(environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def save_gathered_gradients(base: str, path: Path) -> None:
+    """Half a batch in this process; the first one saves the gradients, of the uncached and of the cached loss."""
+    torch.distributed.init_process_group("gloo")
+    rank, found = torch.distributed.get_rank(), []
+    for mini_batch_size in (None, 2):
+        model = adapted(base).train()
+        loss = build_loss(model, Run(mini_batch_size=mini_batch_size, world_size=2))
+        wrapped = DistributedDataParallel(model)
+        for part in (loss, getattr(loss, "loss", loss)):
+            part.model = wrapped
+        loss([model.preprocess(column[3 * rank : 3 * rank + 3]) for column in TRIPLETS], None).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    if rank == 0:
+        torch.save(found, path)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def test_two_processes_have_the_gradient_of_one_with_the_joined_batch(
-    causal_lms: dict[str, str], tmp_path: Path, mini_batch_size: int
+    causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
-    base = causal_lms["llama"]
-    run_two(["-c", WORKER, base, str(tmp_path / "gradients.pt"), str(mini_batch_size)])
-    gathered: dict[str, Any] = torch.load(tmp_path / "gradients.pt")
+    base, path = causal_lms["llama"], tmp_path / "gradients.pt"
+    run_two(save_gathered_gradients, base, path)
     _, joined = gradients(adapted(base), TRIPLETS, Run())
-    assert_close(joined, gathered)
+    for gathered in torch.load(path):
+        assert_close(joined, gathered)

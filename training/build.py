@@ -1,10 +1,10 @@
-"""The model that is trained: base LLM, quantisation, adapter or all weights; a check; a merged copy."""
+"""The model that is trained: base LLM, quantisation, adapter or all weights; the check of what was saved."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
-from st_prompteol.files import replacing_file
-from st_prompteol.spelling import spell_for_all
 from training.arguments import ModelArguments, RunArguments
 
 _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]
@@ -37,18 +35,18 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
         raise ValueError("A run needs a base LLM: pass --model_name_or_path, or --adapter to train one further.")
     model = _open(name, model_args, run_args)
     body = model[0].model
-    if getattr(body, "is_quantized", False):
-        prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)  # the trainer turns that on
+    is_quantized, train_all = getattr(body, "is_quantized", False), model_args.lora_r == 0
+    if train_all and (model.adapters or is_quantized):
+        raise ValueError("lora_r=0 trains all weights, which are then neither quantised nor adapted: raise lora_r.")
+    if is_quantized:
+        prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
     if run_args.checkpoint_activations:
         enable = getattr(body, "activation_checkpointing_enable", body.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})  # the other kind needs inputs that ask for gradients
-    full = model_args.lora_r == 0
-    if full and (model.adapters or getattr(body, "is_quantized", False)):
-        raise ValueError("lora_r=0 trains all weights, which are then neither quantised nor adapted: raise lora_r.")
-    if not full and not model.adapters:
+        enable({"use_reentrant": False})  # the reentrant kind needs inputs with gradients
+    if not train_all and not model.adapters:
         _add_adapter(model, model_args)
     for part, parameter in body.named_parameters():
-        parameter.requires_grad_(full or "lora_" in part)
+        parameter.requires_grad_(train_all or "lora_" in part)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
@@ -60,7 +58,7 @@ def _open(name: str, model_args: ModelArguments, run_args: RunArguments) -> Prom
         model_kwargs["dtype"] = getattr(torch, model_args.dtype)
     if model_args.attn_implementation:
         model_kwargs["attn_implementation"] = model_args.attn_implementation
-    quantization = None if model_args.quantization in (None, "none") else model_args.quantization
+    quantization = None if model_args.quantization == "none" else model_args.quantization
     if run_args.sharded and quantization == "nf4":  # FSDP shards what is stored as floats only
         config = quantization_config("nf4", compute_dtype=torch.bfloat16)
         config.bnb_4bit_quant_storage = torch.bfloat16
@@ -78,31 +76,26 @@ def _open(name: str, model_args: ModelArguments, run_args: RunArguments) -> Prom
     )
 
 
-def _add_adapter(model: PromptEOL, model_args: ModelArguments) -> None:
-    targets = model_args.lora_target_modules
-    config = lora_config(
-        r=model_args.lora_r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
+def _add_adapter(model: PromptEOL, args: ModelArguments) -> None:
+    targets: str | list[str] = args.lora_target_modules
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+    else:  # peft passes over a name that matches nothing if another one matches
+        modules = model[0].model.named_modules()
+        layers = {part.rpartition(".")[2] for part, layer in modules if hasattr(layer, "in_features")}
+        if unknown := [target for target in targets if target.split(".")[-1] not in layers]:
+            raise ValueError(
+                f"lora_target_modules {', '.join(unknown)} match no layer of {model.describe()['model']!r}: choose "
+                f"among {', '.join(sorted(layers))}, or all-linear."
+            )
+    model.add_adapter(
+        lora_config(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, target_modules=targets)
     )
-    layers = {
-        part.rpartition(".")[2] for part, layer in model[0].model.named_modules() if hasattr(layer, "in_features")
-    }
-    unknown = (
-        [] if targets == ["all-linear"] else [target for target in targets if target.split(".")[-1] not in layers]
-    )
-    if unknown:
-        raise ValueError(
-            f"lora_target_modules {', '.join(unknown)} match no layer of {model.describe()['model']!r}: choose among "
-            f"{', '.join(sorted(layers))}, or all-linear."
-        )
-    model.add_adapter(config)
 
 
 @contextmanager
 def before_training(model: PromptEOL, model_args: ModelArguments, run_args: RunArguments) -> Iterator[PromptEOL]:
-    """Yields the model as it was: with its adapter off, or opened anew if there is none."""
+    """Yields the model as it was: with its adapter off, or opened anew if it has none."""
     if not model.adapters:
         base = _open(str(model_args.model_name_or_path), model_args, run_args)
         base.template = model.template
@@ -115,9 +108,13 @@ def before_training(model: PromptEOL, model_args: ModelArguments, run_args: RunA
         model.enable_adapters()
 
 
+def _embed(model: PromptEOL) -> torch.Tensor:
+    return model.encode(_PROBES, convert_to_tensor=True).float()
+
+
 def check_finite(model: PromptEOL) -> None:
-    """Raises FloatingPointError if a model embeds a sentence by NaN or infinite numbers."""
-    if not model.encode(_PROBES, convert_to_tensor=True).isfinite().all():
+    """Raises FloatingPointError if a model's embeddings have NaN or infinite numbers."""
+    if not _embed(model).isfinite().all():
         raise FloatingPointError(
             "The trained model embeds sentences by NaN or infinite numbers, so it is not saved: lower learning_rate, "
             "raise warmup_steps, or compute with --precision float32 or bf16."
@@ -125,16 +122,16 @@ def check_finite(model: PromptEOL) -> None:
 
 
 def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_args: RunArguments) -> None:
-    """Reads what was saved back, every tensor of it, and compares embeddings.
+    """Reads what was saved back into the model, every tensor of it, and compares embeddings.
 
     Raises:
-        ValueError: If it embeds otherwise than what was trained, or as the base LLM does.
+        ValueError: If they are not those of the trained model, or are those of the base LLM.
     """
-    expected = model.encode(_PROBES, convert_to_tensor=True).float()
+    expected = _embed(model)
     load_weights(model, path)
-    saved = model.encode(_PROBES, convert_to_tensor=True).float()
+    saved = _embed(model)
     with before_training(model, model_args, run_args) as before:
-        base = before.encode(_PROBES, convert_to_tensor=True).float()
+        base = _embed(before)
     scale = expected.abs().max()
     if not (saved - expected).abs().max() <= 1e-3 * scale:
         raise ValueError(f"What was saved in {path!r} is not what was trained: do not use it, train again.")
@@ -151,32 +148,40 @@ def load_weights(model: PromptEOL, path: str) -> None:
     if model.adapters:
         load_adapter_weights(body, path)
         return
-    tensors = {
-        name: tensor
-        for file in sorted(Path(path).glob("model*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
-    body.load_state_dict({name: tensors[name] for name in body.state_dict()})  # a Qwen2 is saved with biases more
+    tensors: dict[str, torch.Tensor] = {}
+    for file in Path(path).glob("model*.safetensors"):
+        tensors |= load_file(file)
+    body.load_state_dict({name: tensors[name] for name in body.state_dict()})  # Qwen2 is saved with more biases
 
 
-def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto") -> str:
+def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: int = -1) -> str:
     """Saves a full model with the adapter in its weights, which must not be quantised, and returns its folder.
 
-    With `"float16"` the file is half as large, and the numbers in it are opened as float32, which is what a CPU
-    computes in, unless another dtype is asked for.
+    It is cut above `layer`, if that is an inner one. Both changes are made to `model`. With `"float16"` the file is
+    half as large, and it is opened as float32, which is what a CPU computes in, unless another dtype is asked for.
     """
     path = str(Path(output_dir) / "merged")
     if getattr(model[0].model, "is_quantized", False):
         model = PromptEOL(output_dir, device="cpu")  # the same adapter on the base as it was published
     if model.adapters:
         model.merge_adapter()
-    if dtype == "float16":
-        model.half()
-    model.save_pretrained(path)
-    if dtype == "float16":
-        config = Path(path) / "config.json"
-        fields = json.loads(config.read_text(encoding="utf-8"))
-        with replacing_file(config) as staged:
-            fields = spell_for_all({**fields, "dtype": "float32"})
-            staged.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    if layer != -1:
+        model.layer = layer
+        model.cut()
+    body, halves = model[0].model, None
+    if dtype == "float16":  # of the tensors in the file, not of the model, so that config.json keeps its dtype
+        halves = {name: part.half() if part.is_floating_point() else part for name, part in body.state_dict().items()}
+    with saving(body, halves):
+        model.save_pretrained(path)
     return path
+
+
+@contextmanager
+def saving(body: torch.nn.Module, tensors: dict[str, torch.Tensor] | None) -> Iterator[None]:
+    """Saves a body with other tensors than its own, if there are any, wherever `save_pretrained` is called."""
+    if tensors is not None:
+        body.save_pretrained = partial(body.save_pretrained, state_dict=tensors)
+    try:
+        yield
+    finally:
+        vars(body).pop("save_pretrained", None)

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from st_prompteol.failures import is_disk_full
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -26,14 +24,14 @@ def explained(script: str = "train.py") -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str | None:
-    """Returns one sentence for what a user can mend, None for anything else."""
+    """Returns one sentence for what a user can fix, None for anything else."""
     text = str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+    if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
     ):
         return (
             "Out of memory: pass a small --mini_batch_size (the same negatives, in the memory of so many sentences), "
-            "then --gradient_checkpointing, then --quantization nf4; checkpoints up to here are whole, and "
+            "then --gradient_checkpointing, then --quantization nf4; checkpoints up to here are complete, and "
             "--resume_from_checkpoint auto goes on from the last one."
         )
     if is_disk_full(error):
@@ -41,6 +39,4 @@ def explain(error: BaseException) -> str | None:
             "The disk is full, so the last checkpoint was not written: free space or lower --save_total_limit, then "
             "go on with --resume_from_checkpoint auto."
         )
-    if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
-        return text
-    return None
+    return text if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) else None

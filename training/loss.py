@@ -1,4 +1,4 @@
-"""The paper's loss; where the batch does not fit, gradient caching over mini-batches of sentences of like length."""
+"""The paper's loss; where the batch does not fit, gradient caching in mini-batches of sentences of similar length."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def build_loss(model: SentenceTransformer, args: RunArguments) -> torch.nn.Modul
 
 
 class LengthSortedCachedLoss(CachedMultipleNegativesRankingLoss):
-    """Upstream's cached loss with each column in order of length while it is embedded, so that fewer pads are.
+    """Upstream's cached loss, with each column sorted by length while it is embedded.
 
-    Upstream cuts columns into mini-batches as they come and each mini-batch to its longest sentence. Loss and
-    gradients are the same in any order, since the embeddings return to their rows before they are compared.
+    Upstream splits the columns into mini-batches as they come and trims each to its longest sentence: with NLI
+    triplets and mini-batches of 16, a third more tokens than of sorted columns. Loss and gradients are the same.
     """
 
     _orders: tuple[Tensor, ...] = ()
@@ -40,27 +40,21 @@ class LengthSortedCachedLoss(CachedMultipleNegativesRankingLoss):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Computes the loss of the columns, whose embeddings are `(batch_size, hidden_size)` each."""
         columns = list(sentence_features)
-        if not all("attention_mask" in column for column in columns):  # no pads, as flash attention takes rows
-            self._orders = ()
-            return super().forward(columns, labels)
-        self._orders = tuple(column["attention_mask"].sum(dim=1).argsort() for column in columns)
-        return super().forward([_permute(*pair) for pair in zip(columns, self._orders, strict=True)], labels)
+        self._orders = ()
+        if all("attention_mask" in column for column in columns):  # flash attention's rows have no padding to save
+            self._orders = tuple(column["attention_mask"].sum(dim=1).argsort() for column in columns)
+            columns = [_permute(*pair) for pair in zip(columns, self._orders, strict=True)]
+        return super().forward(columns, labels)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """Computes the loss of embeddings in the columns' orders, and with `with_backward` leaves their gradients."""
-        if not self._orders:
-            return super().calculate_loss(reps, labels, with_backward=with_backward)
-        rows = [torch.cat(column).detach() for column in reps]  # each (batch_size, hidden_size)
-        rows = [column[order.argsort()].requires_grad_() for column, order in zip(rows, self._orders, strict=True)]
-        loss = super().calculate_loss([[column] for column in rows], labels, with_backward=with_backward)
-        if with_backward:
-            for parts, column, order in zip(reps, rows, self._orders, strict=True):
-                if column.grad is not None:
-                    for part, gradient in zip(parts, column.grad[order].split([len(p) for p in parts]), strict=True):
-                        part.grad = gradient
-        return loss
+        """Computes the loss of embeddings, which are put back into the order of the batch first."""
+        if self._orders:
+            # rows one by one: upstream goes backward several times, and `unbind` and `stack` need no saved tensors
+            columns = zip((torch.cat(parts).unbind() for parts in reps), self._orders, strict=True)
+            reps = [[torch.stack([rows[place] for place in order.argsort()])] for rows, order in columns]
+        return super().calculate_loss(reps, labels, with_backward=with_backward)
 
 
 def _permute(features: dict[str, Any], order: Tensor) -> dict[str, Any]:

@@ -1,20 +1,26 @@
-"""The folder of a run: one run at a time, nothing left of a killed one, resumed as it was begun."""
+"""The folder of a run: one run at a time, nothing left of a killed one, resumed with the arguments it began with."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from st_prompteol.files import digest_of_files, replacing_file
 from st_prompteol.identity import differences
 from training.arguments import DataArguments, ModelArguments, RunArguments
+from training.data import files_of
 
 try:
     import fcntl
@@ -24,7 +30,8 @@ except ImportError:  # not on Windows, where two runs in one folder are not noti
 logger = logging.getLogger(__name__)
 
 RECORD, _LOCK = "run.json", ".run.lock"
-# Of the model and the data, what does not change the result; of the run, what does
+_WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)  # of an adapter, of a full model
+# The arguments of the model and the data that do not change the result, and those of the run that do
 _FREE = ("attn_implementation", "sts_data_dir", "strict", "train_file")
 _DECIDING = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps",
@@ -37,12 +44,10 @@ _DECIDING = (
 
 @contextmanager
 def claimed(output_dir: str) -> Iterator[None]:
-    """Keeps other runs out of a folder, and removes what a killed run has left half written.
-
-    The claim ends with the process, however that ends.
+    """Keeps other runs out of a folder until the process ends, and removes the unfinished files of a killed run.
 
     Raises:
-        ValueError: If another run has it.
+        ValueError: If another run is using the folder.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +57,7 @@ def claimed(output_dir: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(
-                    f"{output_dir!r} is the folder of a run that is going on: wait, or pass another --output_dir."
+                    f"Another run is using {output_dir!r}: wait for it, or pass another --output_dir."
                 ) from None
         for place, name in ((folder, r".+"), (folder.resolve().parent, re.escape(folder.resolve().name))):
             for path in place.iterdir():
@@ -61,47 +66,67 @@ def claimed(output_dir: str) -> Iterator[None]:
         yield
 
 
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was written to its end: the trainer's state is its last file."""
+    try:
+        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return any(Path(checkpoint, name).is_file() for name in _WEIGHTS_NAMES)
+
+
+def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
+    """Returns the checkpoint to resume from: the one named, for `"auto"` the last complete one, or None to start.
+
+    Raises:
+        ValueError: If `output_dir` has a run already and nothing says to resume it, or the checkpoint named is
+            incomplete.
+    """
+    entries = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    names = [name for name in entries if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", name)]
+    if resume_from_checkpoint == "auto":
+        latest_first = sorted(names, key=lambda name: int(name.rpartition("-")[2]), reverse=True)
+        return next(filter(is_complete, (os.path.join(output_dir, name) for name in latest_first)), None)
+    if resume_from_checkpoint and not is_complete(resume_from_checkpoint):
+        raise ValueError(
+            f"The checkpoint {resume_from_checkpoint!r} is incomplete: name another one, or pass "
+            "--resume_from_checkpoint auto for the last complete one."
+        )
+    if not resume_from_checkpoint and (names or {"modules.json", "config.json"} & set(entries)):
+        raise ValueError(
+            f"{output_dir!r} has a run already: pass --resume_from_checkpoint auto to resume it, or another "
+            "--output_dir."
+        )
+    return resume_from_checkpoint
+
+
 def check_record(
     model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, checkpoint: str | None
 ) -> None:
-    """Writes down what decides the result of a run, or compares it with that of the run that is gone on with.
-
-    Args:
-        model_args: The run's arguments.
-        data_args: Likewise.
-        run_args: Likewise.
-        checkpoint: What it goes on from. None: it begins.
+    """Records the arguments that decide a run's result; one that resumes from a checkpoint must have the same ones.
 
     Raises:
-        ValueError: If it would go on with something else; the message names it.
+        ValueError: If an argument has changed; the message names it.
     """
-    now = json.loads(json.dumps(_deciding(model_args, data_args, run_args), default=str))
+    arguments = {
+        name: value for name, value in {**asdict(model_args), **asdict(data_args)}.items() if name not in _FREE
+    }
+    arguments |= {name: getattr(run_args, name) for name in _DECIDING}
+    if data_args.train_file is not None:  # another name for the same rows is no difference
+        files = [file for file in files_of(data_args.train_file) if file.is_file()]
+        arguments["train_file"] = digest_of_files(files)[:16]
+    now = json.loads(json.dumps(arguments, default=str))
     if checkpoint is not None:
         record = Path(checkpoint).parent / RECORD
         try:
             before = json.loads(record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            logger.warning("Nothing in %r says with what its run was begun: it goes on unchecked.", str(record.parent))
+            logger.warning("%r has no record of the arguments its run began with: not checked.", str(record.parent))
             before = now
         if told := differences(before, now, "{name} was {before} and is {now}"):
             raise ValueError(
-                f"{checkpoint!r} is of a run that was begun otherwise ({told}): go on as it was begun, or begin a run "
-                f"with --output_dir of its own. If it is meant, remove {str(record)!r}."
+                f"{checkpoint!r} is of a run that began with other arguments ({told}): resume it with the same ones, "
+                f"or begin a run in another --output_dir. If the change is intended, remove {str(record)!r}."
             )
     with replacing_file(Path(str(run_args.output_dir)) / RECORD) as staged:
         staged.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _deciding(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments) -> dict[str, Any]:
-    arguments = {**asdict(model_args), **asdict(data_args)}
-    told = {name: value for name, value in arguments.items() if name not in _FREE}
-    told |= {name: getattr(run_args, name) for name in _DECIDING}
-    if data_args.train_file is not None:
-        return {**told, "train_file": _digest(Path(data_args.train_file))}
-    return told
-
-
-def _digest(path: Path) -> str:
-    """A hash of a file, or of a folder's Parquet files: another name for the same rows is no difference."""
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    return digest_of_files(file for file in files if file.is_file())[:16]

@@ -25,16 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is ru
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers import EarlyStoppingCallback, set_seed
 
-from st_prompteol import PromptEOL, push_to_hub
-from st_prompteol.hub.push import check_push
-from training.arguments import DataArguments, ModelArguments, Preprocessing, RunArguments, parse_arguments
+from st_prompteol import PromptEOL
+from st_prompteol.hub import check_push, push_to_hub
+from training.arguments import DEV_METRIC, DataArguments, ModelArguments, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_finite, check_saved, save_merged
-from training.data import load_sts_benchmark, load_triplets, training_preprocessing
+from training.data import PREPROCESSING, load_triplets, sts_benchmark
 from training.failures import explained
 from training.loss import build_loss
-from training.report import DEV_METRIC, Curves, Speed, describe_run, describe_speed, forecast, format_table, judge
-from training.run_folder import check_record, claimed
-from training.trainer import AdapterTrainer, find_checkpoint
+from training.report import Curves, Speed, describe_run, describe_scores
+from training.run_folder import check_record, claimed, find_checkpoint
+from training.trainer import AdapterTrainer
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments) -> PromptEOL:
@@ -42,66 +42,59 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     say = print if run_args.process_index == 0 else lambda *_: None
     checkpoint = find_checkpoint(run_args.output_dir, run_args.resume_from_checkpoint)
     if run_args.resume_from_checkpoint:
-        say(f"going on from: {checkpoint or 'the start, there is no whole checkpoint yet'}")
-
+        say(f"resuming from: {checkpoint or 'the start, there is no complete checkpoint yet'}")
     if run_args.process_index == 0 and not run_args.dry_run:
         check_record(model_args, data_args, run_args, checkpoint)
 
     # 1. the model: a base LLM, quantised or not, with an adapter on every linear layer
     set_seed(run_args.seed)
+    in_training, in_evaluation = PREPROCESSING[data_args.preprocessing]
     model = build_model(model_args, run_args)
-    model.template = replace(model.template, preprocessing=training_preprocessing(data_args.preprocessing)[1])
+    model.template = replace(model.template, preprocessing=in_evaluation)
     repository = {
         "repo_id": run_args.hub_model_id or Path(run_args.output_dir).name,
         "token": run_args.hub_token,
         "private": run_args.hub_private_repo,
-        "branch": run_args.hub_revision,
+        "revision": run_args.hub_revision,
     }
     if run_args.push_result:
         check_push(model, **repository)
 
     # 2. the data: triplets, and STS-B dev to choose the checkpoint by
     triplets = load_triplets(data_args, model.tokenizer.plain, run_args.seed)
-    has_rows = hasattr(triplets, "__len__")
     batch_size = run_args.per_device_train_batch_size * run_args.world_size
-    if has_rows and len(triplets) < batch_size:
+    if data_args.streaming and run_args.max_steps <= 0:
+        raise ValueError("A stream has no known end: pass --max_steps, or drop --streaming.")
+    if not data_args.streaming and len(triplets) < batch_size:
         raise ValueError(
             f"{len(triplets)} rows do not fill a batch of {batch_size}: lower per_device_train_batch_size."
         )
-    if not has_rows and run_args.max_steps <= 0:
-        raise ValueError("A stream has no end that is known: pass --max_steps, or drop --streaming.")
-    eval_batch_size = run_args.per_device_eval_batch_size
-    dev = None
-    if run_args.eval_strategy != "no":
-        dev = load_sts_benchmark("dev", data_args.sts_data_dir).evaluator("sts-dev", eval_batch_size)
+    stsb = data_args.sts_data_dir, run_args.per_device_eval_batch_size
+    dev = None if run_args.eval_strategy == "no" else sts_benchmark("dev", *stsb)
 
-    # 3. the loss: each anchor against the positives and hard negatives of the global batch
-    loss = build_loss(model, run_args)
-
-    # 4. the trainer
-    speed = Speed()
+    # 3. the trainer, whose loss compares each anchor to the positives and hard negatives of the global batch
+    speed = Speed(run_args.dry_run)
     trainer = AdapterTrainer(
         model=model,
         args=run_args,
         train_dataset=triplets,
-        loss=loss,
+        loss=build_loss(model, run_args),
         evaluator=dev,
-        data_collator=SentenceTransformerDataCollator(preprocess_for_training(model, data_args.preprocessing)),
+        data_collator=SentenceTransformerDataCollator(preprocess_with(model, in_training)),
         callbacks=[speed, Curves()],
     )
     if run_args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
-    say(describe_run(model, run_args, "negative" in triplets.column_names))
+    say(describe_run(model.transformers_model, run_args, "negative" in triplets.column_names))
 
-    # 5. training, from the best checkpoint of which the model is taken
+    # 4. training, after which the model is that of the best checkpoint
     trainer.train(resume_from_checkpoint=checkpoint)
-    say(describe_speed(speed, trainer))
+    say(speed.describe(trainer))
     if run_args.dry_run:
-        epochs = math.ceil(len(triplets) / batch_size) * run_args.num_train_epochs if has_rows else 0
-        say(forecast(speed, run_args.planned_steps if run_args.planned_steps > 0 else math.ceil(epochs)))
+        say(speed.forecast(trainer.state.max_steps))
         return model
 
-    # 6. the result: adapter with tokenizer and template, read back to see that it is used
+    # 5. the result: adapter with tokenizer and template, read back as a check
     check_finite(model)
     trainer.save_model(run_args.output_dir)
     if not trainer.is_world_process_zero() or run_args.sharded:
@@ -109,27 +102,23 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     check_saved(model, run_args.output_dir, model_args, run_args)
     say(f"saved: {run_args.output_dir}")
     if dev is not None:
-        test = load_sts_benchmark("test", data_args.sts_data_dir).evaluator("sts-test", eval_batch_size)
-        trained = test(model)[test.primary_metric]
+        test = sts_benchmark("test", *stsb)
         with before_training(model, model_args, run_args) as before:
             base = test(before)[test.primary_metric]
-        scores = {"STS-B dev": dev_scores(trainer), "STS-B test": (base, trained)}
-        say(format_table(scores))
-        for warning in judge(scores):
-            say(warning)
+        scores = {"STS-B dev": dev_scores(trainer), "STS-B test": (base, test(model)[test.primary_metric])}
+        say(describe_scores(scores))
 
-    # 7. what else was asked for
-    if run_args.merge:
-        say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype)}")
+    # 6. what else was asked for
     if run_args.push_result:
-        report = push_to_hub(model, source=run_args.output_dir, **repository)
-        say(f"pushed: {report.url}")
+        say(f"pushed: {push_to_hub(model, source=run_args.output_dir, **repository)}")
+    if run_args.merge:
+        say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype, run_args.merge_layer)}")
     return model
 
 
-def preprocess_for_training(model: PromptEOL, preprocessing: Preprocessing) -> Callable[..., dict[str, Any]]:
-    """Returns `model.preprocess` with sentences prepared as in training, which may differ from evaluation."""
-    template = replace(model.template, preprocessing=training_preprocessing(preprocessing)[0])
+def preprocess_with(model: PromptEOL, preprocessing: str) -> Callable[..., dict[str, Any]]:
+    """Returns `model.preprocess` with another preprocessing of sentences than the model's own."""
+    template = replace(model.template, preprocessing=preprocessing)
     if template == model.template:
         return model.preprocess
     transformer = copy.copy(model[0])  # the same weights, another tokenizer
@@ -139,7 +128,7 @@ def preprocess_for_training(model: PromptEOL, preprocessing: Preprocessing) -> C
 
 
 def dev_scores(trainer: AdapterTrainer) -> tuple[float, float]:
-    """Returns STS-B dev of the base LLM and of the adapter that was kept, as they were measured on the way."""
+    """Returns STS-B dev of the base LLM and of the kept checkpoint, as they were measured during training."""
     measured = [(row["step"], row[DEV_METRIC]) for row in trainer.state.log_history if DEV_METRIC in row]
     kept = trainer.state.best_metric if trainer.args.load_best_model_at_end else measured[-1][1]
     return next((score for step, score in measured if step == 0), math.nan), kept
@@ -152,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line per multiplication in int8
     with explained():
         model_args, data_args, run_args = parse_arguments(argv)
-        is_alone = run_args.process_index == 0 and not run_args.dry_run  # which of several processes writes
-        with claimed(run_args.output_dir) if is_alone else nullcontext():
+        writes = run_args.process_index == 0 and not run_args.dry_run
+        with claimed(run_args.output_dir) if writes else nullcontext():
             train(model_args, data_args, run_args)
 
 

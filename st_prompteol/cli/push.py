@@ -30,31 +30,24 @@ def push(
 ) -> None:
     """Publish a model with its card; its files are checked before and after."""
     quiet()
-    from st_prompteol.hub import push_to_hub
+    from st_prompteol.hub import CardOptions, push_to_hub
 
     report = push_to_hub(
         path,
         repo,
+        CardOptions(base_model, license, language, dataset, hardware, results_dir=results_dir),
         private=private or None,
-        branch=branch,
+        revision=branch,
         tag=tag,
         create_pr=create_pr,
         dry_run=dry_run,
         force=force,
         replace_model_card=not keep_card,
         merge_to=merge_to,
-        base_model=base_model,
-        license=license,
-        language=language,
-        datasets=dataset,
-        hardware=hardware,
-        results_dir=results_dir,
         commit_message=message,
     )
-    for done in (report, report.merged):
-        if done is None:
-            continue
+    for done in filter(None, (report, report.merged)):
         if dry_run:
             for name, size in done.files.items():
                 typer.echo(f"{size:>14,}  {name}")
-        typer.echo(done.url or f"{len(done.files)} files, {done.size:,} bytes would go to {done.repo_id}")
+        typer.echo(done)

@@ -1,4 +1,4 @@
-"""A clean process, in which this package cannot be imported, to see what a stranger would get."""
+"""A clean process, in which this package cannot be imported, to check what a stranger would get."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from types import TracebackType
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 
 from st_prompteol.model import PromptEOL
 
-# What preprocessing, quotes, truncation and odd characters do must be the same inside and outside
+# Preprocessing, quotes, truncation and odd characters must have the same effect in both processes
 SENTENCES = [
     "A jockey riding a horse.",
     "What is this",
@@ -50,11 +50,11 @@ for line in sys.stdin:
 
 
 class CleanProcess:
-    """A process that opens models with plain `SentenceTransformer`, started where it is made, ended as a context."""
+    """A process that opens models with plain `SentenceTransformer`; use it as a context, at whose end it ends."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="st_prompteol-")
-        # Started in an empty folder: there, no folder can be mistaken for a repository of the same name.
+        # In an empty folder, no folder can be mistaken for a repository of the same name.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SCRIPT, str(torch.get_num_threads())],
             stdin=subprocess.PIPE,
@@ -67,9 +67,7 @@ class CleanProcess:
     def __enter__(self) -> CleanProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.communicate()
         self._folder.cleanup()
@@ -86,46 +84,40 @@ class CleanProcess:
 
         Args:
             model: The model in memory.
-            expected: What `embed` gives for it.
+            expected: What `embed` returns for it, `(len(SENTENCES), embedding_dimension)`.
             name: The folder or repository.
             revision: Its commit. Defaults to None.
             token: As in `huggingface_hub`. Defaults to None.
         """
         body = model[0].model
+        is_quantized = getattr(body, "is_quantized", False)
         model_kwargs: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
-        options: dict[str, Any] = {"model_name_or_path": name, "device": str(model.device), "token": token}
-        if is_adapter := model.adapters != []:
-            if getattr(body, "is_quantized", False):
+        options = {"model_name_or_path": name, "device": str(model.device), "token": token, "revision": revision}
+        if model.adapters:
+            if is_quantized:
                 model_kwargs["quantization_config"] = _plain(body.config.quantization_config)
-        elif revision is not None:
-            # a full model is read from a cache of its own, which goes with this process; a base would be read again
-            options["cache_folder"] = self._folder.name
-        if revision is not None:
-            options["revision"] = revision
-            if is_adapter:  # sentence-transformers hands `revision` to the adapter's files, but not to its weights
+            if revision is not None:  # sentence-transformers passes `revision` to the adapter's files, not its weights
                 model_kwargs["adapter_kwargs"] = {"revision": revision}
+        elif revision is not None:
+            # A full model is read into a cache that ends with this process; a base LLM would be downloaded again.
+            options["cache_folder"] = self._folder.name
         answer = self._ask({**options, "model_kwargs": model_kwargs, "sentences": SENTENCES})
         if "error" in answer:
             return f"it does not open: {answer['error'].splitlines()[0]}"
         embeddings = np.array(answer["embeddings"], dtype=np.float32)
         if embeddings.shape != expected.shape:
             return f"its embeddings have the shape {embeddings.shape}, not {expected.shape}"
-        exact = model.dtype == torch.float32
-        tolerance = 1e-5 if exact and not getattr(body, "is_quantized", False) else 2e-2
+        tolerance = 1e-5 if model.dtype == torch.float32 and not is_quantized else 2e-2
         difference = float(np.abs(embeddings - expected).max() / np.abs(expected).max())
         if not difference <= tolerance:
             return f"its embeddings differ by {difference:.1e} of the largest number, where {tolerance:.0e} is allowed"
         return None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError("the clean process has no pipes")
-        try:
+        stdin, stdout = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
+        with suppress(BrokenPipeError):
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
-        except BrokenPipeError:
-            pass
         for line in stdout:
             if line.startswith("ANSWER"):
                 answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER"))

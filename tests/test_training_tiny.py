@@ -1,18 +1,16 @@
-"""Pretraining: text without evaluation data, rows that keep texts apart, any text, a run, its end, its resumption."""
+"""How the packaged model was made: text without evaluation data, rows that keep texts apart, a run, its triplets."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import math
-import multiprocessing
-import os
 import random
 import re
-import signal
-import time
+import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +26,24 @@ pytest.importorskip("accelerate")
 from st_prompteol import PromptEOL
 from st_prompteol.evaluation.senteval import _TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from tests.conftest import SENTENCES, PlainProcess
-from training import pretrain_tiny as script
-from training import tiny_triplets
-from training.arguments import parse_recipe
-from training.text import Text, evaluation_sentences, pack, read_text, read_wordnet, render_documents
+from training.arguments import parse_arguments, parse_recipe
+from training.tiny import pretrain as script
+from training.tiny import triplets
+from training.tiny.text import Text, evaluation_sentences, read_text, read_wordnet, render_documents
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*lr_scheduler.step.*:UserWarning", "ignore:.*tokenizers.*fork.*", "ignore:.*pin_memory.*"
-)
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning", "ignore:.*tokenizers.*fork.*")
 SUBJECTS = ("A baker", "The old captain", "Our neighbour", "A tired nurse", "The youngest of the sisters", "My uncle")
 VERBS = ("repairs", "paints", "forgets", "carries", "sells", "admires", "hides")
 OBJECTS = ("a wooden boat", "the garden gate", "three umbrellas", "her violin", "some warm bread", "the blue kettle")
 PLACES = ("near the harbour", "in the morning", "behind the station", "while it rains", "before dinner", "every week")
 PROMPT = 'This sentence : "{}" means in one word:"'
+# SentEval's formats
+WITH_HEADER = ("SICKRelatedness", "MRPC")
+LINES = dict.fromkeys(("STSBenchmark", STS_DEV_TASK), "g\tf\ty\t1\t{score}\t{first}\t{second}")
+LINES |= {"SICKRelatedness": "1\t{first}\t{second}\t{score}", "MRPC": "1\t1\t1\t{first}\t{second}"}
+LINES |= {"SST2": "{first}\t1", "TREC": "NUM:date {first}"}
+STS_LINES = ("{first}\t{second}", "{score}")
 WORDNET = """\
   1 The licence is indented.
 00000100 03 n 01 tool 0 001 ~ 00000200 n 0000 | an implement that people work with; "he hung every tool on the wall"
@@ -57,30 +60,15 @@ def invent(draw: random.Random) -> str:
 
 def write_task(folder: Path, task: str, draw: random.Random) -> None:
     """Writes the files of a SentEval task, with 12 sentences or pairs each, none of them in another file."""
-    columns = {"STSBenchmark": 7, STS_DEV_TASK: 7, "SICKRelatedness": 4, "MRPC": 5}
     for files in _TASKS[task].files.values():
-        lines: list[list[str]] = [[], []]
-        for number in range(12):
-            first, second = (f"{task.lower()} {files[0].lower()} {number}{side} {invent(draw)}" for side in "ab")
-            if len(files) == 2 and task.startswith("STS"):
-                lines[0].append(f"{first}\t{second}")
-                lines[1].append(f"{draw.random() * 5:.2f}")
-            elif task in columns:
-                cells = ["1"] * columns[task]
-                at = {"SICKRelatedness": 1, "MRPC": 3}.get(task, 5)
-                cells[at : at + 2] = first, second
-                lines[0].append("\t".join(cells))
-            elif task == "SST2":
-                lines[0].append(f"{first}\t{number % 2}")
-            elif task == "TREC":
-                lines[0].append(f"NUM:date {first}")
-            else:
-                for side in range(len(files)):
-                    lines[side].append(f"{side} {first}")
-        for name, content in zip(files, lines, strict=False):
+        for side, name in enumerate(files):
+            form = LINES.get(task) or (STS_LINES[side] if task in STS_TASKS else f"{side} {{first}}")
+            lines = [form.format(first="header", second="header", score=0)] if task in WITH_HEADER else []
+            for number in range(12):
+                first, second = (f"{task.lower()} {name.lower()} {number}{part} {invent(draw)}" for part in "ab")
+                lines.append(form.format(first=first, second=second, score=number % 5))
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            header = ["\t".join("header")] if task in ("SICKRelatedness", "MRPC") else []
-            (folder / name).write_text("\n".join([*header, *content]) + "\n", encoding="utf-8")
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +149,10 @@ def test_documents_are_bare_and_in_the_template_with_a_word() -> None:
 
 
 @given(st.lists(st.integers(1, 30), max_size=200))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 def test_rows_hold_every_document_whole(lengths: list[int]) -> None:
     documents = [[number] * length for number, length in enumerate(lengths)]
-    rows = pack(documents, 20)
+    rows = script.pack(documents, 20)
     assert sorted(document for row in rows for document in row) == [document[:20] for document in documents]
     assert all(sum(map(len, row)) <= 20 for row in rows)
     assert len(rows) <= 2 * math.ceil(sum(min(length, 20) for length in lengths) / 20)
@@ -176,7 +164,7 @@ def tokenizer(world: dict[str, str]) -> Any:
 
 
 @given(st.text())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_the_tokenizer_takes_any_text(tokenizer: Any, text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
     ids = tokenizer(text)["input_ids"]
@@ -207,25 +195,22 @@ def test_texts_in_a_row_do_not_see_each_other(tokenizer: Any) -> None:
 
 
 def words(world: dict[str, str], output_dir: Path, *more: str) -> list[str]:
-    """The command line of a run of 60 steps, with a checkpoint after every ten."""
+    """The command line of a run of 24 steps, with a checkpoint after every eight."""
     fixed = {"output_dir": str(output_dir), "vocab_size": 400, "hidden_size": 64, "intermediate_size": 64, **world}
     fixed |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "held_out_every": 10}
-    fixed |= {"max_steps": 60, "warmup_steps": 5, "save_steps": 10, "eval_steps": 20, "logging_steps": 1}
+    fixed |= {"max_steps": 24, "warmup_steps": 4, "save_steps": 8, "eval_steps": 8, "logging_steps": 1}
     fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "row_length": 64, "precision": "float32"}
     return [*(f"--{key}={value}" for key, value in fixed.items()), "--disable_tqdm", "true", *more]
 
 
-def losses(folder: Path, step: int) -> dict[int, float]:
-    state = json.loads((folder / f"checkpoint-{step}/trainer_state.json").read_text(encoding="utf-8"))
-    return {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
+def logged(folder: Path, key: str) -> dict[int, float]:
+    state = json.loads((folder / "checkpoint-24/trainer_state.json").read_text(encoding="utf-8"))
+    return {row["step"]: row[key] for row in state["log_history"] if key in row}
 
 
 @pytest.fixture(scope="module")
 def finished(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An unbroken run, and what it said; read only."""
-    import contextlib
-    import io
-
     output_dir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
     with contextlib.redirect_stdout(said):
         script.main(words(world, output_dir))
@@ -235,65 +220,33 @@ def finished(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_run_leaves_a_base_that_learned_the_text(finished: tuple[Path, str], plain: PlainProcess) -> None:
     output_dir, said = finished
     perplexities = [float(line.rsplit(" ", 1)[1]) for line in said.splitlines() if "perplexity" in line]
+    assert len(perplexities) == 4
     assert perplexities[0] > 1.2 * perplexities[-1]
-    assert perplexities[-1] < 40  # of 400 tokens
+    assert perplexities[-1] < 100  # of 400 tokens
     model = PromptEOL(str(output_dir))
     assert model.get_embedding_dimension() == 64
     model.save_pretrained(str(output_dir.parent / "saved"))
-    torch.testing.assert_close(
-        torch.tensor(plain.encode(output_dir.parent / "saved", SENTENCES)),
-        torch.tensor(model.encode(SENTENCES)),
-        atol=1e-5,
-        rtol=1e-5,
-    )
+    embeddings = torch.tensor(plain.encode(output_dir.parent / "saved", SENTENCES))
+    torch.testing.assert_close(embeddings, torch.tensor(model.encode(SENTENCES)), atol=1e-5, rtol=1e-5)
 
 
 def test_the_learning_rate_is_constant_and_then_decays(finished: tuple[Path, str]) -> None:
-    state = json.loads((finished[0] / "checkpoint-60/trainer_state.json").read_text(encoding="utf-8"))
-    rates = {row["step"]: row["learning_rate"] for row in state["log_history"] if "learning_rate" in row}
-    assert all(rates[step] == pytest.approx(1e-2) for step in range(6, 46))
-    assert all(rates[step] > rates[step + 1] for step in range(46, 59))
-    assert rates[60] < 1e-3
+    rates = logged(finished[0], "learning_rate")
+    assert all(rates[step] == pytest.approx(1e-2) for step in range(5, 19))
+    assert all(rates[step] > rates[step + 1] for step in range(19, 23))
+    assert rates[24] < 2e-3
 
 
-def child(argv: list[str]) -> None:
-    torch.set_num_threads(1)
-    script.main(argv)
-
-
-@pytest.fixture(scope="module")
-def start() -> Callable[[list[str]], Any]:
-    """Starts the script in processes of its own, from a server that has the slow imports behind it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
-
-    def start(argv: list[str]) -> Any:
-        process = context.Process(target=child, args=(argv,))
-        process.start()
-        return process
-
-    return start
-
-
-def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
-    finished: tuple[Path, str], world: dict[str, str], tmp_path: Path, start: Callable[[list[str]], Any]
+def test_a_resumed_run_ends_as_an_unbroken_one(
+    finished: tuple[Path, str], world: dict[str, str], tmp_path: Path
 ) -> None:
-    argv = words(world, tmp_path / "run", "--resume_from_checkpoint", "auto")
-    process = start(argv)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/checkpoint-20").exists():
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    last = start(argv)
-    last.join()
-    assert last.exitcode == 0
-    resumed, unbroken = losses(tmp_path / "run", 60), losses(finished[0], 60)
-    assert resumed.keys() == unbroken.keys()
-    assert all(resumed[step] == pytest.approx(unbroken[step], abs=1e-3) for step in unbroken)
-    one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", finished[0]))
+    run = tmp_path / "run"
+    shutil.copytree(finished[0] / "checkpoint-16", run / "checkpoint-16")
+    with pytest.raises(SystemExit, match="has a run already"):
+        script.main(words(world, run))
+    script.main(words(world, run, "--resume_from_checkpoint", "auto"))
+    assert logged(run, "loss") == pytest.approx(logged(finished[0], "loss"), abs=1e-3)
+    one, other = (load_file(folder / "model.safetensors") for folder in (run, finished[0]))
     for name, tensor in other.items():
         torch.testing.assert_close(one[name], tensor, atol=1e-3, rtol=0)
 
@@ -310,23 +263,15 @@ def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
 def test_a_mistake_ends_in_a_sentence(world: dict[str, str], tmp_path: Path, more: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         script.main(words(world, tmp_path / "run", *more))
-    assert str(stopped.value).startswith("pretrain_tiny.py: ")
+    assert str(stopped.value).startswith("pretrain.py: ")
     assert message in str(stopped.value)
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(finished: tuple[Path, str], world: dict[str, str]) -> None:
-    with pytest.raises(SystemExit, match="holds a run already"):
-        script.main(words(world, finished[0]))
-
-
 def test_triplets_come_from_everything_but_evaluation(
-    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "runs/triplets.jsonl"
-    monkeypatch.setattr(
-        "sys.argv", ["x", *(f"--{key}_dir={world[f'{key}_dir']}" for key in ("senteval", "nli")), f"--output={path}"]
-    )
-    tiny_triplets.main()
+    triplets.main([*(f"--{key}_dir={world[f'{key}_dir']}" for key in ("senteval", "nli")), f"--output={path}"])
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert f"{len(rows):,} triplets" in capsys.readouterr().out
     forbidden = evaluation_sentences(world["senteval_dir"])
@@ -346,14 +291,16 @@ def test_triplets_come_from_everything_but_evaluation(
             assert row["negative"].endswith(f" {number} 2")
 
 
-def test_the_recipe_s_model_fits_into_eight_megabytes_of_float16(tokenizer: Any) -> None:
-    root = Path(__file__).resolve().parents[1]
+def test_the_recipes_make_a_model_of_eight_megabytes_of_float16(tokenizer: Any) -> None:
     kinds = (script.TextArguments, script.ArchitectureArguments, script.PretrainingArguments)
-    _, architecture, run = parse_recipe(kinds, ["--config", str(root / "training/recipes/pretrain-tiny.yaml")])
-    assert run.output_dir == "runs/tiny-base"
+    _, architecture, run = parse_recipe(kinds, ["--config", str(ROOT / "training/tiny/pretrain.yaml")])
     parameters = script.build_model(architecture, tokenizer).num_parameters()  # with the tokens of a small tokenizer
     parameters += (architecture.vocab_size - len(tokenizer)) * architecture.hidden_size
     assert 2e6 <= parameters <= 8e6 / 2
+    model, data, tuning = parse_arguments(["--config", str(ROOT / "training/tiny/fine-tune.yaml")])
+    assert (model.model_name_or_path, model.lora_r) == (run.output_dir, 0)
+    assert data.train_file == "runs/tiny-triplets.jsonl"
+    assert (tuning.merge, tuning.merge_dtype, tuning.merge_layer) == (True, "float16", -2)
 
 
 @pytest.mark.shared
@@ -369,7 +316,7 @@ def test_the_real_text_holds_no_sentence_of_the_sts_tasks(shared: Path) -> None:
                 assert not {"".join(c for c in s.lower() if c.isalnum()) for s in row[5:7]} & seen
     assert len(text.sentences) > 100_000
     assert len(text.definitions) > 100_000
-    dog = next(synset for synset in read_wordnet(wordnet) if "domestic dog" in synset.words)
-    assert dog.words == ("dog", "domestic dog", "Canis familiaris")
-    assert dog.definition.startswith("a member of the genus Canis (probably descended from the common wolf)")
-    assert dog.examples == ("the dog barked all night",)
+    words, definition, examples = next(synset for synset in read_wordnet(wordnet) if "domestic dog" in synset[0])
+    assert words == ["dog", "domestic dog", "Canis familiaris"]
+    assert definition.startswith("a member of the genus Canis (probably descended from the common wolf)")
+    assert examples == ["the dog barked all night"]

@@ -1,9 +1,9 @@
-"""Trains a tokenizer and a small Llama from nothing, on a CPU too: the base LLM of `prompteol-tiny`.
+"""Trains a tokenizer and a small Llama from nothing, also on a CPU: the base LLM of the packaged model.
 
-python training/pretrain_tiny.py --config training/recipes/pretrain-tiny.yaml
+python training/tiny/pretrain.py --config training/tiny/pretrain.yaml
 
-Every key of a recipe is also a flag, and flags win. `--resume_from_checkpoint auto` goes on after a stop; with a lower
-`--max_steps` it goes on into the decay of the learning rate, so that a run can end well at any time.
+Every key of a recipe is also a flag, and flags override it. `--resume_from_checkpoint auto` resumes a stopped run;
+with a lower `--max_steps` it goes into the decay of the learning rate, so that a run can end well at any time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `training` is run from a checkout, not installed
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -31,15 +31,30 @@ from transformers import (
     default_data_collator,
     set_seed,
 )
+from transformers.hf_argparser import HfArg
 
-from training.arguments import choose_precision, parse_recipe
+from training.arguments import Precision, parse_recipe, prepare_arguments
 from training.failures import explained
-from training.run_folder import claimed
-from training.text import pack, read_text, render_documents
-from training.trainer import find_checkpoint
+from training.run_folder import claimed, find_checkpoint
+from training.tiny.text import read_text, render_documents
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
-_IGNORED = -100  # the label of what the loss leaves out
+DEFAULTS = {
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 16,
+    "learning_rate": 2e-3,  # after 200 steps of warm-up; constant until it decays
+    "warmup_steps": 200,
+    "weight_decay": 0.05,
+    "adam_beta2": 0.98,
+    "eval_strategy": "steps",
+    "eval_steps": 1000,
+    "save_strategy": "steps",
+    "save_steps": 1000,
+    "save_total_limit": 2,
+    "logging_steps": 100,
+    "report_to": "none",
+}
+_IGNORED = -100  # the label of tokens that the loss leaves out
 
 
 @dataclass
@@ -48,60 +63,40 @@ class TextArguments:
 
     _argument_group_name = "text"
 
-    senteval_dir: str = field(default="data", metadata={"help": "SentEval's data folder."})
-    nli_dir: str = field(default="nli", metadata={"help": "Folder of Parquet files with sentences: SNLI, MNLI."})
-    wordnet_dir: str = field(default="/usr/share/wordnet", metadata={"help": "Folder of WordNet's data files."})
-    held_out_every: int = field(default=200, metadata={"help": "One sentence in so many measures perplexity."})
+    senteval_dir: str = HfArg(default="data", help="SentEval's data folder.")
+    nli_dir: str = HfArg(default="nli", help="Folder of Parquet files with sentences: SNLI, MNLI.")
+    wordnet_dir: str = HfArg(default="/usr/share/wordnet", help="Folder of WordNet's data files.")
+    held_out_every: int = HfArg(default=200, help="One sentence in so many is for measuring perplexity.")
+    row_length: int = HfArg(default=128, help="Tokens of a row, which holds several texts.")
 
 
 @dataclass
 class ArchitectureArguments:
-    """The model: a Llama whose input and output embeddings are one."""
+    """The model: a Llama whose input and output embeddings are one; its configuration's own names."""
 
     _argument_group_name = "model"
 
-    vocab_size: int = field(default=6144, metadata={"help": "Tokens, of which 256 are bytes and 3 special."})
-    hidden_size: int = field(default=256, metadata={"help": "Numbers of an embedding."})
-    intermediate_size: int = field(default=512, metadata={"help": "Width of the feed-forward layers."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Blocks."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Heads of attention."})
-    num_key_value_heads: int = field(default=2, metadata={"help": "Heads whose keys and values are computed."})
-    max_position_embeddings: int = field(default=512, metadata={"help": "Most tokens of a text."})
-    row_length: int = field(default=128, metadata={"help": "Tokens of a row, which holds several texts."})
+    vocab_size: int = HfArg(default=6144, help="Tokens, of which 256 are bytes and 3 special.")
+    hidden_size: int = HfArg(default=256, help="Dimension of an embedding.")
+    intermediate_size: int = HfArg(default=512, help="Width of the feed-forward layers.")
+    num_hidden_layers: int = HfArg(default=4, help="Blocks.")
+    num_attention_heads: int = HfArg(default=4, help="Heads of attention.")
+    num_key_value_heads: int = HfArg(default=2, help="Heads of keys and values.")
+    max_position_embeddings: int = HfArg(default=512, help="Maximum tokens of a text.")
 
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
-    """The run: everything that transformers' trainer takes, with values for a small model."""
+    """The run: everything that transformers' trainer takes, and how the learning rate ends."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of checkpoints and of the result."})
-    precision: Literal["auto", "float32", "bf16", "fp16"] = field(
-        default="auto", metadata={"help": "Of computing. auto: what the hardware is made for."}
-    )
-    decay_share: float = field(default=0.25, metadata={"help": "Share of the steps, the last, in which it decays."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and step."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Rows per step of an evaluation."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "After warmup_steps; constant until it decays."})
-    warmup_steps: float = field(default=200, metadata={"help": "Steps of a linear rise."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Of matrices."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "Of AdamW."})
-    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
-    eval_steps: float | None = field(default=1000, metadata={"help": "Steps between perplexities."})
-    save_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
-    save_steps: float = field(default=1000, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    logging_steps: float = field(default=100, metadata={"help": "Steps between logs."})
-    report_to: str | None = field(default="none", metadata={"help": "wandb, tensorboard, mlflow, …, all or none."})
+    output_dir: str | None = HfArg(default=None, help="Folder of checkpoints and of the result.")
+    precision: Precision = HfArg(default="auto", help="Of the computation. auto: what the hardware supports natively.")
+    decay_share: float = HfArg(default=0.25, help="Share of the steps, the last, in which the learning rate decays.")
 
     def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise ValueError("A run needs an output_dir: pass --output_dir, or write the key into the recipe.")
+        prepare_arguments(self)
         if self.max_steps <= 0:
             raise ValueError(f"max_steps={self.max_steps} must be positive: the learning rate's decay counts from it.")
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or upstream refuses bf16 there
-        precision, _ = choose_precision(self.precision, self.use_cpu)
-        self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         self.lr_scheduler_type = "warmup_stable_decay"
         self.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(self.decay_share * self.max_steps)}
         super().__post_init__()
@@ -111,7 +106,7 @@ def pretrain(text_args: TextArguments, model_args: ArchitectureArguments, run_ar
     """Runs a recipe from text to a saved causal LM with its tokenizer."""
     checkpoint = find_checkpoint(run_args.output_dir, run_args.resume_from_checkpoint)
     if run_args.resume_from_checkpoint:
-        print(f"going on from: {checkpoint or 'the start, there is no whole checkpoint yet'}")
+        print(f"resuming from: {checkpoint or 'the start, there is no complete checkpoint yet'}")
     set_seed(run_args.seed)
 
     # 1. the text, of which some is held out
@@ -123,8 +118,8 @@ def pretrain(text_args: TextArguments, model_args: ArchitectureArguments, run_ar
     tokenizer = train_tokenizer(parts[0], model_args.vocab_size, model_args.max_position_embeddings)
 
     # 3. rows of whole texts, none of which sees another
-    train, held_out = (Rows(tokenizer, part, model_args.row_length) for part in parts)
-    print(f"rows of {model_args.row_length} tokens: {len(train):,} to train on, {len(held_out):,} held out")
+    train, held_out = (Rows(tokenizer, part, text_args.row_length) for part in parts)
+    print(f"rows of {text_args.row_length} tokens: {len(train):,} to train on, {len(held_out):,} held out")
 
     # 4. the model
     model = build_model(model_args, tokenizer)
@@ -144,7 +139,7 @@ def pretrain(text_args: TextArguments, model_args: ArchitectureArguments, run_ar
 
     # 6. the result
     trainer.save_model(run_args.output_dir)
-    print(f"perplexity of held-out text: {math.exp(trainer.evaluate()['eval_loss']):.2f}")
+    trainer.evaluate()
     print(f"saved: {run_args.output_dir}")
 
 
@@ -176,13 +171,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, max_length: int) 
 def build_model(args: ArchitectureArguments, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Returns the model with random weights."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden_size,
-        intermediate_size=args.intermediate_size,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
-        num_key_value_heads=args.num_key_value_heads,
-        max_position_embeddings=args.max_position_embeddings,
+        **{**asdict(args), "vocab_size": len(tokenizer)},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -216,11 +205,30 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
 
 
+def pack(documents: Iterable[list[int]], length: int, open_rows: int = 32) -> list[list[list[int]]]:
+    """Puts whole documents together into rows of at most `length` tokens; longer documents lose their end."""
+    rows: list[list[list[int]]] = []
+    waiting: list[tuple[int, list[list[int]]]] = []  # tokens that are left, documents
+    for document in documents:
+        document = document[:length]
+        fitting = [place for place, (left, _) in enumerate(waiting) if left >= len(document)]
+        if fitting:
+            left, row = waiting.pop(min(fitting, key=lambda place: waiting[place][0]))
+        else:
+            left, row = length, []
+            rows.append(row)
+        row.append(document)
+        waiting.append((left - len(document), row))
+        if len(waiting) > open_rows:
+            waiting.remove(min(waiting, key=lambda entry: entry[0]))
+    return rows
+
+
 class Perplexity(TrainerCallback):
-    """Adds perplexity to what an evaluation logs."""
+    """Prints the perplexity of the held-out text at each evaluation."""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        """Says it."""
+        """Prints it."""
         if state.is_world_process_zero:
             print(f"step {state.global_step}: perplexity of held-out text {math.exp(metrics['eval_loss']):.2f}")
 
@@ -228,10 +236,11 @@ class Perplexity(TrainerCallback):
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains; a mistake in it ends in one sentence."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    with explained("pretrain_tiny.py"):
-        *others, run_args = parse_recipe((TextArguments, ArchitectureArguments, PretrainingArguments), argv)
+    with explained("pretrain.py"):
+        kinds = TextArguments, ArchitectureArguments, PretrainingArguments
+        text_args, model_args, run_args = parse_recipe(kinds, argv, DEFAULTS)
         with claimed(run_args.output_dir):
-            pretrain(*others, run_args)
+            pretrain(text_args, model_args, run_args)
 
 
 if __name__ == "__main__":

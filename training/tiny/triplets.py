@@ -1,9 +1,9 @@
-"""Writes the triplets that `prompteol-tiny` is fine-tuned on, as a JSON Lines file for `train.py --train_file`.
+"""Writes the triplets that the packaged model is fine-tuned on, as a JSON Lines file for `train.py --train_file`.
 
-python training/tiny_triplets.py --senteval_dir ../shared/senteval --nli_dir ../shared/hub/datasets/nli
+python training/tiny/triplets.py --senteval_dir ../shared/senteval --nli_dir ../shared/hub/datasets/nli
 
 Inference (premise, entailment, contradiction), mostly of captions, and paraphrases, mostly from the news. No triplet
-holds a sentence that the model is chosen or tested by.
+has a sentence that the model is chosen or tested by.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `training` is run from a checkout, not installed
 
 from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
 from st_prompteol.files import replacing_file
 from training.data import ROLES, read_file
 from training.failures import explained
-from training.text import evaluation_sentences, is_forbidden, normalise, read_sick_train
+from training.tiny.text import evaluation_sentences, is_forbidden, normalise, read_sick_train
 
 Triplet = tuple[str, str, str]
-_ALIKE = 4.0  # out of 5: pairs that people gave as much count as paraphrases
+_ALIKE = 4.0  # out of 5: pairs with at least this score count as paraphrases
 
 
 def inference_triplets(nli_dir: str, rng: random.Random) -> Iterator[Triplet]:
@@ -36,13 +35,11 @@ def inference_triplets(nli_dir: str, rng: random.Random) -> Iterator[Triplet]:
         if "premise" in row.cells:
             hypotheses[row.cells["premise"]][row.cells["label"]].append(row.cells["hypothesis"])
     premises = list(hypotheses)
-    for premise, (entailed, _, contradicted) in ((p, [h[0], h[1], h[2]]) for p, h in hypotheses.items()):
-        for number, hypothesis in enumerate(entailed):
-            yield (
-                premise,
-                hypothesis,
-                contradicted[number % len(contradicted)] if contradicted else rng.choice(premises),
-            )
+    for premise, by_label in hypotheses.items():
+        contradicted = by_label[2]
+        for number, entailed in enumerate(by_label[0]):
+            negative = contradicted[number % len(contradicted)] if contradicted else rng.choice(premises)
+            yield premise, entailed, negative
 
 
 def paraphrase_triplets(senteval_dir: str, rng: random.Random) -> Iterator[Triplet]:
@@ -58,32 +55,27 @@ def paraphrase_triplets(senteval_dir: str, rng: random.Random) -> Iterator[Tripl
 
 def read_triplets(senteval_dir: str, nli_dir: str) -> list[Triplet]:
     """Returns the triplets, the same ones in the same order each time."""
-    forbidden = evaluation_sentences(senteval_dir)
-
-    def allowed(triplets: Callable[[random.Random], Iterable[Triplet]]) -> list[Triplet]:
+    forbidden, kept = evaluation_sentences(senteval_dir), list[Triplet]()
+    for read, folder in ((inference_triplets, nli_dir), (paraphrase_triplets, senteval_dir)):
         rng = random.Random(42)
-        kept = [
+        allowed = [
             triplet
-            for triplet in triplets(rng)
+            for triplet in read(folder, rng)
             if all(normalise(sentence) and not is_forbidden(sentence, forbidden) for sentence in triplet)
         ]
-        rng.shuffle(kept)
-        return kept
-
-    return [
-        *allowed(partial(inference_triplets, nli_dir)),
-        *allowed(partial(paraphrase_triplets, senteval_dir)),
-    ]
+        rng.shuffle(allowed)
+        kept += allowed
+    return kept
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--senteval_dir", default="data", help="SentEval's data folder.")
     parser.add_argument("--nli_dir", default="nli", help="Folder of Parquet files with premise, hypothesis, label.")
     parser.add_argument("--output", default="runs/tiny-triplets.jsonl")
-    args = parser.parse_args()
-    with explained("tiny_triplets.py"):
+    args = parser.parse_args(argv)
+    with explained("triplets.py"):
         triplets = read_triplets(args.senteval_dir, args.nli_dir)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(args.output) as staged:

@@ -1,4 +1,4 @@
-"""What was measured, from results files: rows of a table, `model-index`, and the Hub's `.eval_results`."""
+"""Results of `st-prompteol evaluate` for a card: its table, its `model-index`, and the Hub's `.eval_results`."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.evaluation.report import SHORT_NAMES, Row
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
-from st_prompteol.hub.markdown import one_line
+from st_prompteol.hub.markdown import escape, one_line
 
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
-# Of a run's settings, those that do not change what is measured beyond rounding, or only name it; the weights go by
-# the revision, as their bytes differ between the types of numbers that a model may be opened in
+# Settings of a run that change what is measured by no more than rounding, or only name it. Weights are compared by the
+# revision, as their bytes depend on the dtype that the model was opened in.
 _FREE_SETTINGS = ("method", "dtype", "weights")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The results that belong to a card.
+class ModelResults:
+    """The results that belong in a card.
 
     Args:
-        own: Task -> what the results file says, for the model itself.
+        own: Task -> content of the results file, for the model itself.
         base: Rows of its base model.
     """
 
     own: Mapping[str, Mapping[str, Any]]
     base: tuple[Row, ...]
 
-    def row(self, model: str, method: str) -> Row:
-        """Returns the model's own row of a table."""
-        return Row(model, method, {task: content["score"] for task, content in self.own.items()})
 
-
-def read_results(results_dir: str | os.PathLike[str], run: Run | None, base_model: str | None) -> Measured:
-    """Reads what `st-prompteol evaluate` has measured of a model and of its base.
+def read_results(
+    results_dir: str | os.PathLike[str] | None, run: Run | None, base_model: str | None
+) -> ModelResults | None:
+    """Reads the results of a model and of its base.
 
     Args:
-        results_dir: Its `--results-dir`.
+        results_dir: The `--results-dir` of `st-prompteol evaluate`. None: there are no results.
         run: The model as it is now. None for one that was trained since it was opened.
-        base_model: The base model, as it was evaluated. Without one there are no rows of it.
+        base_model: The base model, as it was evaluated. None: there are no rows of it.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If no result belongs to this model as it is now.
     """
+    if results_dir is None:
+        return None
     if not Path(results_dir).is_dir():
         raise FileNotFoundError(
             f"{os.fspath(results_dir)!r} is not a folder of results: pass the one that evaluate wrote."
@@ -83,49 +83,53 @@ def read_results(results_dir: str | os.PathLike[str], run: Run | None, base_mode
             + (f", but of {one_line(', '.join(sorted(others)))[:200]}" if others else "")
             + f": run `st-prompteol evaluate {run.model}` with this --results-dir first."
         )
-    rows = (Row(str(base_model), f"{method}, no training", scores) for method, scores in base.items())
-    return Measured(own, tuple(rows))
+    rows = (Row(str(base_model), f"{escape(method)}, no training", scores) for method, scores in base.items())
+    return ModelResults(own, tuple(rows))
 
 
-def eval_results(measured: Measured) -> list[EvalResult]:
+def eval_results(results: ModelResults) -> list[EvalResult]:
     """Returns the results as entries of a card's `model-index`, scores x100."""
     entries = []
-    for task, content in measured.own.items():
-        dataset = _dataset(task, content)
-        is_sts = _is_similarity(task, content)
+    for task, content in results.own.items():
+        dataset, is_similarity = _dataset(task, content), _is_similarity(task, content)
         is_folded = task in CROSS_VALIDATED_TASKS
+        metric = "Spearman cosine x100" if is_similarity else "Main score x100"
         entries.append(
             EvalResult(
-                task_type="semantic-similarity" if is_sts else "text-classification",
-                task_name="Semantic Similarity" if is_sts else "Classification",
+                task_type="semantic-similarity" if is_similarity else "text-classification",
+                task_name="Semantic Similarity" if is_similarity else "Classification",
                 dataset_type=dataset["id"],
                 dataset_name=f"{'MTEB' if 'dataset' in content else 'SentEval'} {SHORT_NAMES.get(task, task)}",
                 dataset_config=dataset["task_id"],
                 dataset_split="dev" if task == STS_DEV_TASK else "train" if is_folded else "test",
                 dataset_revision=dataset.get("revision"),
-                metric_type="spearman_cosine" if is_sts else "accuracy",
-                metric_name=("Spearman cosine x100" if is_sts else "Main score x100")
-                + ", mean of 10 held-out folds" * is_folded,
+                metric_type="spearman_cosine" if is_similarity else "accuracy",
+                metric_name=f"{metric}, mean of 10 held-out folds" if is_folded else metric,
                 metric_value=round(content["score"], 4),
             )
         )
     return entries
 
 
-def eval_result_files(measured: Measured) -> dict[str, str]:
-    """Returns the files of `.eval_results/`, name -> YAML, one a dataset, as the Hub reads them."""
-    files: dict[str, list[dict[str, Any]]] = {}
-    for task, content in measured.own.items():
-        dataset = _dataset(task, content)
-        settings = content.get("settings", {})
+def eval_result_files(results: ModelResults) -> dict[str, str]:
+    """Returns the files of `.eval_results/`, name -> YAML, one for each dataset, as the Hub reads them."""
+    files: dict[str, list[EvalResultEntry]] = {}
+    for task, content in results.own.items():
+        dataset, settings = _dataset(task, content), content.get("settings", {})
         notes = ["Spearman of cosines x100" if _is_similarity(task, content) else "main score x100"]
         notes += [one_line(f"{key} {settings[key]}") for key in ("method", "dtype") if settings.get(key)]
-        entry = {"dataset": dataset, "value": round(content["score"], 4), "notes": ", ".join(notes)}
-        if re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}Z", str(content.get("date"))):
-            entry["date"] = content["date"]
+        date = str(content.get("date"))
+        entry = EvalResultEntry(
+            dataset_id=dataset["id"],
+            task_id=dataset["task_id"],
+            dataset_revision=dataset.get("revision"),
+            value=round(content["score"], 4),
+            date=date if re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}Z", date) else None,
+            notes=", ".join(notes),
+        )
         name = re.sub(r"[^\w.-]+", "_", dataset["id"].split("/")[-1])
         files.setdefault(f"{name}.yaml", []).append(entry)
-    return {name: yaml_dump(entries, sort_keys=False) for name, entries in files.items()}
+    return {name: yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False) for name, entries in files.items()}
 
 
 def _is_similarity(task: str, content: Mapping[str, Any]) -> bool:
@@ -135,8 +139,7 @@ def _is_similarity(task: str, content: Mapping[str, Any]) -> bool:
 
 
 def _dataset(task: str, content: Mapping[str, Any]) -> dict[str, str]:
-    dataset: dict[str, str] = dict(content.get("dataset") or {"id": REPOSITORY, "task_id": task})
-    return dataset
+    return {**(content.get("dataset") or {"id": REPOSITORY, "task_id": task})}
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def _senteval_results(results_dir: str | os.PathLike[str]) -> Iterator[dict[str,
 
 
 def _mteb_results(results_dir: str | os.PathLike[str], run: Run) -> Iterator[dict[str, Any]]:
-    """Yields mteb's own files for a model, in the shape of ours: `<model>/<revision>/<task>.json`."""
+    """Yields what mteb wrote for a model, `<model>/<revision>/<task>.json`, in the form of our results."""
     for path in sorted(Path(results_dir, "mteb").rglob("*.json")):
         # the settings stand behind the revision where the files alone do not say them
         if path.parent.name not in (run.revision, f"{run.revision}-{run.digest}"):

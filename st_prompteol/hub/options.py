@@ -1,0 +1,70 @@
+"""What the author of a model adds to its card."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """What the author of a model adds to its card.
+
+    Args:
+        base_model: The repository of the base LLM, needed where the adapter or the model was made from a copy in a
+            folder. Defaults to None: what the adapter, an earlier card or the model's configuration say; a local
+            folder is not named.
+        license: Identifier of a licence, e.g. `"apache-2.0"`. Defaults to None: that of an earlier card, or else of
+            the base model.
+        language: Codes of languages, e.g. `"en"`. Defaults to None: those of an earlier card.
+        datasets: Repositories of training data. Defaults to None: those of an earlier card.
+        hardware: What the model was trained on. Defaults to None: this machine, if it was trained in this process.
+        limits: What else a user must know, in Markdown. Defaults to None.
+        results_dir: Where `st-prompteol evaluate` has put its results. Defaults to None: no table.
+
+    Raises:
+        ValueError: If one of them is not valid in a card's metadata.
+    """
+
+    base_model: str | None = None
+    license: str | None = None
+    language: str | Sequence[str] | None = None
+    datasets: Sequence[str] | None = None
+    hardware: str | None = None
+    limits: str | None = None
+    results_dir: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in (self.base_model, *(self.datasets or ())):
+            if name is not None:
+                check_repository(name)
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise ValueError(f"{self.license!r} does not identify a licence: write, e.g., apache-2.0, or other.")
+        for tag in self.languages or ():
+            if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,8})*|code|multilingual", tag):
+                raise ValueError(f"{tag!r} is not the code of a language: write, e.g., en.")
+
+    @property
+    def languages(self) -> list[str] | None:
+        """The codes of languages as a list, None if there are none."""
+        return [self.language] if isinstance(self.language, str) else list(self.language or ()) or None
+
+
+def check_repository(name: str) -> None:
+    """Raises ValueError for what cannot be the name of a repository."""
+    if not is_repository(name):
+        raise ValueError(f"{name!r} cannot be the name of a repository: write it as user/name.")
+
+
+def is_repository(name: str) -> bool:
+    """Whether this could be the name of a repository."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True

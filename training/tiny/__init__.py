@@ -1,0 +1,1 @@
+"""How the packaged model was made, from text to weights."""
