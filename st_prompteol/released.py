@@ -28,5 +28,5 @@ def find_released(model_name_or_path: str | None) -> str | None:
 @lru_cache(maxsize=1)  # once a process
 def _say_what_it_is_for() -> None:
     logger.warning(
-        "This is prompteol-tiny, a model of 4 million parameters for trying things out: name a larger one for work."
+        "This is prompteol-tiny, a model of 3 million parameters for trying things out: name a larger one for work."
     )
