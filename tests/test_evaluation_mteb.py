@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from st_prompteol import Demonstration, PromptEOL
+from st_prompteol import TINY, Demonstration, PromptEOL
 from st_prompteol.evaluation.mteb import evaluate_mteb
 
 from .test_evaluation_data import hub_environment, load_hub_server
@@ -52,10 +52,10 @@ def scores(folder: Path, results: Path, tasks: list[str], way: str, environment:
     return found
 
 
-def compare(shared: Path, stories: str, tmp_path: Path, tasks: list[str]) -> dict[str, float]:
+def compare(shared: Path, model: str, tmp_path: Path, tasks: list[str]) -> dict[str, float]:
     """Runs tasks both ways, then ours once more offline from its cache, and returns the scores."""
-    folder = tmp_path / "stories-prompteol"
-    PromptEOL(stories, demonstrations=[Demonstration("A jockey riding a horse.", "Equestrian")]).save_pretrained(
+    folder = tmp_path / "some-prompteol"
+    PromptEOL(model, demonstrations=[Demonstration("A jockey riding a horse.", "Equestrian")]).save_pretrained(
         str(folder)
     )
     module = load_hub_server(shared)
@@ -65,16 +65,13 @@ def compare(shared: Path, stories: str, tmp_path: Path, tasks: list[str]) -> dic
         environment = hub_environment(hub.url, tmp_path / "home")
         ours = scores(folder, tmp_path / "ours", tasks, "ours", environment)
         plain = scores(folder, tmp_path / "plain", tasks, "plain", environment)
-    # Embeddings are equal to 1e-5. Ranks of nearly equal pairs may change places: 0.01 points of 100. MTEB's
-    # classifier stops before it has converged: a few of the 30,800 predictions of Banking77 may be another class.
-    for name, score in plain.items():
-        assert ours[name] == pytest.approx(score, abs=1e-4), name
-    assert ours.keys() == plain.keys()
+    # embeddings are equal to 1e-5, so that ranks of nearly equal pairs may change places: 0.01 points of 100
+    assert ours == pytest.approx(plain, abs=1e-4)
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
     assert scores(folder, tmp_path / "ours", tasks, "ours", offline) == pytest.approx(ours, abs=1e-6)
     results = [path.relative_to(tmp_path / "ours") for path in (tmp_path / "ours").rglob("*.json")]
     assert {path.stem for path in results} - {"model_meta"} == set(tasks)
-    assert all(any("stories-prompteol" in part for part in path.parts) for path in results), results
+    assert all(any("some-prompteol" in part for part in path.parts) for path in results), results
     assert all(any(part.startswith("local-") for part in path.parts) for path in results), results
     return ours
 
@@ -84,9 +81,11 @@ def test_one_task_over_the_loopback_hub(shared: Path, stories: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_sts_and_banking_over_the_loopback_hub(shared: Path, stories: str, tmp_path: Path) -> None:
+def test_sts_and_banking_over_the_loopback_hub(shared: Path, tmp_path: Path) -> None:
+    # With stories260k, which tells few of the 77 classes apart, the classifier of MTEB, which stops before it has
+    # converged, differs by 0.02 points between plain sentence-transformers with batches of 32 and of 8.
     tasks = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "Banking77Classification"]
-    compare(shared, stories, tmp_path, tasks)
+    compare(shared, TINY, tmp_path, tasks)
 
 
 def test_an_unknown_task_names_the_nearest(causal_lms: dict[str, str]) -> None:
