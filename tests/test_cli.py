@@ -166,7 +166,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
          "--workers and --cpus-per-worker have no effect without --engine ray"),
         (["evaluate", "tiny", "--at-layer", "-2"], "--at-layer has no effect without --methods"),
         (["evaluate", "tiny", "--methods", "--layer", "-2"], "--layer has no effect beside --methods"),
-        (["evaluate", "tiny", "--mteb", "STSBenchmark", "--fast"], "--fast has no effect on MTEB's tasks"),
+        (["evaluate", "tiny", "--mteb", "STS12", "--data-dir", "x"], "--data-dir has no effect on MTEB's tasks"),
         ([*build, "--dictionary", "d", "--llm-count", "3"], "--llm-count has no effect"),
         ([*build, "--llm", "x", "--timeout", "9"], "--timeout has no effect on an LLM"),
         ([*build, "--llm", "x", "--provider", "auto", "--device", "cpu"], "--device has no effect on an LLM at an"),

@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from st_prompteol import TINY
 from st_prompteol.cli import app
 from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
-from st_prompteol.evaluation.report import SHORT_NAMES
+from st_prompteol.evaluation.score_table import SHORT_NAMES
 
 from .conftest import build_senteval, build_tokenizer
 from .hubserver import Hub

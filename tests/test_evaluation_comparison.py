@@ -25,16 +25,9 @@ from typer.testing import CliRunner
 
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate
 from st_prompteol.cli import app
-from st_prompteol.evaluation.comparison import Comparison
-from st_prompteol.evaluation.methods import (
-    MaskTokenPooling,
-    apply_decoder_methods,
-    apply_encoder_methods,
-    decoder_methods,
-)
-from st_prompteol.evaluation.results import Run
-from st_prompteol.evaluation.runner import expand_tasks, run_tasks
-from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
+from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Comparison, Run, run_tasks
+from st_prompteol.evaluation.methods import MaskTokenPooling, apply_decoder_methods, apply_encoder_methods
+from st_prompteol.evaluation.runner import expand_tasks
 
 from .conftest import SENTENCES, WORDS, build_causal_lm, build_senteval
 
@@ -74,9 +67,9 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_decoder_methods_are_the_pipelines_that_they_say(causal_lms: dict[str, str]) -> None:
     path = causal_lms["llama"]
     shot = Demonstration("meat from a deer.", "Venison")
-    methods = decoder_methods(path, layers=(-1, -2), demonstrations=[shot])
     embeddings = {
-        method.name: model.encode(SENTENCES) for method, model in apply_decoder_methods(PromptEOL(path), methods)
+        name: model.encode(SENTENCES)
+        for name, model in apply_decoder_methods(PromptEOL(path), "facebook/opt-13b", layers=(-1, -2))
     }
     bare = PromptEOL(path, template="none")
     mean = SentenceTransformer(modules=[bare[0], Pooling(32, "mean")])
@@ -95,7 +88,7 @@ def test_decoder_methods_are_the_pipelines_that_they_say(causal_lms: dict[str, s
 
 def test_the_masked_prompt_reads_the_mask_and_survives_long_sentences(bert: str) -> None:
     sentences = ["a man rides a horse", "the dog sings", "a cat " * 100, "big [ MASK ] dog"]
-    by_name = {method.name: model.encode(sentences) for method, model in apply_encoder_methods(bert, device="cpu")}
+    by_name = {name: model.encode(sentences) for name, model in apply_encoder_methods(bert, device="cpu")}
     assert list(by_name) == ["mean of tokens", "masked prompt", "masked prompt without the period"]
     transformer = Transformer(bert)
     body, tokenizer = transformer.model.eval(), transformer.tokenizer
@@ -113,13 +106,13 @@ def test_the_masked_prompt_reads_the_mask_and_survives_long_sentences(bert: str)
 
 
 def test_a_mask_in_a_sentence_is_text(bert: str) -> None:
-    for method, model in apply_encoder_methods(bert, device="cpu"):
+    for name, model in apply_encoder_methods(bert, device="cpu"):
         masks = (model.preprocess(["big [MASK] dog"])["input_ids"] == 4).sum()
-        assert masks == ("masked" in method.name)
+        assert masks == ("masked" in name)
 
 
 def test_a_row_without_mask_is_refused(causal_lms: dict[str, str]) -> None:
-    pooling = MaskTokenPooling(8, mask_token_id=4)
+    pooling = MaskTokenPooling(mask_token_id=4)
     with pytest.raises(ValueError, match="without the mask token"):
         pooling({"input_ids": torch.tensor([[1, 4], [1, 2]]), "token_embeddings": torch.zeros(2, 2, 8)})
     with pytest.raises(ValueError, match="neither a decoder LLM nor a masked language model"):
@@ -159,8 +152,6 @@ class TestResultsOnDisk:
         assert self.run(model, data_dir, tmp_path) == neither
         assert self.run(model, data_dir, tmp_path) == both
         assert self.run(model, data_dir, tmp_path, rerun=True) == neither
-        assert self.run(model, data_dir, tmp_path, fast=True) == {"STSBenchmark": True, "MR": False}
-        assert self.run(model, data_dir, tmp_path, fast=True) == both
         model.layer = -2
         assert self.run(model, data_dir, tmp_path) == neither
         model.template = PromptTemplate("{sentence} is")

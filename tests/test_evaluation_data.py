@@ -49,28 +49,35 @@ def archive(path: Path, **members: str | tarfile.TarInfo) -> Path:
 
 
 @pytest.mark.shared
-def test_the_archive_is_fetched_once_and_found_wherever_its_root_is(shared: Path, tmp_path: Path) -> None:
+def test_the_archive_is_fetched_once_and_a_hub_model_s_results_lie_under_its_commit(
+    shared: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "repository"
     source.mkdir()
     archive(source / "senteval.tar", downstream__STS__x="1", downstream__MR__y="2")
     hub = load_hub_server(shared).Hub()
     hub.seed("dataset", "princeton-nlp/datasets-for-simcse", source)
-    code = "from st_prompteol.evaluation.data import senteval_folder; print(senteval_folder())"
+    hub.seed("model", "tinyllamas/stories260k", shared / "hub/models/tinyllamas/stories260k")
+    commit = hub.repos["model", "tinyllamas/stories260k"].branches["main"]
+    code = (
+        "from st_prompteol import PromptEOL; from st_prompteol.evaluation import Run, senteval_folder\n"
+        "print(senteval_folder()); print(senteval_folder())\n"
+        "name = 'tinyllamas/stories260k'; print(Run.of(PromptEOL(name), name, 'x').folder('results'))"
+    )
     with hub:
-        folders = [
-            subprocess.run(
-                [sys.executable, "-c", code],
-                env=hub_environment(hub.url, tmp_path / "home"),
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-            for _ in range(2)
-        ]
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=hub_environment(hub.url, tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         downloads = [line for line in map(str, hub.log) if "senteval.tar" in line and "GET" in line]
-    assert folders[0] == folders[1]
-    assert sorted(os.listdir(folders[0])) == ["MR", "STS"]
+    first, second, results = done.stdout.splitlines()
+    assert first == second
+    assert sorted(os.listdir(first)) == ["MR", "STS"]
     assert len(downloads) <= 2  # one, and the content delivery network's
+    assert results.startswith(f"results/tinyllamas__stories260k/{commit[:18]}/x-")
 
 
 @pytest.mark.parametrize(
@@ -99,23 +106,3 @@ def test_a_damaged_archive_and_a_missing_folder_are_named(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         senteval_folder(tmp_path / "missing")
     assert senteval_folder(tmp_path) == tmp_path
-
-
-@pytest.mark.shared
-def test_a_hub_model_s_results_lie_under_its_commit(shared: Path, tmp_path: Path) -> None:
-    hub = load_hub_server(shared).Hub()
-    hub.seed("model", "tinyllamas/stories260k", shared / "hub/models/tinyllamas/stories260k")
-    commit = hub.repos["model", "tinyllamas/stories260k"].branches["main"]
-    code = (
-        "from st_prompteol import PromptEOL; from st_prompteol.evaluation.results import Run\n"
-        "name = 'tinyllamas/stories260k'; print('FOLDER', Run.of(PromptEOL(name), name, 'x').folder('results'))"
-    )
-    with hub:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=hub_environment(hub.url, tmp_path / "home"),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    assert f"FOLDER results/tinyllamas__stories260k/{commit[:18]}/x-" in done.stdout

@@ -77,8 +77,8 @@ def test_sst_and_trec(tmp_path):
         ("input.OnWN", "", "STS.input.OnWN.txt is empty: unpack"),
         ("input.OnWN", "a\tb\nalone\nc\td\n", r"STS.input.OnWN.txt, line 2, has 1 tab-separated column\(s\) where 2"),
         ("input.OnWN", "a\tb\n", "STS.input.OnWN.txt has 1 lines and .*STS.gs.OnWN.txt has 3"),
-        ("gs.OnWN", "1\n2\nfour\n", "STS.gs.OnWN.txt, line 3: the gold score 'four' is no number"),
-        ("gs.OnWN", "1\nnan\n2\n", "STS.gs.OnWN.txt, line 2: the gold score 'nan' is no number"),
+        ("gs.OnWN", "1\n2\nfour\n", "STS.gs.OnWN.txt, line 3: the gold score 'four' is not a number"),
+        ("gs.OnWN", "1\nnan\n2\n", "STS.gs.OnWN.txt, line 2: the gold score 'nan' is not a number"),
         ("gs.OnWN", "\n\n\n", "STS.gs.OnWN.txt has no labelled line"),
     ],
 )

@@ -31,7 +31,7 @@ RANKS = [
         "released",
         "spelling",
     },
-    {"body", "tokens", "fast"},
+    {"body", "tokens", "fast", "output"},
     {"stock"},
     {"modules"},
     {"cut"},

@@ -117,7 +117,7 @@ def search(
     quiet()
     from st_prompteol.demonstrations import read_candidates, read_pairs, search_demonstrations, sts_b_dev
     from st_prompteol.demonstrations.report import plot, summarize, write_table
-    from st_prompteol.evaluation.report import import_figure
+    from st_prompteol.output import import_figure
 
     import_figure()  # before hours of work rather than after them
     read_layers = None if layers is None else _numbers(layers)

@@ -10,7 +10,7 @@ import typer
 from st_prompteol.cli.options import BatchSize, quiet, refuse_unused, takes_model_options
 
 if TYPE_CHECKING:
-    from st_prompteol.evaluation.report import Row
+    from st_prompteol.evaluation.score_table import Row
 
 
 @takes_model_options
@@ -28,7 +28,6 @@ def evaluate(
     mteb: Annotated[list[str] | None, typer.Option(help="MTEB task or benchmark to run; repeat for more.")] = None,
     methods: Annotated[bool, typer.Option("--methods", help="Compare the paper's ways of taking the vector.")] = False,
     layers: Annotated[list[int] | None, typer.Option("--at-layer", help="Layer for --methods; repeat.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="scikit-learn's classifier for the transfer tasks.")] = False,
     results_dir: Annotated[
         str, typer.Option(help="Where results are kept; finished tasks are not run again.")
     ] = "results",
@@ -43,10 +42,9 @@ def evaluate(
     else:
         refuse_unused(context, "without --methods", "layers")
     if mteb and not tasks:
-        refuse_unused(context, "on MTEB's tasks", "data_dir", "fast")
+        refuse_unused(context, "on MTEB's tasks", "data_dir")
     quiet()
-    from st_prompteol.evaluation.comparison import Comparison
-    from st_prompteol.evaluation.report import published_rows, write_table
+    from st_prompteol.evaluation import Comparison, plot_scaling, published_rows, write_scores
 
     comparison = Comparison(
         tasks=tuple(tasks or (() if mteb else ("all",))),
@@ -55,7 +53,6 @@ def evaluate(
         results_dir=results_dir,
         methods=methods,
         layers=tuple(layers or (-1,)),
-        fast=fast,
         rerun=rerun,
         batch_size=batch_size,
     )
@@ -69,14 +66,12 @@ def evaluate(
         for row in comparison.run(name, model_options, show=show, show_progress_bar=sys.stderr.isatty()):
             rows.append(row)
             if output:
-                write_table(rows, output)
+                write_scores(rows, output)
     rows += published_rows(rows)
     _print_rows(rows)
     if output:
-        write_table(rows, output)
+        write_scores(rows, output)
     if plot:
-        from st_prompteol.evaluation.report import plot_scaling
-
         plot_scaling(rows, plot)
 
 
@@ -85,7 +80,7 @@ def _print_rows(rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from st_prompteol.evaluation.report import table
+    from st_prompteol.evaluation.score_table import table
 
     header, *body = table(rows)
     one_model = len({line[0] for line in body}) == 1

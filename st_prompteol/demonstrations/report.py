@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 
 from st_prompteol.demonstrations.search import SearchResult, Trial
-from st_prompteol.evaluation.report import import_figure
 from st_prompteol.files import replacing_file
+from st_prompteol.output import import_figure
 
 _HEADER = ("rank", "sentence", "word", "source", "layer", "pairs", "score", "gain over none", "low", "high")
 

@@ -1,20 +1,31 @@
-"""Evaluation of embedding models on the paper's 14 SentEval tasks."""
+"""Evaluation of embedding models: the paper's 14 SentEval tasks, MTEB, and models side by side."""
 
 from __future__ import annotations
 
-from st_prompteol.evaluation.encoding import EmbeddingCache
+from st_prompteol.evaluation.cache import EmbeddingCache
+from st_prompteol.evaluation.comparison import Comparison
+from st_prompteol.evaluation.data import senteval_folder
+from st_prompteol.evaluation.mteb import evaluate_mteb
+from st_prompteol.evaluation.results import Run
+from st_prompteol.evaluation.runner import evaluate_sts, evaluate_transfer, run_tasks
+from st_prompteol.evaluation.score_table import Row, plot_scaling, published_rows, write_scores
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult
-from st_prompteol.evaluation.sts import evaluate_sts, evaluate_sts_task
-from st_prompteol.evaluation.transfer import evaluate_transfer, evaluate_transfer_task
 
 __all__ = [
     "STS_DEV_TASK",
     "STS_TASKS",
     "TRANSFER_TASKS",
+    "Comparison",
     "EmbeddingCache",
+    "Row",
+    "Run",
     "TaskResult",
+    "evaluate_mteb",
     "evaluate_sts",
-    "evaluate_sts_task",
     "evaluate_transfer",
-    "evaluate_transfer_task",
+    "plot_scaling",
+    "published_rows",
+    "run_tasks",
+    "senteval_folder",
+    "write_scores",
 ]

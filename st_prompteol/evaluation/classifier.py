@@ -49,13 +49,9 @@ class Split:
     test: Rows | None = None
 
     @property
-    def sizes(self) -> tuple[int, int | None, int]:
+    def sizes(self) -> tuple[int | None, ...]:
         """Numbers of rows. Splits of equal sizes can be trained together."""
-        return (
-            len(self.train),
-            None if self.validation is None else len(self.validation),
-            0 if self.test is None else len(self.test),
-        )
+        return tuple(None if rows is None else len(rows) for rows in (self.train, self.validation, self.test))
 
 
 @dataclass(frozen=True)
@@ -125,17 +121,15 @@ def train_classifiers(
 
 
 def initial_weight(dim: int, n_classes: int, seed: int) -> Tensor:
-    """Draws what `torch.nn.Linear(dim, n_classes)` draws after `torch.manual_seed(seed)`, but from its own generator.
+    """Draws what `torch.nn.Linear(dim, n_classes)` draws after `torch.manual_seed(seed)`; torch's own seed stays.
 
     Returns:
         Weight and, in the last column, bias: shape `(n_classes, dim + 1)`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))  # Kaiming's with a = sqrt(5), in torch's steps of rounding
-    bound = math.sqrt(3) * (gain / math.sqrt(dim))
-    weight = torch.empty(n_classes, dim).uniform_(-bound, bound, generator=generator)
-    bias = torch.empty(n_classes, 1).uniform_(-1 / math.sqrt(dim), 1 / math.sqrt(dim), generator=generator)
-    return torch.cat([weight, bias], dim=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        layer = torch.nn.Linear(dim, n_classes)
+    return torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
 
 
 def _stack(rows: Sequence[Rows | None]) -> Tensor:

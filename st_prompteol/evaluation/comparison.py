@@ -13,17 +13,17 @@ from transformers import AutoConfig
 from st_prompteol.adapters import quantization_config
 from st_prompteol.decoders import has_file, is_decoder
 from st_prompteol.evaluation.data import senteval_folder
-from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods, decoder_methods
+from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods
 from st_prompteol.evaluation.mteb import evaluate_mteb
-from st_prompteol.evaluation.report import FORMATS, Row
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
+from st_prompteol.evaluation.score_table import Row
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
 from st_prompteol.failures import explain_opening
 from st_prompteol.model import PromptEOL
+from st_prompteol.output import FIGURES, TABLES, check_output
 from st_prompteol.released import find_released
 
-AS_IT_IS = "as it is"
 _OWN = {"template", "demonstrations", "layer", "max_seq_length"}  # options that only `PromptEOL` takes
 
 
@@ -39,7 +39,6 @@ class Comparison:
         methods: Whether to compare the paper's ways of taking the vector, instead of the model as it is. Defaults to
             False.
         layers: The hidden states that `methods` reads. Defaults to the last.
-        fast: Whether scikit-learn's classifier stands in for SentEval's. Defaults to False.
         rerun: Whether to run finished tasks again. Defaults to False.
         batch_size: The models' batch size. Defaults to 32.
     """
@@ -50,7 +49,6 @@ class Comparison:
     results_dir: str = "results"
     methods: bool = False
     layers: tuple[int, ...] = (-1,)
-    fast: bool = False
     rerun: bool = False
     batch_size: int = 32
 
@@ -59,13 +57,10 @@ class Comparison:
         if self.tasks:
             folder = senteval_folder(self.data_dir)
             check_tasks(folder, expand_tasks(self.tasks), (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))
-        if output is not None and Path(output).suffix not in FORMATS:
-            raise ValueError(f"Unknown table format {output!r}: end its name in {', '.join(FORMATS)}.")
-        if plot is not None and Path(plot).suffix not in (".png", ".svg"):
-            raise ValueError(f"Unknown picture format {plot!r}: end its name in .png or .svg.")
-        for path in (output, plot):
-            if path is not None and not Path(path).resolve().parent.is_dir():
-                raise FileNotFoundError(f"The folder of {path!r} does not exist: make it, then run again.")
+        if output is not None:
+            check_output(output, TABLES)
+        if plot is not None:
+            check_output(plot, FIGURES)
 
     def run(
         self,
@@ -101,7 +96,6 @@ class Comparison:
                     senteval_folder(self.data_dir),
                     expand_tasks(self.tasks),
                     results_dir=self.results_dir,
-                    fast=self.fast,
                     rerun=self.rerun,
                     batch_size=self.batch_size,
                     show_progress_bar=show_progress_bar,
@@ -127,32 +121,33 @@ class Comparison:
     def _is_as_published(self, name: str, options: Mapping[str, Any]) -> bool:
         """Whether the name and revision alone say how the embeddings came about."""
         changes = options.keys() - {"device", "device_map", "revision"}
-        hub_kwargs = {"revision": options["revision"]} if "revision" in options else {}
-        return not self.methods and not changes and has_file(name, "modules.json", hub_kwargs)
+        return not self.methods and not changes and has_file(name, "modules.json", _hub_kwargs(options))
 
     def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
-        hub_kwargs = {"revision": options["revision"]} if "revision" in options else {}
-        is_saved = has_file(name, "modules.json", hub_kwargs)
-        is_llm = _is_llm(name, hub_kwargs)
+        """Yields a model per method, with the method's name."""
+        is_saved = has_file(name, "modules.json", _hub_kwargs(options))
+        is_llm = _is_llm(name, _hub_kwargs(options))
         if self.methods and is_llm:
             decoder = PromptEOL(name, **{"template": "prompteol", **options})
-            for method, model in apply_decoder_methods(decoder, decoder_methods(name, self.layers)):
-                yield method.name, model
-        elif self.methods and not is_saved:
-            for method, model in apply_encoder_methods(name, **_upstream_options(options)):
-                yield method.name, model
-        elif is_llm:
+            yield from apply_decoder_methods(decoder, name, self.layers)
+            return
+        if self.methods and not is_saved:
+            yield from apply_encoder_methods(name, **_upstream_options(options))
+            return
+        if is_llm:
             try:
                 model = PromptEOL(name, **options)
             except ValueError:
                 if not is_saved or _OWN & options.keys():
-                    raise
-                # a sentence-transformers model around an LLM, of another form than ours
-                yield AS_IT_IS, SentenceTransformer(name, **_upstream_options(options))
+                    raise  # otherwise a sentence-transformers model around an LLM, of another form than ours
             else:
                 yield method_name(model), model
-        else:
-            yield AS_IT_IS, SentenceTransformer(name, **_upstream_options(options))
+                return
+        yield "as it is", SentenceTransformer(name, **_upstream_options(options))
+
+
+def _hub_kwargs(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"revision": options["revision"]} if "revision" in options else {}
 
 
 def _is_llm(name: str, hub_kwargs: dict[str, Any]) -> bool:

@@ -67,19 +67,14 @@ def evaluate_mteb(
 
 
 def _select(mteb: Any, names: Sequence[str]) -> list[Any]:
-    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
-    tasks = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
-    selected: list[Any] = []
+    tasks = {task.metadata.name: [task] for task in mteb.get_tasks(exclude_superseded=False)}
+    known = tasks | {benchmark.name: benchmark.tasks for benchmark in mteb.get_benchmarks()}
     for name in names:
-        if name in benchmarks:
-            selected.extend(benchmarks[name].tasks)
-        elif name in tasks:
-            selected.append(mteb.get_task(name))
-        else:
-            near = difflib.get_close_matches(name, [*tasks, *benchmarks], n=3)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "see mteb.get_tasks() and mteb.get_benchmarks()."
             raise ValueError(f"mteb knows no task or benchmark {name!r}: {hint}")
-    return selected
+    return [task for name in names for task in known[name]]
 
 
 def _repository(name: str) -> str:

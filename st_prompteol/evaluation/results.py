@@ -91,10 +91,8 @@ def revision_of(name: str, revision: str | None = None) -> str:
     return f"local-{digest_of_files(files, named_in=name)[:12]}"
 
 
-def save_result(
-    results_dir: str | Path, run: Run, result: TaskResult, data_dir: str | Path, seconds: float, stored_as: str
-) -> None:
-    """Writes the result of a task, with what it takes to trust it, to `<stored_as>.json`."""
+def save_result(results_dir: str | Path, run: Run, result: TaskResult, data_dir: str | Path, seconds: float) -> None:
+    """Writes the result of a task, with what it takes to trust it, to `<task>.json`."""
     folder = run.folder(results_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -111,18 +109,16 @@ def save_result(
         "seconds": round(seconds, 3),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    with replacing_file(folder / f"{stored_as}.json") as staged:
+    with replacing_file(folder / f"{result.task}.json") as staged:
         staged.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def load_result(
-    results_dir: str | Path, run: Run, task: str, data_dir: str | Path, stored_as: str
-) -> TaskResult | None:
+def load_result(results_dir: str | Path, run: Run, task: str, data_dir: str | Path) -> TaskResult | None:
     """Returns the saved result of a task, None if there is none for this run and this data.
 
-    A damaged file is set aside as `<stored_as>.json.damaged`.
+    A damaged file is set aside as `<task>.json.damaged`.
     """
-    path = run.folder(results_dir) / f"{stored_as}.json"
+    path = run.folder(results_dir) / f"{task}.json"
     if not path.is_file():
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,6 @@ class Examples:
 def task_files(data_dir: str | Path, task: str) -> list[Path]:
     """Lists the files that a task reads.
 
-    Args:
-        data_dir: A folder in SentEval's layout: `STS`, `SICK`, `MR`, `CR`, `SUBJ`, `MPQA`, `SST`, `TREC`, `MRPC`.
-        task: One of `STS_TASKS`, `STS_DEV_TASK` or `TRANSFER_TASKS`.
-
-    Returns:
-        The paths, all of them existing files.
-
     Raises:
         FileNotFoundError: If one is missing.
     """
@@ -70,12 +64,36 @@ def task_files(data_dir: str | Path, task: str) -> list[Path]:
     return paths
 
 
+def check_tasks(data_dir: str | Path, tasks: Iterable[str], known: tuple[str, ...]) -> list[str]:
+    """Checks names and files of the tasks of a run before its first minute of work.
+
+    Args:
+        data_dir: A folder in SentEval's layout.
+        tasks: Names of tasks.
+        known: The names to choose from.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        ValueError: If a task is not in `known`.
+        FileNotFoundError: If a file is missing.
+    """
+    chosen = list(tasks)
+    for task in chosen:
+        if task not in known:
+            raise ValueError(f"Unknown task {task!r}: choose from {', '.join(known)}.")
+    for task in chosen:
+        task_files(data_dir, task)
+    return chosen
+
+
 def read_task(data_dir: str | Path, task: str) -> dict[str, Examples]:
     """Reads a task.
 
     Args:
-        data_dir: A folder in SentEval's layout.
-        task: One of `STS_TASKS`, `STS_DEV_TASK` or `TRANSFER_TASKS`.
+        data_dir: A folder in SentEval's layout: `STS`, `SICK`, `MR`, `CR`, `SUBJ`, `MPQA`, `SST`, `TREC`, `MRPC`.
+        task: One of `STS_TASKS`, `STS_DEV_TASK`, `STS_TRAIN_TASK` or `TRANSFER_TASKS`.
 
     Returns:
         Subset or split -> its examples, in the order of the files.
@@ -85,41 +103,16 @@ def read_task(data_dir: str | Path, task: str) -> dict[str, Examples]:
         ValueError: If a file is empty or not text, or if a line lacks a column, a score or a known label.
     """
     task_files(data_dir, task)
-    entry = _TASKS[task]
     splits = {}
-    for split, names in entry.files.items():
+    for split, names in _TASKS[task].files.items():
         paths = [Path(data_dir) / name for name in names]
-        splits[split] = entry.read(*paths)
+        splits[split] = _TASKS[task].read(*paths)
         if len(splits[split].labels) == 0:
             raise ValueError(f"{paths[-1]} has no labelled line: unpack senteval.tar again.")
     return splits
 
 
-def check_tasks(data_dir: str | Path, tasks: Iterable[str] | None, known: tuple[str, ...]) -> list[str]:
-    """Checks names and files of the tasks of a run before its first minute of work.
-
-    Args:
-        data_dir: A folder in SentEval's layout.
-        tasks: Names out of `known`, or `None` for the paper's: all of `known` but `STS_DEV_TASK`.
-        known: The names to choose from.
-
-    Returns:
-        The tasks to run.
-
-    Raises:
-        ValueError: If a task is not in `known`.
-        FileNotFoundError: If a file is missing.
-    """
-    chosen = [task for task in known if task != STS_DEV_TASK] if tasks is None else list(tasks)
-    for task in chosen:
-        if task not in known:
-            raise ValueError(f"Unknown task {task!r}: choose from {', '.join(known)}.")
-    for task in chosen:
-        task_files(data_dir, task)
-    return chosen
-
-
-def _read_lines(path: Path, encoding: str) -> list[str]:
+def _read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
     """Reads a file as SentEval does: in its Latin-1 files the character NEL (U+0085) ends a line as well."""
     try:
         lines = path.read_text(encoding=encoding).splitlines()
@@ -132,14 +125,15 @@ def _read_lines(path: Path, encoding: str) -> list[str]:
 
 def _read_rows(path: Path, columns: int) -> list[list[str]]:
     """Reads a tab-separated file whose rows have at least `columns` columns."""
-    rows = [line.split("\t") for line in _read_lines(path, "utf-8")]
+    rows = [line.split("\t") for line in _read_lines(path)]
     for number, row in enumerate(rows, start=1):
         if len(row) < columns:
-            raise ValueError(
-                f"{path}, line {number}, has {len(row)} tab-separated column(s) where {columns} are needed: "
-                "mend the line or unpack senteval.tar again."
-            )
+            raise _damaged(path, number, f", has {len(row)} tab-separated column(s) where {columns} are needed")
     return rows
+
+
+def _damaged(path: Path, number: int, problem: str) -> ValueError:
+    return ValueError(f"{path}, line {number}{problem}: mend the line or unpack senteval.tar again.")
 
 
 def _sentences(texts: Iterable[str]) -> list[str]:
@@ -152,24 +146,35 @@ def _score(text: str, path: Path, number: int) -> float:
     except ValueError:
         score = float("nan")
     if not np.isfinite(score):
-        raise ValueError(
-            f"{path}, line {number}: the gold score {text!r} is no number: mend the line or unpack senteval.tar again."
-        )
+        raise _damaged(path, number, f": the gold score {text!r} is not a number")
     return score
 
 
-def _label(text: str, known: tuple[str, ...], path: Path, number: int) -> int:
-    if text.strip() not in known:
-        raise ValueError(
-            f"{path}, line {number}: the label {text!r} is none of {', '.join(known)}: "
-            "mend the line or unpack senteval.tar again."
-        )
-    return known.index(text.strip())
+def _class(text: str, path: Path, number: int, classes: tuple[str, ...] = ("0", "1")) -> int:
+    if text.strip() not in classes:
+        raise _damaged(path, number, f": the label {text!r} is none of {', '.join(classes)}")
+    return classes.index(text.strip())
+
+
+def _read_columns(
+    path: Path,
+    *,
+    sentences: tuple[int, ...],
+    label: int,
+    parse_label: Callable[[str, Path, int], float] = _score,
+    header: bool = False,
+) -> Examples:
+    """Reads one tab-separated file: the numbers of the columns that hold sentences and label."""
+    rows = _read_rows(path, columns=max(*sentences, label) + 1)[header:]
+    return Examples(
+        tuple(_sentences(row[column] for row in rows) for column in sentences),
+        np.array([parse_label(row[label], path, number) for number, row in enumerate(rows, start=1 + header)]),
+    )
 
 
 def _read_sts(input_path: Path, gold_path: Path) -> Examples:
     """Reads two files side by side; a pair whose gold line is blank was not annotated and does not count."""
-    rows, gold = _read_rows(input_path, columns=2), _read_lines(gold_path, "utf-8")
+    rows, gold = _read_rows(input_path, columns=2), _read_lines(gold_path)
     if len(rows) != len(gold):
         raise ValueError(
             f"{input_path} has {len(rows)} lines and {gold_path} has {len(gold)}, which must be equal: "
@@ -186,38 +191,9 @@ def _read_sts(input_path: Path, gold_path: Path) -> Examples:
     )
 
 
-def _read_scored_pairs(path: Path, first: int, score: int, header: int) -> Examples:
-    """Reads one file; the second sentence is in the column after the `first`."""
-    rows = _read_rows(path, columns=max(first + 1, score) + 1)[header:]
-    return Examples(
-        (_sentences(row[first] for row in rows), _sentences(row[first + 1] for row in rows)),
-        np.array([_score(row[score], path, number) for number, row in enumerate(rows, start=1 + header)]),
-    )
-
-
-def _read_stsb(path: Path) -> Examples:
-    return _read_scored_pairs(path, first=5, score=4, header=0)
-
-
-def _read_sick(path: Path) -> Examples:
-    return _read_scored_pairs(path, first=1, score=3, header=1)
-
-
 def _read_binary(positive_path: Path, negative_path: Path) -> Examples:
     positive, negative = _read_lines(positive_path, "latin-1"), _read_lines(negative_path, "latin-1")
     return Examples((_sentences(positive + negative),), np.repeat([1, 0], [len(positive), len(negative)]))
-
-
-def _read_sst(path: Path) -> Examples:
-    rows = _read_rows(path, columns=2)
-    labels = [_label(row[1], ("0", "1"), path, number) for number, row in enumerate(rows, start=1)]
-    return Examples((_sentences(row[0] for row in rows),), np.array(labels))
-
-
-def _read_mrpc(path: Path) -> Examples:
-    rows = _read_rows(path, columns=5)[1:]  # the first line is the header
-    labels = [_label(row[0], ("0", "1"), path, number) for number, row in enumerate(rows, start=2)]
-    return Examples((_sentences(row[3] for row in rows), _sentences(row[4] for row in rows)), np.array(labels))
 
 
 def _read_trec(path: Path) -> Examples:
@@ -227,11 +203,8 @@ def _read_trec(path: Path) -> Examples:
         target, _, rest = line.partition(":")
         _, space, question = rest.partition(" ")
         if not space:
-            raise ValueError(
-                f"{path}, line {number}, is not of the form 'CLASS:fine question': "
-                "mend the line or unpack senteval.tar again."
-            )
-        labels.append(_label(target, TREC_CLASSES, path, number))
+            raise _damaged(path, number, ", is not of the form 'CLASS:fine question'")
+        labels.append(_class(target, path, number, TREC_CLASSES))
         sentences.append(question)
     return Examples((_sentences(sentences),), np.array(labels))
 
@@ -250,6 +223,11 @@ def _sts(year: str, *subsets: str) -> _Task:
         {name: (f"{folder}/STS.input.{name}.txt", f"{folder}/STS.gs.{name}.txt") for name in subsets}, _read_sts
     )
 
+
+_read_stsb = partial(_read_columns, sentences=(5, 6), label=4)
+_read_sick = partial(_read_columns, sentences=(1, 2), label=3, header=True)
+_read_sst = partial(_read_columns, sentences=(0,), label=1, parse_label=_class)
+_read_mrpc = partial(_read_columns, sentences=(3, 4), label=0, parse_label=_class, header=True)
 
 _TASKS = {
     "STS12": _sts("STS12", "MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),

@@ -1,71 +1,28 @@
-"""The 7 STS tasks of the paper, and STS-B dev: rank correlation of cosine similarities with human scores."""
+"""One STS task: rank correlation of cosine similarities with human scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import pairwise_cos_sim
 
-from st_prompteol.evaluation.encoding import EmbeddingCache, as_cache
-from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TaskResult, check_tasks, read_task
-
-
-def evaluate_sts(
-    model: SentenceTransformer | EmbeddingCache,
-    data_dir: str | Path,
-    tasks: Iterable[str] | None = None,
-    *,
-    batch_size: int = 32,
-    show_progress_bar: bool = False,
-    callback: Callable[[TaskResult], None] | None = None,
-) -> dict[str, TaskResult]:
-    """Runs STS tasks.
-
-    Args:
-        model: Any sentence-transformers model, or a cache around one that other evaluations share.
-        data_dir: A folder in SentEval's layout.
-        tasks: Names out of `STS_TASKS` and `STS_DEV_TASK`. Defaults to `STS_TASKS`.
-        batch_size: The model's batch size. Defaults to 32.
-        show_progress_bar: Whether the model shows its progress bar. Defaults to False.
-        callback: Called with each task's result as soon as it is there.
-
-    Returns:
-        Task -> result, see `evaluate_sts_task`.
-
-    Raises:
-        ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
-        FileNotFoundError: If a file is missing; nothing has run then.
-    """
-    cache = as_cache(model)
-    results = {}
-    for task in check_tasks(data_dir, tasks, (*STS_TASKS, STS_DEV_TASK)):
-        results[task] = evaluate_sts_task(
-            cache, data_dir, task, batch_size=batch_size, show_progress_bar=show_progress_bar
-        )
-        if callback is not None:
-            callback(results[task])
-    return results
+from st_prompteol.evaluation.cache import EmbeddingCache
+from st_prompteol.evaluation.senteval import TaskResult, read_task
 
 
 def evaluate_sts_task(
-    model: SentenceTransformer | EmbeddingCache,
-    data_dir: str | Path,
-    task: str,
-    *,
-    batch_size: int = 32,
-    show_progress_bar: bool = False,
+    cache: EmbeddingCache, data_dir: str | Path, task: str, *, batch_size: int = 32, show_progress_bar: bool = False
 ) -> TaskResult:
     """Runs one STS task.
 
     Args:
-        model: Any sentence-transformers model, or a cache around one that other evaluations share.
+        cache: The cache around the model.
         data_dir: A folder in SentEval's layout.
-        task: A name out of `STS_TASKS` and `STS_DEV_TASK`.
+        task: One of `STS_TASKS` or `STS_DEV_TASK`.
         batch_size: The model's batch size. Defaults to 32.
         show_progress_bar: Whether the model shows its progress bar. Defaults to False.
 
@@ -75,13 +32,12 @@ def evaluate_sts_task(
         `weighted_mean` (by pairs), `subsets` with `spearman`, `pearson` and `n` of each, and `n`, the number of pairs.
 
     Raises:
-        ValueError: If the task is unknown or a file damaged, if the model returns NaN, or if all similarities are
-            equal, so that no correlation is defined.
+        ValueError: If a file is damaged, if the model returns NaN, or if all similarities are equal, so that no
+            correlation is defined.
         FileNotFoundError: If a file is missing.
     """
-    check_tasks(data_dir, [task], (*STS_TASKS, STS_DEV_TASK))
     subsets = read_task(data_dir, task)
-    embeddings = as_cache(model).encode(
+    embeddings = cache.encode(
         [column for examples in subsets.values() for column in examples.columns],
         batch_size=batch_size,
         show_progress_bar=show_progress_bar,
@@ -101,33 +57,29 @@ def evaluate_sts_task(
             "mean": float(np.mean(values)),
             "weighted_mean": float(np.average(values, weights=[len(scores) for scores in gold])),
         }
-    details["subsets"] = correlations
-    details["n"] = together["n"]
-    return TaskResult(task, together["spearman"], details)
+    return TaskResult(task, together["spearman"], {**details, "subsets": correlations, "n": together["n"]})
 
 
 def cosine_similarities(
-    embeddings1: npt.NDArray[np.float32], embeddings2: npt.NDArray[np.float32]
+    embeddings1: npt.NDArray[np.floating[Any]], embeddings2: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.float32]:
-    """Computes cosine similarities row by row, in float32; 0 where an embedding is all zeros, as in SentEval.
+    """Computes cosine similarities row by row; 0 where an embedding is all zeros, as in SentEval.
 
     Args:
         embeddings1: Shape `(n, embedding_dimension)`.
         embeddings2: Shape `(n, embedding_dimension)`.
 
     Returns:
-        Shape `(n,)`.
+        Shape `(n,)`, computed in float32: norms of 16-bit embeddings overflow above some thousand dimensions.
     """
-    # Norms of 16-bit embeddings overflow above some thousand dimensions.
-    a, b = embeddings1.astype(np.float32, copy=False), embeddings2.astype(np.float32, copy=False)
-    dots = np.einsum("nd,nd->n", a, b)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    similarities: npt.NDArray[np.float32] = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    similarities: npt.NDArray[np.float32] = pairwise_cos_sim(
+        embeddings1.astype(np.float32, copy=False), embeddings2.astype(np.float32, copy=False)
+    ).numpy()
     return similarities
 
 
 def _correlations(name: str, similarities: npt.NDArray[np.float32], gold: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Spearman and Pearson, x100, of one subset or of all of them together."""
+    """Returns Spearman and Pearson, x100, and the number of pairs."""
     for values, what in ((similarities, "cosine similarities"), (gold, "gold scores")):
         if len(values) < 2 or np.ptp(values) == 0:
             raise ValueError(

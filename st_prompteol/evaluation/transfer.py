@@ -1,21 +1,19 @@
-"""The 7 transfer tasks of the paper: accuracy of a logistic regression on embeddings, by SentEval's protocol."""
+"""One transfer task: accuracy of a logistic regression on embeddings, by SentEval's protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sentence_transformers import SentenceTransformer
 from sklearn.model_selection import StratifiedKFold
 from tqdm.auto import tqdm
 
+from st_prompteol.evaluation.cache import EmbeddingCache
 from st_prompteol.evaluation.classifier import Rows, Split, train_classifiers
-from st_prompteol.evaluation.encoding import EmbeddingCache, as_cache
-from st_prompteol.evaluation.fast_classifier import train_fast_classifiers
-from st_prompteol.evaluation.senteval import TRANSFER_TASKS, TREC_CLASSES, Examples, TaskResult, check_tasks, read_task
+from st_prompteol.evaluation.senteval import TREC_CLASSES, Examples, TaskResult, read_task
 
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2)
 N_FOLDS = 10
@@ -26,62 +24,15 @@ Accuracies = npt.NDArray[np.float64]
 Train = Callable[[Sequence[Split], Sequence[Sequence[float]]], tuple[Accuracies, Accuracies]]
 
 
-def evaluate_transfer(
-    model: SentenceTransformer | EmbeddingCache,
-    data_dir: str | Path,
-    tasks: Iterable[str] | None = None,
-    fast: bool = False,
-    *,
-    batch_size: int = 32,
-    show_progress_bar: bool = False,
-    callback: Callable[[TaskResult], None] | None = None,
-) -> dict[str, TaskResult]:
-    """Runs transfer tasks.
-
-    Args:
-        model: Any sentence-transformers model, or a cache around one that other evaluations share.
-        data_dir: A folder in SentEval's layout.
-        tasks: Names out of `TRANSFER_TASKS`. Defaults to all of them.
-        fast: Whether scikit-learn's logistic regression stands in for SentEval's. Defaults to False.
-        batch_size: The model's batch size. Defaults to 32; the classifiers' is SentEval's 64.
-        show_progress_bar: Whether to show progress bars. Defaults to False.
-        callback: Called with each task's result as soon as it is there.
-
-    Returns:
-        Task -> result, see `evaluate_transfer_task`.
-
-    Raises:
-        ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
-        FileNotFoundError: If a file is missing; nothing has run then.
-    """
-    cache = as_cache(model)
-    results = {}
-    for task in check_tasks(data_dir, tasks, TRANSFER_TASKS):
-        results[task] = evaluate_transfer_task(
-            cache, data_dir, task, fast, batch_size=batch_size, show_progress_bar=show_progress_bar
-        )
-        if callback is not None:
-            callback(results[task])
-    return results
-
-
 def evaluate_transfer_task(
-    model: SentenceTransformer | EmbeddingCache,
-    data_dir: str | Path,
-    task: str,
-    fast: bool = False,
-    *,
-    batch_size: int = 32,
-    show_progress_bar: bool = False,
+    cache: EmbeddingCache, data_dir: str | Path, task: str, *, batch_size: int = 32, show_progress_bar: bool = False
 ) -> TaskResult:
     """Runs one transfer task.
 
     Args:
-        model: Any sentence-transformers model, or a cache around one that other evaluations share. The classifiers are
-            trained on its device.
+        cache: The cache around the model. The classifiers are trained on the model's device.
         data_dir: A folder in SentEval's layout.
-        task: A name out of `TRANSFER_TASKS`.
-        fast: Whether scikit-learn's logistic regression stands in for SentEval's. Defaults to False.
+        task: One of `TRANSFER_TASKS`.
         batch_size: The model's batch size. Defaults to 32; the classifiers' is SentEval's 64.
         show_progress_bar: Whether to show progress bars. Defaults to False.
 
@@ -91,12 +42,10 @@ def evaluate_transfer_task(
         `fold_accuracy` (both one per test fold), and `n`, the number of examples of each split.
 
     Raises:
-        ValueError: If the task is unknown or a file damaged, or if the model returns NaN.
+        ValueError: If a file is damaged, or if the model returns NaN.
         FileNotFoundError: If a file is missing.
     """
-    check_tasks(data_dir, [task], TRANSFER_TASKS)
     splits = {name: sort_examples(examples) for name, examples in read_task(data_dir, task).items()}
-    cache = as_cache(model)
     embeddings = cache.encode(
         [column for examples in splits.values() for column in examples.columns],
         batch_size=batch_size,
@@ -111,8 +60,6 @@ def evaluate_transfer_task(
     with tqdm(desc=task, unit="split", disable=not show_progress_bar) as progress_bar:
 
         def train(parts: Sequence[Split], l2: Sequence[Sequence[float]]) -> tuple[Accuracies, Accuracies]:
-            if fast:
-                return train_fast_classifiers(features, labels, parts, l2, progress_bar=progress_bar)
             classifiers = train_classifiers(
                 features,
                 labels,
@@ -131,8 +78,8 @@ def evaluate_transfer_task(
             details = _folds_then_test(labels[: sizes["train"]], sizes["test"], train)
         else:
             details = _nested_folds(labels, train)
-    classifier = "scikit-learn LogisticRegression (fast)" if fast else "SentEval logistic regression (Adam)"
-    return TaskResult(task, details["test_accuracy"], {"classifier": classifier, **details, "n": sizes})
+    details = {"classifier": "SentEval logistic regression (Adam)", **details, "n": sizes}
+    return TaskResult(task, details["test_accuracy"], details)
 
 
 def sort_examples(examples: Examples) -> Examples:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from st_prompteol.evaluation.report import Row, published_rows, to_markdown
+from st_prompteol.evaluation.score_table import Row, published_rows, table
 from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
 from st_prompteol.hub.markdown import one_line
 from st_prompteol.hub.options import CardOptions
 from st_prompteol.hub.results import ModelResults, eval_results, read_results
 from st_prompteol.model import PromptEOL
+from st_prompteol.output import to_markdown
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
@@ -84,4 +85,4 @@ def _table(facts: CardFacts, results: ModelResults) -> str:
     own = Row(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
     published = published_rows([Row(facts.base, "", {})]) if facts.base else []
     base = [replace(row, model=facts.base or row.model) for row in results.base]  # which a folder may have stood for
-    return to_markdown([own, *base, *published])
+    return to_markdown(table([own, *base, *published]), text_columns=("model", "method"))

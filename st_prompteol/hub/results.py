@@ -14,8 +14,8 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from st_prompteol.evaluation.data import REPOSITORY
-from st_prompteol.evaluation.report import SHORT_NAMES, Row
 from st_prompteol.evaluation.results import Run
+from st_prompteol.evaluation.score_table import SHORT_NAMES, Row
 from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from st_prompteol.hub.markdown import escape, one_line
 

@@ -10,18 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Row, plot_scaling, published_rows, write_scores
 from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
-from st_prompteol.evaluation.report import (
-    Row,
-    plot_scaling,
-    published_rows,
-    table,
-    to_csv,
-    to_json,
-    to_markdown,
-    write_table,
-)
-from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
+from st_prompteol.evaluation.score_table import table
 
 SCORES = dict(zip(STS_TASKS, [40.634, 43.835, 37.255, 49.545, 44.105, 41.085, 49.265], strict=True))
 
@@ -45,18 +36,20 @@ def test_tables_hold_the_same_in_every_format(tmp_path: Path) -> None:
     ]
     assert first[:3] == ["org/a|b", "PromptEOL", "40.63"]
     assert second == [tmp_path.name, "mean", *[""] * 7, "57.21", "", "", ""]
-    assert list(csv.reader(io.StringIO(to_csv(rows)))) == [header, first, second]
-    markdown = to_markdown(rows).splitlines()
+    texts = {}
+    for suffix in (".md", ".csv", ".json"):
+        write_scores(rows, tmp_path / f"table{suffix}")
+        texts[suffix] = (tmp_path / f"table{suffix}").read_text(encoding="utf-8")
+    assert list(csv.reader(io.StringIO(texts[".csv"]))) == [header, first, second]
+    markdown = texts[".md"].splitlines()
+    assert markdown[1] == "| --- | --- |" + " ---: |" * 11
     assert "org/a\\|b" in markdown[2]
     assert {line.replace("\\|", "").count("|") for line in markdown} == {len(header) + 1}
-    content = json.loads(to_json(rows))
+    content = json.loads(texts[".json"])
     assert content[0]["scores"]["STS12"] == 40.634
     assert content[0]["averages"] == {"STS avg": pytest.approx(rows[0].average("STS avg"))}
-    for suffix in (".md", ".csv", ".json"):
-        write_table(rows, tmp_path / f"table{suffix}")
-        assert "40.63" in (tmp_path / f"table{suffix}").read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match=r"end its name in \.md, \.csv, \.json"):
-        write_table(rows, tmp_path / "table.txt")
+    with pytest.raises(ValueError, match=r"end its name in \.md, \.csv or \.json"):
+        write_scores(rows, tmp_path / "table.txt")
 
 
 def test_published_numbers_stand_beside_the_models_that_they_are_of() -> None:

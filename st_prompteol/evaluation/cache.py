@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from itertools import chain
 
@@ -12,28 +11,24 @@ from sentence_transformers import SentenceTransformer
 
 
 class EmbeddingCache:
-    """Encodes sentences with a model and remembers them across tasks.
+    """Encodes sentences with a model and remembers their embeddings.
 
     Pass one to `evaluate_sts` and `evaluate_transfer` in place of the model, and the sentences that their tasks share
-    are encoded once. The model must not change while the cache is in use.
+    are encoded once. The model must not change while the cache is in use. The 137,690 sentences of all 14 tasks take
+    2.3 GB of memory at 4,096 dimensions.
 
     Args:
         model: Any sentence-transformers model.
-        max_bytes: Memory kept between two calls, in bytes; the sentences encoded first are forgotten first. Defaults
-            to 4 GiB, enough for all 14 tasks (137,690 sentences) up to 7,168 dimensions.
     """
 
-    def __init__(self, model: SentenceTransformer, *, max_bytes: int = 4 * 2**30) -> None:
+    def __init__(self, model: SentenceTransformer) -> None:
         self.model = model
-        self.max_bytes = max_bytes
         self._rows: dict[str, npt.NDArray[np.float32]] = {}
-        # Rows are views of the array that one call of the model filled: its memory is freed when all of them are gone.
-        self._calls: deque[tuple[list[str], int]] = deque()
 
     def encode(
         self, columns: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress_bar: bool = False
     ) -> list[npt.NDArray[np.float32]]:
-        """Encodes the sentences not seen before, in one call of the model, and hands out all of them.
+        """Encodes the sentences that are not in the cache, in one call of the model, and returns all embeddings.
 
         Args:
             columns: Lists of sentences; a sentence may occur more than once.
@@ -58,14 +53,4 @@ class EmbeddingCache:
                     f"{len(new)} sentences): embeddings must be finite; load the model in float32 or bfloat16."
                 )
             self._rows.update(zip(new, embeddings, strict=True))
-            self._calls.append((new, embeddings.nbytes))
-        encoded = [np.stack([self._rows[sentence] for sentence in column]) for column in columns]
-        while sum(size for _, size in self._calls) > self.max_bytes:
-            for sentence in self._calls.popleft()[0]:
-                del self._rows[sentence]
-        return encoded
-
-
-def as_cache(model: SentenceTransformer | EmbeddingCache) -> EmbeddingCache:
-    """Returns the cache itself, or a new one around a model."""
-    return model if isinstance(model, EmbeddingCache) else EmbeddingCache(model)
+        return [np.stack([self._rows[sentence] for sentence in column]) for column in columns]

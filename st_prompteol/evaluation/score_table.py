@@ -1,19 +1,15 @@
-"""Tables and the scaling plot: measured rows, published ones beside them, averages as the paper takes them."""
+"""Rows of scores, their averages as the paper takes them, published rows beside them: as tables and as a plot."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from st_prompteol.evaluation.published import PUBLISHED
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
-from st_prompteol.files import replacing_file
+from st_prompteol.output import FIGURES, check_output, import_figure, save_figure, write_table
 
 # What columns are called: the short names that papers use
 SHORT_NAMES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R", "STSBenchmark-dev": "STS-B dev"}
@@ -77,23 +73,13 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Writes a Markdown table."""
-    header, *body = table(rows)
-    lines = [header, ["---", "---", *("---:" for _ in header[2:])], *body]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+def write_scores(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Writes a table to a file, in the format of its suffix: `.md`, `.csv`, or `.json` with unrounded scores.
 
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """Writes comma-separated values."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table(rows))
-    return text.getvalue()
-
-
-def to_json(rows: Sequence[Row]) -> str:
-    """Writes JSON, scores unrounded."""
-    content = [
+    Raises:
+        ValueError: If the suffix is another.
+    """
+    records = [
         {
             "model": row.model,
             "method": row.method,
@@ -103,51 +89,30 @@ def to_json(rows: Sequence[Row]) -> str:
         }
         for row in rows
     ]
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_table(table(rows), path, text_columns=("model", "method"), records=records)
 
 
-FORMATS = {".md": to_markdown, ".csv": to_csv, ".json": to_json}
-
-
-def write_table(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Writes a table to a file, in the format of its suffix.
-
-    Raises:
-        ValueError: If the suffix is none of `.md`, `.csv`, `.json`.
-    """
-    suffix = Path(path).suffix
-    if suffix not in FORMATS:
-        raise ValueError(f"Unknown table format {str(path)!r}: end its name in {', '.join(FORMATS)}.")
-    with replacing_file(path) as staged:
-        staged.write_text(FORMATS[suffix](rows), encoding="utf-8")
-
-
-def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str], average: str = "STS avg") -> None:
-    """Draws score against number of parameters, one line per method, as the paper's figure does.
+def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Draws the STS average against the number of parameters, one line per method, as the paper's figure does.
 
     Args:
         rows: Measured rows; those without a number of parameters or the average are left out. Where no row has the
             average, the mean of the tasks that all rows have is drawn.
         path: The picture, `.png` or `.svg`; the other one is written beside it.
-        average: `"STS avg"` or `"transfer avg"`. Defaults to `"STS avg"`.
 
     Raises:
         ValueError: If the suffix is another, or no row can be drawn.
         ImportError: If matplotlib is not installed.
     """
-    path = Path(path)
-    if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"Unknown picture format {str(path)!r}: end its name in .png or .svg.")
+    check_output(path, FIGURES)
     sized = [row for row in rows if row.parameters]
-    if any(row.average(average) is not None for row in sized):
-        label, values = average, {id(row): row.average(average) for row in sized}
-    else:
-        shared = [task for task in (sized[0].scores if sized else ()) if all(task in row.scores for row in sized)]
+    label, values = "STS avg", [row.average("STS avg") for row in sized]
+    if sized and not any(values):
+        shared = [task for task in sized[0].scores if all(task in row.scores for row in sized)]
         label = ", ".join(shared) if len(shared) < 4 else f"mean of {len(shared)} tasks"
-        values = {id(row): sum(row.scores[task] for task in shared) / len(shared) for row in sized if shared}
+        values = [sum(row.scores[task] for task in shared) / len(shared) if shared else None for row in sized]
     methods: dict[str, list[tuple[int, float, str]]] = {}
-    for row in sized:
-        value = values.get(id(row))
+    for row, value in zip(sized, values, strict=True):
         if value is not None and row.parameters:
             methods.setdefault(row.method, []).append((row.parameters, value, row.model.rstrip("/").split("/")[-1]))
     if not methods:
@@ -169,18 +134,7 @@ def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str], average: str
     axes.set_ylabel(f"{label} (x100)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    for suffix in (".png", ".svg"):
-        with replacing_file(path.with_suffix(suffix)) as staged:
-            figure.savefig(staged, format=suffix[1:], dpi=160)
-
-
-def import_figure() -> Any:
-    """Returns matplotlib's `Figure`, or raises an ImportError that says what to install."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Plots need the package matplotlib: pip install 'st-prompteol[eval]'.") from error
-    return Figure
+    save_figure(figure, path)
 
 
 def _millions(parameters: int) -> str:
