@@ -18,7 +18,6 @@ import os
 import re
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
@@ -28,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+from reference import save_random_model, seconds_of
 
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
@@ -40,9 +39,7 @@ def encode_plainly(model: str, dtype: str, sentences: list[str]) -> dict[str, fl
     os.environ["RAYON_NUM_THREADS"] = "1"
     opened = PromptEOL(model, model_kwargs={"dtype": dtype})
     opened.encode(sentences[:64])
-    start = time.perf_counter()
-    opened.encode(sentences)
-    seconds = time.perf_counter() - start
+    seconds = seconds_of(lambda: opened.encode(sentences))
     return {"rows": len(sentences), "seconds": seconds, "rows_per_second": len(sentences) / seconds}
 
 
@@ -98,14 +95,6 @@ def _alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[s
         return process.submit(function, *arguments).result()
 
 
-def _random_opt(tokenizer: str, folder: str) -> str:
-    tokens = AutoTokenizer.from_pretrained(tokenizer)
-    tokens.save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(OPTConfig(vocab_size=50272)).save_pretrained(folder)
-    return folder
-
-
 def main() -> None:
     """Runs one of the three measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +112,9 @@ def main() -> None:
         options.rows or {"workers": [20_000], "overhead": [10_000], "memory": [10_000, 100_000, 500_000]}[options.what]
     )
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or _random_opt(options.tokenizer, folder)
+        if options.model is None:
+            save_random_model("opt-125m", options.tokenizer, folder)
+        model = options.model or folder
         for count in rows:
             sentences = list(islice(cycle(lines), count))
             source = os.path.join(folder, f"{count}.parquet")

@@ -15,12 +15,10 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import re
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -29,74 +27,19 @@ from typing import Any
 
 import torch
 import transformers
+from reference import SHAPES, Reference, machine, save_random_model, seconds_of
 from sentence_transformers import SentenceTransformer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, OPTConfig, PretrainedConfig, Qwen3Config
 
 from st_prompteol import Demonstration, PromptEOL
 
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
-SHAPES: dict[str, Callable[[int], PretrainedConfig]] = {
-    "opt-125m": lambda vocabulary: OPTConfig(vocab_size=vocabulary),  # the configuration's own defaults
-    "smollm2-135m": lambda vocabulary: LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
-    "qwen3-0.6b": lambda vocabulary: Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
-    "stories260k": lambda vocabulary: LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    ),
-}
 # What we set out for on two cores: how many times as fast as the reference, which runs in float32, and as plain
 # sentence-transformers in the same precision
 TARGETS = {
     ("opt-125m", "float32"): {0: (2.7, 1.5), 1: (4.2, 2.5), 4: (9.5, 6), 16: (35, 20)},
     ("opt-125m", "bfloat16"): {0: (9, None), 1: (14, None), 4: (32, None), 16: (100, None)},
 }
-
-
-class Reference:
-    """The reference's way: the causal LM with logits and all hidden states, left padding, 16 at a time, unsorted."""
-
-    def __init__(self, model: PromptEOL, folder: str) -> None:
-        self.template = model.template
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-    @torch.no_grad()
-    def encode(self, sentences: list[str]) -> torch.Tensor:
-        """Returns embeddings `(len(sentences), hidden_size)`."""
-        rows = []
-        for start in range(0, len(sentences), 16):
-            texts = [self.template.render(sentence) for sentence in sentences[start : start + 16]]
-            batch = self.tokenizer(texts, padding=True, return_tensors="pt")
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            rows.append(self.model(**inputs, output_hidden_states=True).hidden_states[-1][:, -1])
-        return torch.cat(rows)
 
 
 VLLM = """
@@ -148,7 +91,8 @@ def measure(
             "ours": partial(ours.encode, batch_size=batch_size),
         }
         if dtype == torch.float32:
-            ways["reference"] = Reference(ours, folder).encode
+            reference = Reference(folder, batch_size=16)
+            ways["reference"] = lambda chosen: reference.encode([ours.template.render(text) for text in chosen])
         if python is not None:
             ways["vllm"] = stack.enter_context(vllm(python, saved, dtype))
         return _measure(ours, plain, ways, sentences, shots, rounds)
@@ -181,18 +125,12 @@ def _measure(
     for _ in range(rounds):
         for way, encode in ways.items():
             chosen = sentences if way in ("ours", "vllm") else some  # which compute what is common once
-            measured[way].append(len(chosen) / _seconds(lambda encode=encode, chosen=chosen: encode(chosen)))
+            measured[way].append(len(chosen) / seconds_of(lambda encode=encode, chosen=chosen: encode(chosen)))
         for name, product in products.items():
-            seconds = _seconds(lambda product=product: [product() for _ in range(10)])
+            seconds = seconds_of(lambda product=product: [product() for _ in range(10)])
             measured[name].append(10 * 2 * 2048**3 / seconds)
     medians = {way: statistics.median(values) for way, values in measured.items()}
     return {**medians, "flops": counter.get_total_flops() / len(sentences[::8]), "difference": float(difference)}
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
@@ -205,7 +143,7 @@ def _scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
     model = PromptEOL(folder)
     model.encode(sentences[:64])
     many = [f"{sentences[number % len(sentences)]} {number}" for number in range(count)]
-    seconds = _seconds(lambda: model.encode(many))
+    seconds = seconds_of(lambda: model.encode(many))
     status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage's peak would be the parent's
     peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     return {"sentences": count, "seconds_per_sentence": seconds / count, "peak_bytes": peak}
@@ -220,8 +158,8 @@ def latency(folder: str, sentence: str, calls: int = 300) -> dict[str, float]:
     seconds: dict[str, list[float]] = {"forward": [], "encode": []}
     with torch.inference_mode():
         for _ in range(calls):
-            seconds["forward"].append(_seconds(lambda: model[0].model(input_ids=own, use_cache=False)))
-            seconds["encode"].append(_seconds(lambda: model.encode(sentence)))
+            seconds["forward"].append(seconds_of(lambda: model[0].model(input_ids=own, use_cache=False)))
+            seconds["encode"].append(seconds_of(lambda: model.encode(sentence)))
     return {way: statistics.median(values) for way, values in seconds.items()}
 
 
@@ -284,14 +222,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def make_model(shape: str, tokenizer: str, folder: str) -> None:
-    """Saves a model of random weights with a real tokenizer."""
-    opened = AutoTokenizer.from_pretrained(tokenizer)
-    opened.save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(SHAPES[shape](len(opened))).save_pretrained(folder)
-
-
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -320,7 +250,7 @@ def main() -> None:
     scaling: list[dict[str, Any]] = []
     for shape in arguments.shape:
         with tempfile.TemporaryDirectory() as folder:
-            make_model(shape, arguments.tokenizer, folder)
+            save_random_model(shape, arguments.tokenizer, folder)
             for dtype in arguments.dtype:
                 for shots in arguments.demonstrations:
                     row = measure(
@@ -335,18 +265,14 @@ def main() -> None:
                     rows.append({"shape": shape, "dtype": dtype, "demonstrations": shots, **row})
                     print(to_markdown(rows, []).splitlines()[-1], flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        make_model("stories260k", arguments.tokenizer, folder)
+        save_random_model("stories260k", arguments.tokenizer, folder)
         for count in arguments.scaling:
             scaling.append(scale(folder, sentences, count))
             print(to_markdown([], scaling).splitlines()[-1], flush=True)
         single = latency(folder, "A man is playing a guitar.")
         print(f"one sentence: {1e3 * single['encode']:.2f} ms, its forward pass {1e3 * single['forward']:.2f} ms")
     results = {
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **machine(),
         "sentences": len(sentences),
         "batch_size": arguments.batch_size,
         "rows": rows,

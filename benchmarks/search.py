@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import tempfile
 import time
 from dataclasses import replace
 
-import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+from reference import Reference, machine, save_random_model, seconds_of
 
 from st_prompteol import Demonstration, PromptEOL
 from st_prompteol.demonstrations import sts_b_dev
 from st_prompteol.demonstrations.encoder import ShotEncoder
 from st_prompteol.demonstrations.search import ROUNDS
+from st_prompteol.output import to_markdown
 
 CANDIDATES = 300
 SHOTS = [
@@ -37,15 +36,6 @@ SHOTS = [
     Demonstration("of or relating to tutors or tutoring.", "Tutorial"),
     Demonstration("A man is playing on a guitar and singing.", "Music"),
 ]
-
-
-@torch.no_grad()
-def encode_as_the_reference(model: torch.nn.Module, tokenizer: object, texts: list[str]) -> None:
-    """Encodes texts 32 at a time from scratch."""
-    for start in range(0, len(texts), 32):
-        batch = tokenizer(texts[start : start + 32], padding=True, return_tensors="pt")
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        _ = model(**inputs, output_hidden_states=True).hidden_states[-1][:, -1]
 
 
 def main() -> None:
@@ -68,12 +58,8 @@ def main() -> None:
     halving = sum(step * kept for step, (_, kept) in zip(steps, ROUNDS, strict=True))
 
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, padding_side="left")
-        tokenizer.save_pretrained(folder)
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(OPTConfig(vocab_size=len(tokenizer))).save_pretrained(folder)
-        model = PromptEOL(folder)
-        reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        save_random_model("opt-125m", arguments.tokenizer, folder)
+        model, reference = PromptEOL(folder), Reference(folder, batch_size=32)
 
     start = time.perf_counter()
     encoder = ShotEncoder(model, distinct, [-1], batch_size=64)
@@ -83,37 +69,23 @@ def main() -> None:
     for shot in SHOTS[: arguments.candidates]:
         template = replace(encoder.template, demonstrations=(shot,))
         texts = [template.render(sentence) for sentence in rng.sample(every, arguments.reference_sentences)]
-        start = time.perf_counter()
-        encode_as_the_reference(reference, tokenizer, texts)
-        theirs.append((time.perf_counter() - start) / len(texts))
+        theirs.append(seconds_of(lambda texts=texts: reference.encode(texts)) / len(texts))
         indices = rng.sample(range(len(distinct)), arguments.sentences)
-        start = time.perf_counter()
-        encoder.encode((shot,), indices)  # its head included
-        ours.append((time.perf_counter() - start) / len(indices))
+        # its head included
+        ours.append(seconds_of(lambda shot=shot, indices=indices: encoder.encode((shot,), indices)) / len(indices))
     reference_hours = statistics.median(theirs) * len(every) * CANDIDATES / 3600
     exhaustive_hours = (statistics.median(ours) * len(distinct) * CANDIDATES + once) / 3600
     halving_hours = (statistics.median(ours) * len(distinct) * CANDIDATES * halving + once) / 3600
-    print(
-        json.dumps(
-            {
-                "date": time.strftime("%Y-%m-%d"),
-                "machine": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "candidates measured": arguments.candidates,
-            }
-        )
-    )
-    print("| way | s a sentence | sentences | hours, extrapolated | ratio |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print(json.dumps({**machine(), "candidates measured": arguments.candidates}))
+    lines = [["way", "s a sentence", "sentences", "hours, extrapolated", "ratio"]]
     for way, seconds, count, hours in (
         ("reference, exhaustive", theirs, len(every) * CANDIDATES, reference_hours),
         ("ours, exhaustive", ours, len(distinct) * CANDIDATES, exhaustive_hours),
         ("ours, halving", ours, round(len(distinct) * CANDIDATES * halving), halving_hours),
     ):
-        ratio = reference_hours / hours
-        print(f"| {way} | {statistics.median(seconds):.4f} | {count:,} | {hours:.2f} | {ratio:.1f}x |")
+        speed, ratio = f"{statistics.median(seconds):.4f}", f"{reference_hours / hours:.1f}x"
+        lines.append([way, speed, f"{count:,}", f"{hours:.2f}", ratio])
+    print(to_markdown(lines, text_columns=("way",)), end="")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are r
 
 import numpy as np
 import torch
+from reference import SHAPES, config_of, reference_embeddings
+
+from st_prompteol.output import to_markdown
 
 HEAD, TAIL = 5, 6  # tokens of the template around a sentence, by OPT's tokenizer
 LENGTHS = ((17, 9), (9, 4), (9, 4))  # mean and deviation of tokens: premise, entailment, contradiction
-SHAPES = {
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "ffn_dim": 128, "num_attention_heads": 4},  # to try it out
-    "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072, "num_attention_heads": 12},
-    "opt-2.7b": {"hidden_size": 2560, "num_hidden_layers": 32, "ffn_dim": 10240, "num_attention_heads": 32},
-    "llama-7b": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "intermediate_size": 11008,
-        "num_attention_heads": 32,
-    },
-}
-
 Columns = list[dict[str, torch.Tensor]]
 
 
@@ -63,17 +54,12 @@ def pad(lengths: list[int], width: int, side: str) -> dict[str, torch.Tensor]:
     return {"input_ids": ids.where(mask, 1), "attention_mask": mask.long()}
 
 
-def build_config(shape: str) -> Any:
-    """Returns the shape's configuration; OPT's vocabulary of 50,272 tokens, LLaMA's of 32,000."""
-    from transformers import LlamaConfig, OPTConfig
-
-    sizes = SHAPES[shape]
-    if shape.startswith("llama"):
-        return LlamaConfig(vocab_size=32_000, use_cache=False, **sizes)
-    return OPTConfig(vocab_size=50_272, word_embed_proj_dim=sizes["hidden_size"], use_cache=False, **sizes)
+def random_config(shape: str) -> Any:
+    """Returns the shape's configuration with a vocabulary of OPT's 50,272 tokens, or of LLaMA's 32,000."""
+    return config_of(shape, 32_000 if shape.startswith("llama") else 50_272, use_cache=False)
 
 
-def reference_step(shape: str, lengths: Iterator[list[list[int]]], device: str) -> Callable[[], None]:
+def reference_step(shape: str, draw: Callable[[], list[list[int]]], device: str) -> Callable[[], None]:
     """The reference's way: causal LM, logits over the vocabulary, all hidden states, checkpointing, float32.
 
     The columns are one batch, padded on the left to a multiple of 8 of the longest of all.
@@ -83,7 +69,7 @@ def reference_step(shape: str, lengths: Iterator[list[list[int]]], device: str) 
 
     from st_prompteol import lora_config
 
-    lm = AutoModelForCausalLM.from_config(build_config(shape)).to(device)
+    lm = AutoModelForCausalLM.from_config(random_config(shape)).to(device)
     layers = {name.rpartition(".")[2] for name, part in lm.named_modules() if isinstance(part, torch.nn.Linear)}
     inject_adapter_in_model(lora_config(target_modules=sorted(layers - {"lm_head"})), lm)
     lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -91,11 +77,11 @@ def reference_step(shape: str, lengths: Iterator[list[list[int]]], device: str) 
     update = updater(lm)
 
     def step() -> None:
-        rows = next(lengths)
+        rows = draw()
         width = -(-max(map(max, rows)) // 8) * 8
         batch = pad([row[column] for column in range(3) for row in rows], width, "left")
-        output = lm(**{key: value.to(device) for key, value in batch.items()}, output_hidden_states=True)
-        anchors, *others = output.hidden_states[-1][:, -1].view(3, len(rows), -1)
+        embeddings = reference_embeddings(lm, {key: value.to(device) for key, value in batch.items()})
+        anchors, *others = embeddings.view(3, len(rows), -1)
         cosines = torch.cosine_similarity(anchors[:, None], torch.cat(others)[None], dim=-1)
         update(torch.nn.functional.cross_entropy(cosines / 0.05, torch.arange(len(rows), device=device)))
 
@@ -104,7 +90,7 @@ def reference_step(shape: str, lengths: Iterator[list[list[int]]], device: str) 
 
 def our_step(
     shape: str,
-    lengths: Iterator[list[list[int]]],
+    draw: Callable[[], list[list[int]]],
     device: str,
     mini_batch_size: int | None,
     bf16: bool,
@@ -120,8 +106,10 @@ def our_step(
     from training.arguments import RunArguments
     from training.loss import build_loss
 
-    config = build_config(shape)
-    body = quantised_body(config, device) if nf4 else AutoModel.from_config(config).to(device)
+    with torch.device(device):
+        body = AutoModel.from_config(random_config(shape), dtype=torch.bfloat16 if nf4 else torch.float32)
+    if nf4:
+        quantise(body, device)
     inject_adapter_in_model(lora_config(), body)
     for name, parameter in body.named_parameters():
         if "lora_" in name:
@@ -141,14 +129,14 @@ def our_step(
         def save(self, *args: Any, **kwargs: Any) -> None:
             raise NotImplementedError
 
-    model = SentenceTransformer(modules=[Body(), LastTokenPooling(config.hidden_size)], device=device)
+    model = SentenceTransformer(modules=[Body(), LastTokenPooling(body.config.hidden_size)], device=device)
     model.train()
     arguments = RunArguments(output_dir="unused", mini_batch_size=mini_batch_size, precision="float32")
     loss, update = build_loss(model, arguments), updater(model)  # type: ignore[arg-type]
 
     def step() -> None:
         columns: Columns = []
-        for column in zip(*next(lengths), strict=True):
+        for column in zip(*draw(), strict=True):
             features = pad(list(column), max(column), "right")
             columns.append({key: value.to(device) for key, value in features.items()})
         update(loss(columns, None))
@@ -156,15 +144,11 @@ def our_step(
     return step
 
 
-def quantised_body(config: Any, device: str) -> torch.nn.Module:
-    """Returns a random body in nf4, made layer by layer on the device."""
-    from transformers import AutoModel
+def quantise(body: torch.nn.Module, device: str) -> None:
+    """Replaces the linear layers by layers in nf4."""
+    from bitsandbytes.nn import Linear4bit
 
     from st_prompteol import quantization_config
-
-    with torch.device("meta"):
-        body = AutoModel.from_config(config)
-    from bitsandbytes.nn import Linear4bit
 
     options = quantization_config("nf4", compute_dtype=torch.bfloat16)
     for name, part in list(body.named_modules()):
@@ -173,24 +157,12 @@ def quantised_body(config: Any, device: str) -> torch.nn.Module:
                 part.in_features,
                 part.out_features,
                 bias=part.bias is not None,
-                compute_dtype=torch.bfloat16,
+                compute_dtype=options.bnb_4bit_compute_dtype,
                 compress_statistics=options.bnb_4bit_use_double_quant,
-                quant_type="nf4",
-                device="cpu",
+                quant_type=options.bnb_4bit_quant_type,
             )
-            parent, _, child = name.rpartition(".")
-            setattr(body.get_submodule(parent), child, layer.to(device))
-    for part in body.modules():  # norms and embeddings
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            if parameter.is_meta:
-                data = torch.nn.init.normal_(torch.empty(parameter.shape, device=device), std=0.02)
-                setattr(part, name, torch.nn.Parameter(data, requires_grad=False))
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                part.register_buffer(name, torch.zeros_like(buffer, device=device), persistent=False)
-    if hasattr(body, "rotary_emb"):
-        body.rotary_emb = type(body.rotary_emb)(config).to(device)
-    return body
+            layer.load_state_dict(part.state_dict())
+            body.set_submodule(name, layer.to(device))  # which quantises it
 
 
 def updater(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
@@ -210,36 +182,37 @@ def updater(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
 
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
-    """Runs one row in this process: seconds a step and peak memory in bytes, with and without the imports."""
+    """Runs one row in this process: seconds and tokens per second of a step, peak memory in bytes."""
     torch.set_num_threads(row["threads"])
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    device = "cuda" if row.get("gpu") else "cpu"
-    lengths = iter(lambda: draw_lengths(row["batch_size"], rng), None)
-    import training.train  # noqa: F401 - counted as imports in every row
+    gpu = bool(row.get("gpu"))
+    device = "cuda" if gpu else "cpu"
+    drawn: list[list[list[int]]] = []
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def draw() -> list[list[int]]:
+        drawn.append(draw_lengths(row["batch_size"], rng))
+        return drawn[-1]
+
+    import training.train  # noqa: F401 - its memory counts in every row
+
     if row["way"] == "reference":
-        step = reference_step(row["shape"], lengths, device)
+        step = reference_step(row["shape"], draw, device)
     else:
-        step = our_step(row["shape"], lengths, device, row["mini_batch_size"], row["bf16"], bool(row.get("gpu")))
-    clock = time.perf_counter if row.get("gpu") else time.process_time
+        step = our_step(row["shape"], draw, device, row["mini_batch_size"], row["bf16"], nf4=gpu)
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    clock, wait = (time.perf_counter, torch.cuda.synchronize) if gpu else (time.process_time, lambda: None)
     step()  # warms up
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait()
     started = clock()
     for _ in range(row["steps"]):
         step()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait()
     seconds = (clock() - started) / row["steps"]
-    rng = np.random.default_rng(0)
-    drawn = [draw_lengths(row["batch_size"], rng) for _ in range(row["steps"] + 1)][1:]
-    tokens = float(np.mean([np.sum(lengths) for lengths in drawn]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if device == "cuda":
-        peak, before = torch.cuda.max_memory_allocated(), 0
-    return {**row, "seconds": seconds, "tokens_per_second": tokens / seconds, "peak": peak, "imports": before}
+    tokens = float(np.mean([np.sum(lengths) for lengths in drawn[1:]]))
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {**row, "seconds": seconds, "tokens_per_second": tokens / seconds, "peak": peak}
 
 
 def in_a_process(row: dict[str, Any]) -> dict[str, Any]:
@@ -257,71 +230,56 @@ def in_a_process(row: dict[str, Any]) -> dict[str, Any]:
 def compare(args: argparse.Namespace) -> str:
     """Returns the comparison with the reference as a Markdown table."""
     shared = {"shape": args.shape, "batch_size": 32, "threads": args.threads, "steps": args.steps}
-    ours = {**shared, "way": "ours"}
-    rows = [
-        {**shared, "way": "reference", "name": "reference, float32"},
-        {**ours, "name": "mini-batch 8, float32", "mini_batch_size": 8, "bf16": False},
-        {**ours, "name": "mini-batch 8, bf16", "mini_batch_size": 8, "bf16": True},
-        {**ours, "name": "whole batch, float32", "mini_batch_size": None, "bf16": False},
-        {**ours, "name": "whole batch, bf16", "mini_batch_size": None, "bf16": True},
-    ]
+    rows = [{**shared, "way": "reference", "name": "reference, float32"}]
+    for name, mini_batch_size in (("mini-batch 8", 8), ("whole batch", None)):
+        for precision in ("float32", "bf16"):
+            ours = {"way": "ours", "mini_batch_size": mini_batch_size, "bf16": precision == "bf16"}
+            rows.append({**shared, **ours, "name": f"{name}, {precision}"})
     results = [in_a_process(row) for row in rows]
-    base = results[0]
-    lines = ["| way | s a step | steps/s, ratio | peak GiB | peak, ratio |", "|---|---|---|---|---|"]
+    first = results[0]
+    lines = [["way", "s a step", "steps/s, ratio", "peak GiB", "peak, ratio"]]
     for row in results:
-        lines.append(
-            f"| {row['name']} | {row['seconds']:.2f} | {base['seconds'] / row['seconds']:.2f} "
-            f"| {row['peak'] / 2**30:.2f} | {row['peak'] / base['peak']:.2f} |"
-        )
-    return "\n".join(lines)
+        ratios = first["seconds"] / row["seconds"], row["peak"] / first["peak"]
+        numbers = row["seconds"], ratios[0], row["peak"] / 2**30, ratios[1]
+        lines.append([row["name"], *(f"{number:.2f}" for number in numbers)])
+    return to_markdown(lines, text_columns=("way",))
 
 
 def compare_cached(args: argparse.Namespace) -> str:
     """Returns peak memory of the cached loss, mini-batch 16, at batch 256 against a batch of 16."""
     shared = {"shape": args.shape, "way": "ours", "threads": args.threads, "steps": 1, "bf16": False}
-    rows = [
-        {**shared, "name": "batch 16", "batch_size": 16, "mini_batch_size": None},
-        {**shared, "name": "batch 256, mini-batch 16", "batch_size": 256, "mini_batch_size": 16},
+    results = [
+        in_a_process({**shared, "name": name, "batch_size": batch_size, "mini_batch_size": mini_batch_size})
+        for name, batch_size, mini_batch_size in (("batch 16", 16, None), ("batch 256, mini-batch 16", 256, 16))
     ]
-    results = [in_a_process(row) for row in rows]
-    lines = ["| batch | s a step | peak GiB | peak, ratio |", "|---|---|---|---|"]
+    first = results[0]
+    lines = [["batch", "s a step", "peak GiB", "peak, ratio"]]
     for row in results:
-        ratio = row["peak"] / results[0]["peak"]
-        lines.append(f"| {row['name']} | {row['seconds']:.2f} | {row['peak'] / 2**30:.2f} | {ratio:.2f} |")
-    return "\n".join(lines)
+        numbers = row["seconds"], row["peak"] / 2**30, row["peak"] / first["peak"]
+        lines.append([row["name"], *(f"{number:.2f}" for number in numbers)])
+    return to_markdown(lines, text_columns=("batch",))
 
 
 def measure_gpu(args: argparse.Namespace) -> str:
     """Returns speed, memory and the largest batch that fits, in nf4, as a Markdown table with the device's name."""
-    lines = [
-        f"{torch.cuda.get_device_name()}:\n",
-        "| shape | batch | mini-batch | steps/s | tokens/s | peak GiB |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = [["shape", "batch", "mini-batch", "steps/s", "tokens/s", "peak GiB"]]
     for shape in ("opt-2.7b", "llama-7b"):
         shared = {"shape": shape, "way": "ours", "threads": args.threads, "steps": 3, "bf16": True, "gpu": True}
-        cached = {**shared, "name": f"{shape} cached", "batch_size": 256, "mini_batch_size": 64}
-        rows, batch_size = [in_a_process(cached)], 32
-        while True:
+        row = in_a_process({**shared, "name": f"{shape} cached", "batch_size": 256, "mini_batch_size": 64})
+        batch_size = 32
+        while "error" not in row:
+            speed = f"{1 / row['seconds']:.2f}", f"{row['tokens_per_second']:,.0f}", f"{row['peak'] / 2**30:.1f}"
+            lines.append([shape, str(row["batch_size"]), str(row["mini_batch_size"] or ""), *speed])
             row = in_a_process({**shared, "name": shape, "batch_size": batch_size, "mini_batch_size": None})
-            if "error" in row:
-                lines.append(f"| {shape} | {batch_size} | | does not fit | | |")
-                break
-            rows.append(row)
             batch_size *= 2
-        lines += [
-            f"| {shape} | {row['batch_size']} | {row['mini_batch_size'] or ''} | {1 / row['seconds']:.2f} "
-            f"| {row['tokens_per_second']:,.0f} | {row['peak'] / 2**30:.1f} |"
-            for row in rows
-            if "error" not in row
-        ]
-    return "\n".join(lines)
+        lines.append([shape, str(row["batch_size"]), "", "does not fit", "", ""])
+    return f"{torch.cuda.get_device_name()}:\n\n{to_markdown(lines, text_columns=('shape',))}"
 
 
 def main() -> None:
     """Runs what is asked for and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="opt-125m", choices=SHAPES)
+    parser.add_argument("--shape", default="opt-125m", choices=list(SHAPES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after one that warms up")
     parser.add_argument("--cached", action="store_true", help="memory of gradient caching at batch 256")
@@ -333,10 +291,10 @@ def main() -> None:
         print(json.dumps(measure(json.loads(args.row))))
         return
     table = measure_gpu(args) if args.gpu else compare_cached(args) if args.cached else compare(args)
-    print(table)
+    print(table, end="")
     if args.output:
         with open(args.output, "a", encoding="utf-8") as file:
-            file.write(f"\n{table}\n")
+            file.write(f"\n{table}")
 
 
 if __name__ == "__main__":
