@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,34 +160,29 @@ class TestResultsOnDisk:
         model.layer, model.template = -1, "prompteol"
         assert self.run(model, data_dir, tmp_path) == both
 
-    def test_the_file_says_what_it_takes_to_trust_it(self, model: PromptEOL, data_dir: Path, tmp_path: Path) -> None:
-        self.run(model, data_dir, tmp_path)
-        (path,) = tmp_path.rglob("MR.json")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        assert path.relative_to(tmp_path).parts[1] == content["revision"][:18]
+    def test_files_tell_their_origin_and_damaged_ones_or_those_of_other_data_do_not_count(
+        self, model: PromptEOL, data_dir: Path, tmp_path: Path
+    ) -> None:
+        results, changed = tmp_path / "results", tmp_path / "senteval"
+        self.run(model, data_dir, results)
+        (path,) = results.rglob("MR.json")
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        assert path.relative_to(results).parts[1] == content["revision"][:18]
         assert content["revision"].startswith("local-")
         assert {"score", "details", "settings", "data", "versions", "seconds", "date"} <= content.keys()
         assert "means in one word" in content["settings"]["template"]["text"]
         assert content["parameters"] == sum(p.numel() for p in model.parameters())
 
-    def test_a_damaged_file_is_set_aside_and_the_task_runs_again(
-        self, model: PromptEOL, data_dir: Path, tmp_path: Path
-    ) -> None:
-        self.run(model, data_dir, tmp_path)
-        (path,) = tmp_path.rglob("MR.json")
-        whole = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(path.read_text(encoding="utf-8")[:50], encoding="utf-8")
-        assert self.run(model, data_dir, tmp_path) == {"STSBenchmark": True, "MR": False}
+        path.write_text(text[:50], encoding="utf-8")
+        assert self.run(model, data_dir, results) == {"STSBenchmark": True, "MR": False}
         assert path.with_name("MR.json.damaged").exists()
-        assert json.loads(path.read_text(encoding="utf-8"))["score"] == whole["score"]
+        assert json.loads(path.read_text(encoding="utf-8"))["score"] == content["score"]
 
-    def test_other_data_is_another_result(self, model: PromptEOL, data_dir: Path, tmp_path: Path) -> None:
-        self.run(model, data_dir, tmp_path / "results")
-        changed = tmp_path / "senteval"
-        subprocess.run(["cp", "-r", str(data_dir), str(changed)], check=True)
+        shutil.copytree(data_dir, changed)
         with open(changed / "MR" / "rt-polarity.neg", "a", encoding="latin-1") as file:
             file.write("one more\n")
-        assert self.run(model, changed, tmp_path / "results") == {"STSBenchmark": True, "MR": False}
+        assert self.run(model, changed, results) == {"STSBenchmark": True, "MR": False}
 
 
 def evaluate(*arguments: str) -> tuple[int, str, str]:

@@ -23,16 +23,7 @@ from st_prompteol.identity import digest, identify
 logger = logging.getLogger(__name__)
 
 _FILES = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")  # that make a model
-_PACKAGES = (
-    "st-prompteol",
-    "sentence-transformers",
-    "transformers",
-    "torch",
-    "peft",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-)
+_PACKAGES = "st-prompteol sentence-transformers transformers torch peft numpy scipy scikit-learn".split()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""Rows of scores, their averages as the paper takes them, published rows beside them: as tables and as a plot."""
+"""Rows of scores, their averages as the paper takes them: as tables and as a plot."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from st_prompteol.evaluation.published import PUBLISHED
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
 from st_prompteol.output import FIGURES, check_output, import_figure, save_figure, write_table
 
@@ -42,21 +41,6 @@ class Row:
         if not all(task in self.scores for task in tasks):
             return None
         return sum(round(self.scores[task], 2) for task in tasks) / len(tasks)
-
-
-def published_rows(rows: Iterable[Row]) -> list[Row]:
-    """Returns the published rows of the models among `rows`."""
-    models = {row.model for row in rows}
-    return [
-        Row(
-            entry.model,
-            entry.method,
-            {},
-            averages={"STS avg": entry.sts} | ({"transfer avg": entry.transfer} if entry.transfer is not None else {}),
-        )
-        for entry in PUBLISHED
-        if entry.model in models
-    ]
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

@@ -180,14 +180,10 @@ def _read_sts(input_path: Path, gold_path: Path) -> Examples:
             f"{input_path} has {len(rows)} lines and {gold_path} has {len(gold)}, which must be equal: "
             "unpack senteval.tar again."
         )
-    scored = [
-        (row, _score(text, gold_path, i))
-        for i, (row, text) in enumerate(zip(rows, gold, strict=True), start=1)
-        if text
-    ]
+    scored = [number for number, text in enumerate(gold) if text]
     return Examples(
-        (_sentences(row[0] for row, _ in scored), _sentences(row[1] for row, _ in scored)),
-        np.array([score for _, score in scored]),
+        tuple(_sentences(rows[number][column] for number in scored) for column in (0, 1)),
+        np.array([_score(gold[number], gold_path, number + 1) for number in scored]),
     )
 
 

@@ -74,10 +74,10 @@ def evaluate_transfer_task(
 
         if task == "SST2":
             details = _given_dev(sizes, train)
-        elif "test" in sizes:
-            details = _folds_then_test(labels[: sizes["train"]], sizes["test"], train)
         else:
-            details = _nested_folds(labels, train)
+            rows = np.arange(len(labels))
+            outer = [(rows[: sizes["train"]], rows[sizes["train"] :])] if "test" in sizes else _folds(labels)
+            details = _by_folds(outer, labels, train)
     details = {"classifier": "SentEval logistic regression (Adam)", **details, "n": sizes}
     return TaskResult(task, details["test_accuracy"], details)
 
@@ -100,26 +100,20 @@ def _percent(accuracy: float) -> float:
     return float(round(100 * accuracy, 2))
 
 
-def _nested_folds(labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
-    """MR, CR, SUBJ, MPQA: 10 test folds; L2 chosen by 10 inner folds of each one's training part."""
-    outer = _folds(labels)
+def _by_folds(outer: Sequence[tuple[Rows, Rows]], labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
+    """Chooses the L2 strength of each training part by its own 10 folds, and scores it on its test part.
+
+    Args:
+        outer: Training and test rows: 10 folds for MR, CR, SUBJ and MPQA, the given split for TREC and MRPC.
+        labels: The classes of all rows.
+        train: Trains classifiers.
+    """
     inner = [Split(rows[a], validation=rows[b]) for rows, _ in outer for a, b in _folds(labels[rows])]
     accuracy = train(inner, [L2_GRID] * len(inner))[0].reshape(len(outer), N_FOLDS, len(L2_GRID))
     dev = [[_percent(fold[:, run].mean()) for run in range(len(L2_GRID))] for fold in accuracy]
     l2 = [L2_GRID[int(np.argmax(scores))] for scores in dev]
     _, test_accuracy = train([Split(rows, test=test) for rows, test in outer], [[strength] for strength in l2])
     return _details([max(scores) for scores in dev], l2, test_accuracy[:, 0])
-
-
-def _folds_then_test(labels: npt.NDArray[np.int64], n_test: int, train: Train) -> dict[str, Any]:
-    """TREC, MRPC: L2 chosen by 10 folds of the training examples, which the first rows are; the test rows follow."""
-    folds = [Split(rows, validation=held_out) for rows, held_out in _folds(labels)]
-    accuracy, _ = train(folds, [L2_GRID] * len(folds))
-    dev = [_percent(accuracy[:, run].mean()) for run in range(len(L2_GRID))]
-    l2 = L2_GRID[int(np.argmax(dev))]
-    n = len(labels)
-    _, test_accuracy = train([Split(np.arange(n), test=np.arange(n, n + n_test))], [[l2]])
-    return _details([max(dev)], [l2], test_accuracy[:, 0])
 
 
 def _given_dev(sizes: dict[str, int], train: Train) -> dict[str, Any]:

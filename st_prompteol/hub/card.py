@@ -7,7 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from st_prompteol.evaluation.score_table import Row, published_rows, table
+from st_prompteol.evaluation.published import published_rows
+from st_prompteol.evaluation.score_table import Row, table
 from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
 from st_prompteol.hub.markdown import one_line
 from st_prompteol.hub.options import CardOptions
