@@ -13,6 +13,7 @@ import pytest
 from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Row, plot_scaling, published_rows, write_scores
 from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
 from st_prompteol.evaluation.score_table import table
+from st_prompteol.output import write_table
 
 SCORES = dict(zip(STS_TASKS, [40.634, 43.835, 37.255, 49.545, 44.105, 41.085, 49.265], strict=True))
 
@@ -48,6 +49,8 @@ def test_tables_hold_the_same_in_every_format(tmp_path: Path) -> None:
     content = json.loads(texts[".json"])
     assert content[0]["scores"]["STS12"] == 40.634
     assert content[0]["averages"] == {"STS avg": pytest.approx(rows[0].average("STS avg"))}
+    write_table([["sentence", "score"], ["x", "1.00"]], tmp_path / "texts.json")
+    assert json.loads((tmp_path / "texts.json").read_text(encoding="utf-8")) == [{"sentence": "x", "score": "1.00"}]
     with pytest.raises(ValueError, match=r"end its name in \.md, \.csv or \.json"):
         write_scores(rows, tmp_path / "table.txt")
 

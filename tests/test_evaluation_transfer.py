@@ -61,9 +61,8 @@ def noisy_classes(n, dim, n_classes, seed=0):
     """Features of overlapping classes: the validation accuracy wavers, so that the stopping rule has work."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, n_classes, n)
-    return (rng.standard_normal((n, dim)) + 0.6 * rng.standard_normal((n_classes, dim))[labels]).astype(
-        np.float32
-    ), labels
+    features = rng.standard_normal((n, dim)) + 0.6 * rng.standard_normal((n_classes, dim))[labels]
+    return features.astype(np.float32), labels
 
 
 @pytest.mark.parametrize("n_classes", [2, 6])
