@@ -274,6 +274,7 @@ def test_killed_half_way_it_continues_where_it_stopped(causal_lms: dict[str, str
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(Path("results").rglob("STSBenchmark.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
