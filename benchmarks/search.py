@@ -17,17 +17,15 @@ import json
 import random
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 
 import transformers
 from reference import Reference, machine, save_random_model, seconds_of
 
 from st_prompteol import Demonstration, PromptEOL
-from st_prompteol.demonstrations import sts_b_dev
-from st_prompteol.demonstrations.encoder import ShotEncoder
-from st_prompteol.demonstrations.search import ROUNDS
 from st_prompteol.output import to_markdown
+from st_prompteol.recipes import sts_b_dev
+from st_prompteol.recipes.searching import ROUNDS
 
 CANDIDATES = 300
 SHOTS = [
@@ -61,21 +59,18 @@ def main() -> None:
         save_random_model("opt-125m", arguments.tokenizer, folder)
         model, reference = PromptEOL(folder), Reference(folder, batch_size=32)
 
-    start = time.perf_counter()
-    encoder = ShotEncoder(model, distinct, [-1], batch_size=64)
-    once = time.perf_counter() - start
     rng = random.Random(0)
     theirs, ours = [], []
     for shot in SHOTS[: arguments.candidates]:
-        template = replace(encoder.template, demonstrations=(shot,))
+        template = model.template = replace(model.template, demonstrations=(shot,))
         texts = [template.render(sentence) for sentence in rng.sample(every, arguments.reference_sentences)]
         theirs.append(seconds_of(lambda texts=texts: reference.encode(texts)) / len(texts))
-        indices = rng.sample(range(len(distinct)), arguments.sentences)
+        sentences = rng.sample(distinct, arguments.sentences)
         # its head included
-        ours.append(seconds_of(lambda shot=shot, indices=indices: encoder.encode((shot,), indices)) / len(indices))
+        ours.append(seconds_of(lambda sentences=sentences: model.encode(sentences, batch_size=64)) / len(sentences))
     reference_hours = statistics.median(theirs) * len(every) * CANDIDATES / 3600
-    exhaustive_hours = (statistics.median(ours) * len(distinct) * CANDIDATES + once) / 3600
-    halving_hours = (statistics.median(ours) * len(distinct) * CANDIDATES * halving + once) / 3600
+    exhaustive_hours = statistics.median(ours) * len(distinct) * CANDIDATES / 3600
+    halving_hours = statistics.median(ours) * len(distinct) * CANDIDATES * halving / 3600
     print(json.dumps({**machine(), "candidates measured": arguments.candidates}))
     lines = [["way", "s a sentence", "sentences", "hours, extrapolated", "ratio"]]
     for way, seconds, count, hours in (

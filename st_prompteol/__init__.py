@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_prompteol.adapters import lora_config, quantization_config
-    from st_prompteol.demonstrations import build_demonstrations, search_demonstrations
     from st_prompteol.hub import build_model_card, push_to_hub
     from st_prompteol.model import PromptEOL
     from st_prompteol.modules import PromptEOLTransformer
@@ -23,12 +22,10 @@ __all__ = [
     "PromptEOL",
     "PromptEOLTransformer",
     "PromptTemplate",
-    "build_demonstrations",
     "build_model_card",
     "lora_config",
     "push_to_hub",
     "quantization_config",
-    "search_demonstrations",
 ]
 
 __version__ = "0.1.0"
@@ -41,12 +38,10 @@ _HOMES = {
     "PromptEOL": "model",
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "template",
-    "build_demonstrations": "demonstrations",
     "build_model_card": "hub",
     "lora_config": "adapters",
     "push_to_hub": "hub",
     "quantization_config": "adapters",
-    "search_demonstrations": "demonstrations",
 }
 
 

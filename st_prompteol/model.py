@@ -40,7 +40,7 @@ SAVED_NAMES = re.compile(
     r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
 )
 logger = logging.getLogger(__name__)
-_CENTER = "centering"  # what the module is called that centres embeddings
+CENTERING = "centering"  # what the module is called that centres embeddings
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
 _upstream = logging.getLogger("sentence_transformers")  # whose level turns its progress bars on
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
@@ -179,7 +179,9 @@ class PromptEOL(SentenceTransformer):
         _fit_poolings(self._modules, self[0].get_embedding_dimension())
         self._warn_if_centered()
 
-    def center(self, sentences: Sequence[str], *, scale: bool = False) -> None:
+    def center(
+        self, sentences: Sequence[str] | None = None, *, scale: bool = False, mean: np.ndarray | None = None
+    ) -> None:
         """Subtracts from every embedding the mean embedding of these sentences; unrelated ones are no longer alike.
 
         A stock `Dense` behind the pooling does it, with the identity as its activation; calling this again replaces
@@ -189,13 +191,17 @@ class PromptEOL(SentenceTransformer):
         Args:
             sentences: Sentences of the kind that will be embedded, without labels; a few hundred are enough.
             scale: Whether each number is also divided by its standard deviation over the sentences. Defaults to False.
+            mean: In place of sentences, their mean embedding `(embedding_dimension,)`, if it is known already.
 
         Raises:
-            ValueError: If there are fewer than two different sentences, or the model has no pooling.
+            ValueError: If there are fewer than two different sentences and no mean, a scale without sentences, or the
+                model has no pooling.
         """
-        if len(set(sentences)) < 2:
+        if scale and sentences is None:
+            raise ValueError("A mean embedding alone does not give standard deviations: pass the sentences.")
+        if mean is None and len(set(sentences or ())) < 2:
             raise ValueError(
-                f"A mean embedding of {len(set(sentences))} different sentences says nothing: give some hundred "
+                f"A mean embedding of {len(set(sentences or ()))} different sentences says nothing: give some hundred "
                 "sentences of the kind that will be embedded."
             )
         places = [place for place, module in enumerate(self) if isinstance(module, Pooling)]
@@ -203,28 +209,32 @@ class PromptEOL(SentenceTransformer):
             raise ValueError("The model has no pooling, behind which embeddings could be centred: put one behind it.")
         modules = list(self._modules.items())
         head, behind = modules[: places[0] + 1], modules[places[0] + 1 :]
-        pooled = PromptEOL(
-            modules=[module for _, module in head],
-            device=str(self.device),
-            prompts=self.prompts,
-            default_prompt_name=self.default_prompt_name,
-        )
-        embeddings = np.asarray(pooled.encode(list(sentences)), dtype=np.float64)
-        mean, deviation = torch.from_numpy(embeddings.mean(axis=0)), torch.from_numpy(embeddings.std(axis=0))
-        factor = 1 / deviation.where(deviation > 0, 1.0) if scale else torch.ones_like(mean)
+        if mean is None:
+            pooled = PromptEOL(
+                modules=[module for _, module in head],
+                device=str(self.device),
+                prompts=self.prompts,
+                default_prompt_name=self.default_prompt_name,
+            )
+            embeddings = np.asarray(pooled.encode(list(sentences or ())), dtype=np.float64)
+            mean, deviation = embeddings.mean(axis=0), embeddings.std(axis=0)
+        shift = torch.from_numpy(np.asarray(mean, dtype=np.float64))
+        factor = torch.ones_like(shift)
+        if scale:
+            factor /= torch.from_numpy(np.where(deviation > 0, deviation, 1.0))
         dense = Dense(
-            len(mean),
-            len(mean),
+            len(shift),
+            len(shift),
             activation_function=torch.nn.Identity(),
             init_weight=factor.diag().float(),
-            init_bias=(-mean * factor).float(),
+            init_bias=(-shift * factor).float(),
         ).to(self.device, self.dtype)
-        behind = [(name, module) for name, module in behind if name != _CENTER]
+        behind = [(name, module) for name, module in behind if name != CENTERING]
         self._modules.clear()
-        self._modules.update([*head, (_CENTER, dense), *behind])
+        self._modules.update([*head, (CENTERING, dense), *behind])
 
     def _warn_if_centered(self) -> None:
-        if _CENTER in self._modules:
+        if CENTERING in self._modules:
             logger.warning("Embeddings are centred by the mean of others than these: call center() again.")
 
     @property
@@ -361,7 +371,7 @@ class PromptEOL(SentenceTransformer):
 
     def _describe_modules_behind(self) -> str | None:
         names = [
-            "Dense (centres)" if name == _CENTER else type(module).__name__ for name, module in self.named_children()
+            "Dense (centres)" if name == CENTERING else type(module).__name__ for name, module in self.named_children()
         ]
         return ", ".join(names[2:]) or None
 

@@ -16,7 +16,7 @@ Preprocessing = Literal["paper", "none"]
 HOLE = "{sentence}"
 
 # A word that follows an opening quote is closed by its counterpart; after anything else it stands bare.
-_CLOSING_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」"}
+CLOSING_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」"}
 
 
 def _check_characters(text: str) -> None:
@@ -105,27 +105,6 @@ class PromptTemplate:
                 "use a template with text after the sentence, or no demonstrations."
             )
 
-    @classmethod
-    def from_reference(cls, line: str, preprocessing: Preprocessing = "paper") -> PromptTemplate:
-        """Reads the one-line spelling of the paper's files: `_` for a space, `*sent_0*` for the sentence.
-
-        Demonstrations in the line stay part of the text, so the rendered text is what the paper's code makes of it.
-
-        Args:
-            line: One line of such a file, e.g. `This_sentence_:_"*sent_0*"_means_in_one_word:"`.
-            preprocessing: As in the constructor. Defaults to `"paper"`.
-
-        Raises:
-            ValueError: If the line does not hold `*sent_0*` exactly once, or holds a literal `{sentence}`.
-        """
-        line = line.rstrip("\r\n")
-        if line.count("*sent_0*") != 1 or HOLE in line:
-            raise ValueError(
-                f"The line {line!r} must hold *sent_0* exactly once, and no {HOLE}: it is the place of the sentence."
-            )
-        before, after = line.split("*sent_0*")
-        return cls(before.replace("_", " ") + HOLE + after.replace("_", " "), preprocessing=preprocessing)
-
     @property
     def _before(self) -> str:
         return self.text.split(HOLE)[0]
@@ -137,12 +116,12 @@ class PromptTemplate:
     @property
     def _gap(self) -> str:
         """What separates a demonstration's word from the template: nothing after a quote or a space."""
-        return "" if self._after[-1:] in _CLOSING_QUOTES or self._after[-1:].isspace() else " "
+        return "" if self._after[-1:] in CLOSING_QUOTES or self._after[-1:].isspace() else " "
 
     @property
     def _stop(self) -> str:
         """What follows a demonstration's word: the quote that the template opened, if it did, and a full stop."""
-        return _CLOSING_QUOTES.get(self._after[-1:], "") + "."
+        return CLOSING_QUOTES.get(self._after[-1:], "") + "."
 
     @property
     def head(self) -> str:

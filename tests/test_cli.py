@@ -42,8 +42,7 @@ assert "torch" not in sys.modules
 
 
 def test_help_is_quick_and_needs_no_pytorch() -> None:
-    commands = [name for name in get_command(app).commands if name != "demonstrations"]  # type: ignore[attr-defined]
-    commands += ["", "demonstrations", "demonstrations build", "demonstrations search"]
+    commands = ["", *get_command(app).commands]  # type: ignore[attr-defined]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     subprocess.run([sys.executable, "-c", HELP, *commands], check=True)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5  # seconds of a core, for all of them
@@ -52,7 +51,6 @@ def test_help_is_quick_and_needs_no_pytorch() -> None:
 def test_every_command_that_opens_a_model_has_its_options() -> None:
     """And what they say is how the model is opened."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    commands |= {"search": commands["demonstrations"].commands["search"]}
     for name in ("info", "encode", "corpus", "similarity", "evaluate", "export", "push", "search"):
         options = {parameter.name for parameter in commands[name].params}
         assert options >= set(inspect.signature(read_model_options).parameters), name
@@ -144,7 +142,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
     (tmp_path / "latin1.txt").write_bytes("\xfc".encode("latin-1"))
     (tmp_path / "fine.txt").write_text("fine\n", encoding="utf-8")
     latin, fine = str(tmp_path / "latin1.txt"), str(tmp_path / "fine.txt")
-    build, search = ["demonstrations", "build", "c.tsv"], ["demonstrations", "search", "tiny", CANDIDATES]
+    build, search = ["candidates", "c.tsv"], ["search", "tiny", CANDIDATES]
     mistakes = [
         (["info", missing], "not found"),
         (["info", model, "--template", "no hole"], "Unknown template 'no hole': choose one of prompteol, prompt"),
@@ -171,7 +169,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
         ([*build, "--llm", "x", "--timeout", "9"], "--timeout has no effect on an LLM"),
         ([*build, "--llm", "x", "--provider", "auto", "--device", "cpu"], "--device has no effect on an LLM at an"),
         ([*search, "--pairs", "p.tsv", "--data-dir", "d"], "--data-dir has no effect"),
-        ([*search, "--layers", "-1,-2", "--layer", "-2"], "--layer has no effect"),
+        (["search", "tiny", "--pairs", "p.tsv", "--exhaustive"], "--exhaustive has no effect without candidates"),
         ([*search, "--demonstrations", CANDIDATES], "--demonstrations has no effect where they are searched for"),
     ]  # fmt: skip
     before = sorted(os.listdir(tmp_path))

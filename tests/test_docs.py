@@ -35,8 +35,8 @@ from st_prompteol.evaluation.score_table import SHORT_NAMES
 from .conftest import build_senteval, build_tokenizer
 from .hubserver import Hub
 from .test_adapters import publish_adapter
-from .test_demonstrations import write_wordnet
 from .test_evaluation_data import hub_environment
+from .test_recipes_candidates import write_wordnet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -53,7 +53,7 @@ TRIPLETS = "examples/triplets.tsv"
 # the same commands on less data
 SMALLER = {
     r"--task (sts|all)\b": "--task STSBenchmark",
-    r"(st-prompteol demonstrations build .*)": r"\1 --dictionary-count 3",
+    r"(st-prompteol candidates .*)": r"\1 --dictionary-count 3",
     r"(python training/train\.py .*)": rf"\1 --train_file {TRIPLETS} --per_device_train_batch_size 8"
     " --max_steps 2 --warmup_steps 0 --eval_strategy no",
     r"(python benchmarks/encode\.py .*)": r"\1 --count 4 --rounds 1 --demonstrations 1 --dtype float32 --scaling 8"

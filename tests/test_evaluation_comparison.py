@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate
 from st_prompteol.cli import app
 from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Comparison, Run, run_tasks
+from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import MaskTokenPooling, apply_decoder_methods, apply_encoder_methods
 from st_prompteol.evaluation.runner import expand_tasks
 
@@ -295,3 +296,22 @@ def test_the_python_way(causal_lms: dict[str, str], data_dir: Path, tmp_path: Pa
     (row,) = comparison.run(causal_lms["opt"], {})
     assert row.method == "PromptEOL"
     assert 0 < row.scores["MR"] <= 100
+
+
+def test_an_ensemble_is_the_mean_over_templates_and_is_not_saved(
+    causal_lms: dict[str, str], data_dir: Path, here: Path
+) -> None:
+    templates = ("knowledge", "pretended-cot")
+    for layer, (name, model) in zip(
+        (-1, -2), apply_ensembles(PromptEOL(causal_lms["opt-350m"]), [templates], (-1, -2)), strict=True
+    ):
+        assert name == "mean of knowledge and pretended-cot" + (", layer -2" if layer == -2 else "")
+        alone = [PromptEOL(causal_lms["opt-350m"], template=one, layer=layer).encode(SENTENCES) for one in templates]
+        expected = (alone[0] + alone[1]) / 2
+        np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5 * np.abs(expected).max())
+        with pytest.raises(ValueError, match="cannot be saved"):
+            model.save_pretrained("mean")
+    options = ("--data-dir", str(data_dir), "--task", "STSBenchmark", "--methods", "--ensemble", ",".join(templates))
+    code, out, err = evaluate(causal_lms["opt"], *options)
+    assert code == 0, err
+    assert "mean of knowledge and pretended-cot" in out

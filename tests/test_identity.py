@@ -15,11 +15,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tokenizers import normalizers
 
-from st_prompteol import Demonstration, PromptEOL, PromptTemplate, lora_config
+from st_prompteol import Demonstration, PromptEOL, lora_config
 from st_prompteol.corpus import encode_corpus
-from st_prompteol.demonstrations.log import model_key
 from st_prompteol.evaluation.results import Run
 from st_prompteol.identity import identify
+from st_prompteol.recipes.log import model_key
 
 from .conftest import build_tokenizer
 
@@ -132,9 +132,8 @@ def test_corpora_results_and_the_search_know_a_model_by_the_same(causal_lms: dic
     one_number(model)
     assert Run.of(model, causal_lms["opt"], "x").settings["weights"] != settings["weights"]
     assert model_key(model)["identity"] != key["identity"]
-    assert model_key(model)["template"] == PromptTemplate().text
     shown = PromptEOL(causal_lms["opt"], demonstrations=[Demonstration("a.", "B")], layer=-2)
-    assert model_key(shown)["identity"] == key["identity"]  # layer and demonstrations stand in every line
+    assert model_key(shown)["identity"] == key["identity"]  # the recipe stands in every line
 
 
 class Interrupted(PromptEOL):

@@ -38,7 +38,7 @@ RANKS = [
     {"model"},
     {"identity"},
     {"corpus", "evaluation"},
-    {"demonstrations", "hub"},
+    {"recipes", "hub"},
     {"cli"},
 ]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from st_prompteol.corpus.formats import read_batches
-from st_prompteol.demonstrations import read_candidates, read_pairs
+from st_prompteol.recipes import read_candidates, read_pairs
 from st_prompteol.tables import LINE, Bad, Row, columns_of, read_rows
 
 # name, content, the cells of the rows (None: a row that is told to be bad), what is told of the bad rows or the file

@@ -87,15 +87,6 @@ def test_the_named_templates() -> None:
         TEMPLATES["new"] = PromptTemplate()
 
 
-def test_reads_the_one_line_spelling_of_the_reference() -> None:
-    assert PromptTemplate.from_reference('This_sentence_:_"*sent_0*"_means_in_one_word:"\n') == PromptTemplate()
-    line = (
-        'This_sentence_:_"A_jockey_riding_a_horse."_means_in_one_word:"Equestrian".'
-        'This_sentence_:_"*sent_0*"_means_in_one_word:"'
-    )
-    assert PromptTemplate.from_reference(line).render("X") == PromptTemplate(demonstrations=(JOCKEY,)).render("X")
-
-
 TEMPLATE_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30).filter(
     lambda text: "{sentence}" not in text
 )
@@ -168,7 +159,6 @@ def test_rendering_is_preprocessing_in_a_stripped_template(template: PromptTempl
         (lambda: Demonstration("a\nb", "word"), "must be one line of text"),
         (lambda: Demonstration("a", 'wo"rd'), "must not hold a double quote"),
         (lambda: get_template("promteol"), "choose one of prompteol, prompt, none"),
-        (lambda: PromptTemplate.from_reference("no_hole"), "exactly once"),
     ],
 )
 def test_mistakes_are_named(make: object, message: str) -> None:

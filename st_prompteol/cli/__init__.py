@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from st_prompteol.cli import demonstrations
+from st_prompteol.cli.candidates import candidates
 from st_prompteol.cli.corpus import corpus
 from st_prompteol.cli.encode import encode
 from st_prompteol.cli.evaluate import evaluate
@@ -12,6 +12,7 @@ from st_prompteol.cli.export import export
 from st_prompteol.cli.info import info
 from st_prompteol.cli.options import shows_mistakes
 from st_prompteol.cli.push import push
+from st_prompteol.cli.search import search
 from st_prompteol.cli.similarity import similarity
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -23,14 +24,5 @@ app = typer.Typer(
     context_settings=HELP_OPTIONS,
     help="Sentence embeddings from decoder LLMs by PromptEOL.",
 )
-for _command in (info, encode, corpus, similarity, evaluate, export, push):
+for _command in (info, encode, corpus, similarity, search, candidates, evaluate, export, push):
     app.command()(shows_mistakes(_command))
-
-_demonstrations = typer.Typer(
-    no_args_is_help=True,
-    context_settings=HELP_OPTIONS,
-    help="Build candidates for demonstrations, and find the best ones for a model.",
-)
-_demonstrations.command()(shows_mistakes(demonstrations.build))
-_demonstrations.command()(shows_mistakes(demonstrations.search))
-app.add_typer(_demonstrations, name="demonstrations")

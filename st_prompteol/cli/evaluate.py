@@ -28,6 +28,10 @@ def evaluate(
     mteb: Annotated[list[str] | None, typer.Option(help="MTEB task or benchmark to run; repeat for more.")] = None,
     methods: Annotated[bool, typer.Option("--methods", help="Compare the paper's ways of taking the vector.")] = False,
     layers: Annotated[list[int] | None, typer.Option("--at-layer", help="Layer for --methods; repeat.")] = None,
+    ensembles: Annotated[
+        list[str] | None,
+        typer.Option("--ensemble", help="Templates whose mean --methods compares: knowledge,pretended-cot; repeat."),
+    ] = None,
     results_dir: Annotated[
         str, typer.Option(help="Where results are kept; finished tasks are not run again.")
     ] = "results",
@@ -40,7 +44,7 @@ def evaluate(
     if methods:
         refuse_unused(context, "beside --methods", "template", "demonstrations", "layer", "truncate_dim")
     else:
-        refuse_unused(context, "without --methods", "layers")
+        refuse_unused(context, "without --methods", "layers", "ensembles")
     if mteb and not tasks:
         refuse_unused(context, "on MTEB's tasks", "data_dir")
     quiet()
@@ -53,6 +57,7 @@ def evaluate(
         results_dir=results_dir,
         methods=methods,
         layers=tuple(layers or (-1,)),
+        ensembles=tuple(tuple(names.split(",")) for names in ensembles or ()),
         rerun=rerun,
         batch_size=batch_size,
     )

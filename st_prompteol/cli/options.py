@@ -63,7 +63,7 @@ def read_model_options(
     if dtype is not None:
         options["model_kwargs"] = {"dtype": dtype}
     if demonstrations is not None:
-        from st_prompteol.demonstrations import read_candidates
+        from st_prompteol.recipes import read_candidates
 
         options["demonstrations"] = [candidate.demonstration for candidate in read_candidates(demonstrations)]
     return {name: value for name, value in options.items() if value is not None}

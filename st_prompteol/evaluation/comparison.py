@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from st_prompteol.adapters import quantization_config
 from st_prompteol.decoders import has_file, is_decoder
 from st_prompteol.evaluation.data import senteval_folder
+from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods
 from st_prompteol.evaluation.mteb import evaluate_mteb
 from st_prompteol.evaluation.results import Run
@@ -39,6 +40,7 @@ class Comparison:
         methods: Whether to compare the paper's ways of taking the vector, instead of the model as it is. Defaults to
             False.
         layers: The hidden states that `methods` reads. Defaults to the last.
+        ensembles: Templates whose embeddings `methods` averages, several for each mean. Defaults to none.
         rerun: Whether to run finished tasks again. Defaults to False.
         batch_size: The models' batch size. Defaults to 32.
     """
@@ -49,6 +51,7 @@ class Comparison:
     results_dir: str = "results"
     methods: bool = False
     layers: tuple[int, ...] = (-1,)
+    ensembles: tuple[tuple[str, ...], ...] = ()
     rerun: bool = False
     batch_size: int = 32
 
@@ -130,6 +133,7 @@ class Comparison:
         if self.methods and is_llm:
             decoder = PromptEOL(name, **{"template": "prompteol", **options})
             yield from apply_decoder_methods(decoder, name, self.layers)
+            yield from apply_ensembles(decoder, self.ensembles, self.layers)
             return
         if self.methods and not is_saved:
             yield from apply_encoder_methods(name, **_upstream_options(options))

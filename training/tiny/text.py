@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from st_prompteol.demonstrations.wordnet import read_synsets
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, STS_TRAIN_TASK, read_task
+from st_prompteol.recipes.wordnet import read_synsets
 from st_prompteol.template import PromptTemplate
 from training.data import read_file
 

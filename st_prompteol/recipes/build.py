@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from st_prompteol.demonstrations.candidates import Candidate, check_output, drop_duplicates, write_candidates
-from st_prompteol.demonstrations.llm import LLM, ask_for_words
-from st_prompteol.demonstrations.wordnet import sample_dictionary
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
+from st_prompteol.output import check_output
+from st_prompteol.recipes.candidates import FORMATS, Candidate, drop_duplicates, write_candidates
+from st_prompteol.recipes.llm import LLM, ask_for_words
+from st_prompteol.recipes.wordnet import read_dictionary
 from st_prompteol.tables import read_lines
 from st_prompteol.template import Demonstration
 
@@ -60,21 +61,32 @@ def build_demonstrations(
             came of it, or a file is damaged; and as the LLM raises.
         OSError: If a file cannot be read or written, or as the LLM raises.
     """
-    path = check_output(output)
+    path = Path(output)
+    check_output(path, FORMATS)
     if dictionary is None and llm is None:
         raise ValueError("There is nothing to build from: give a dictionary, an LLM or both.")
     both = dictionary is not None and llm is not None
     dictionary_count = dictionary_count or (DICTIONARY_COUNT if both else DICTIONARY_COUNT + LLM_COUNT)
     llm_count = llm_count or (LLM_COUNT if both else DICTIONARY_COUNT + LLM_COUNT)
     if min(dictionary_count, llm_count) < 1:
-        raise ValueError(f"{min(dictionary_count, llm_count)} is no number of candidates: ask for 1 or more.")
+        raise ValueError(f"{min(dictionary_count, llm_count)} is not a number of candidates: ask for 1 or more.")
     entries = []
     if dictionary is not None:
-        entries = sample_dictionary(dictionary, dictionary_count, seed=seed, min_frequency=min_frequency)
+        entries = read_dictionary(dictionary, min_frequency=min_frequency)
+        if len(entries) < dictionary_count:
+            raise ValueError(
+                f"{str(dictionary)!r} has {len(entries)} entries that can be demonstrations, but {dictionary_count} "
+                "are asked for: ask for fewer, lower min_frequency or use another dictionary."
+            )
+        entries = random.Random(seed).sample(entries, dictionary_count)
         show(f"{len(entries)} from {dictionary}")
     found: list[Candidate] = []
     if llm is not None:
-        asked = _draw(_sts_b_train(data_dir) if sentences is None else sentences, llm_count, seed)
+        if sentences is None:
+            (examples,) = read_task(senteval_folder(data_dir), STS_TRAIN_TASK).values()
+            sentences = [sentence for column in examples.columns for sentence in column]
+        asked = list(dict.fromkeys(sentence for sentence in sentences if sentence.strip()))
+        asked = random.Random(seed).sample(asked, min(llm_count, len(asked)))
         words, reason = ask_for_words(
             llm, asked, path.with_suffix(".answers.jsonl"), show_progress_bar=show_progress_bar
         )
@@ -88,7 +100,7 @@ def build_demonstrations(
         )
     candidates = drop_duplicates([*found, *entries])
     if not candidates:
-        raise ValueError("No sentence has got a word, so there is no candidate to write: look at the LLM's answers.")
+        raise ValueError("No sentence got a word, so there is no candidate to write: look at the LLM's answers.")
     write_candidates(candidates, path)
     return candidates
 
@@ -99,13 +111,3 @@ def read_sentences(path: str | Path) -> list[str]:
     if not sentences:
         raise ValueError(f"{str(path)!r} holds no sentence: write one a line.")
     return sentences
-
-
-def _sts_b_train(data_dir: str | Path | None) -> list[str]:
-    (examples,) = read_task(senteval_folder(data_dir), STS_TRAIN_TASK).values()
-    return [sentence for column in examples.columns for sentence in column]
-
-
-def _draw(sentences: Sequence[str], count: int, seed: int) -> list[str]:
-    distinct = list(dict.fromkeys(sentence for sentence in sentences if sentence.strip()))
-    return random.Random(seed).sample(distinct, min(count, len(distinct)))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from st_prompteol.demonstrations.llm import PROMPT
 from st_prompteol.failures import explain_opening
+from st_prompteol.recipes.llm import PROMPT, Answered
 from st_prompteol.template import Demonstration, PromptTemplate
 
 # Base models complete text, so they are shown what a word looks like; from the paper's demonstrations
@@ -36,7 +36,7 @@ class LocalLM:
         """What a base model is to complete; a chat model is asked `PROMPT`."""
         return PromptTemplate(demonstrations=_SHOWN, preprocessing="none").render("{sentence}")
 
-    def ask(self, sentences: Sequence[str], record: Callable[[str, str], bool]) -> str | None:
+    def ask(self, sentences: Sequence[str]) -> Iterator[Answered]:
         """As `LLM.ask`; each sentence is asked once, for the likeliest answer.
 
         Raises:
@@ -73,5 +73,4 @@ class LocalLM:
             answers = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for sentence, answer in zip(batch, answers, strict=True):
                 # a base model goes on after the closing quote
-                record(sentence, answer if tokenizer.chat_template else answer.split('"')[0])
-        return None
+                yield sentence, [answer if tokenizer.chat_template else answer.split('"')[0]], None

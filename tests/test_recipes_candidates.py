@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from st_prompteol import Demonstration, PromptTemplate, build_demonstrations
-from st_prompteol.demonstrations import Candidate, read_candidates, read_pairs, sts_b_dev, write_candidates
-from st_prompteol.demonstrations.candidates import check_quotes
-from st_prompteol.demonstrations.statistics import Bootstrap, Gain, gain, spearman
-from st_prompteol.demonstrations.wordnet import read_dictionary, sample_dictionary
+from st_prompteol import Demonstration, PromptEOL, PromptTemplate
+from st_prompteol.recipes import (
+    Candidate,
+    Gain,
+    build_demonstrations,
+    read_candidates,
+    read_pairs,
+    sts_b_dev,
+    write_candidates,
+)
+from st_prompteol.recipes.candidates import problem
+from st_prompteol.recipes.statistics import Bootstrap, gain, spearman
+from st_prompteol.recipes.wordnet import read_dictionary
 
 from .conftest import build_senteval
 
@@ -74,8 +83,8 @@ def test_the_papers_spelling_is_one_demonstration(tmp_path: Path) -> None:
     (tmp_path / "paper.txt").write_text(f"{SPELLED}\n\n{other}\n", encoding="utf-8")
     read = read_candidates(tmp_path / "paper.txt")
     assert [candidate.demonstration for candidate in read] == [JOCKEY, VENISON]
-    template = PromptTemplate(demonstrations=(read[0].demonstration,))
-    assert template.render("X") == PromptTemplate.from_reference(SPELLED).render("X")
+    spelled = SPELLED.replace("_", " ").replace("*sent 0*", "X.")
+    assert PromptTemplate(demonstrations=(read[0].demonstration,)).render("X") == spelled
 
 
 def test_rendered_prompts_are_those_of_the_reference() -> None:
@@ -117,20 +126,27 @@ def test_duplicates_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCa
     assert "1 duplicate" in caplog.text
 
 
-def test_demonstrations_that_would_end_a_quotation_are_refused() -> None:
-    quoted = Demonstration('He said "no".', "Refusal")
-    check_quotes(PromptTemplate(), [quoted])  # becomes single quotes
-    check_quotes(PromptTemplate("{sentence} is", preprocessing="none"), [quoted])
-    with pytest.raises(ValueError, match="ends a quotation of the template"):
-        check_quotes(PromptTemplate(preprocessing="none"), [quoted])
-    with pytest.raises(ValueError, match="ends a quotation of the template"):
-        check_quotes(PromptTemplate("“{sentence}” means “"), [Demonstration("x", "a”b")])
+@pytest.mark.parametrize(
+    ("template", "shot", "expected"),
+    [
+        (PromptTemplate(), Demonstration('He said "no".', "Refusal"), None),  # becomes single quotes
+        (PromptTemplate("{sentence} is", preprocessing="none"), Demonstration('He said "no".', "Refusal"), None),
+        (PromptTemplate(preprocessing="none"), Demonstration('He said "no".', "Refusal"), "ends a quotation"),
+        (PromptTemplate("“{sentence}” means “"), Demonstration("x", "a”b"), "ends a quotation of the template"),
+        (PromptTemplate(), Demonstration("word " * 300, "Long"), "but max_seq_length is 256"),
+    ],
+)
+def test_demonstrations_that_do_not_fit_a_template_or_a_model(
+    causal_lms: dict[str, str], template: PromptTemplate, shot: Demonstration, expected: str | None
+) -> None:
+    found = problem(PromptEOL(causal_lms["opt"]), replace(template, demonstrations=(shot,)))
+    assert found == expected if expected is None else expected in str(found)
 
 
 def test_tabs_and_other_suffixes_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tab"):
         write_candidates([Candidate(Demonstration("a\tb", "C"))], tmp_path / "a.tsv")
-    with pytest.raises(ValueError, match="Unknown format"):
+    with pytest.raises(ValueError, match=r"end its name in \.jsonl or \.tsv"):
         write_candidates([Candidate(JOCKEY)], tmp_path / "a.csv")
     assert list(tmp_path.iterdir()) == []
 
@@ -153,8 +169,11 @@ def test_a_dictionary_that_is_a_table(tmp_path: Path) -> None:
     assert found == Candidate(VENISON, "mine")
 
 
-def test_a_seed_draws_the_same_again(wordnet: Path) -> None:
-    draws = [sample_dictionary(wordnet, 2, seed=seed) for seed in (0, 0, 1, 2, 3, 4)]
+def test_a_seed_draws_the_same_again(wordnet: Path, tmp_path: Path) -> None:
+    draws = [
+        build_demonstrations(tmp_path / "c.tsv", dictionary=wordnet, dictionary_count=2, seed=seed)
+        for seed in (0, 0, 1, 2, 3, 4)
+    ]
     assert draws[0] == draws[1]
     assert any(draw != draws[0] for draw in draws)
 
@@ -165,7 +184,7 @@ def test_damaged_dictionaries_are_named(wordnet: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither index\.noun"):
         read_dictionary(tmp_path)
     with pytest.raises(ValueError, match=r"3 entries .* but 4 are asked for"):
-        sample_dictionary(wordnet, 4)
+        build_demonstrations(tmp_path / "c.tsv", dictionary=wordnet, dictionary_count=4)
     index = wordnet / "index.noun"
     original = index.read_text(encoding="utf-8")
     index.write_text(original + "broken n x\n", encoding="utf-8")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from st_prompteol.demonstrations.candidates import Candidate, read_candidates
+from st_prompteol.recipes.candidates import Candidate, read_candidates
 from st_prompteol.tables import read_lines
 from st_prompteol.template import Demonstration
 
@@ -61,27 +60,6 @@ def read_dictionary(path: str | Path, *, min_frequency: int = 1) -> list[Candida
             "lower min_frequency or use another dictionary."
         )
     return [chosen[word] for word in sorted(chosen)]
-
-
-def sample_dictionary(path: str | Path, count: int, *, seed: int = 0, min_frequency: int = 1) -> list[Candidate]:
-    """Draws entries of a dictionary, see `read_dictionary`.
-
-    Args:
-        path: As `read_dictionary` takes it.
-        count: How many.
-        seed: Of the draw. Defaults to 0.
-        min_frequency: As `read_dictionary` takes it.
-
-    Raises:
-        ValueError: Also if there are fewer entries than `count`.
-    """
-    entries = read_dictionary(path, min_frequency=min_frequency)
-    if len(entries) < count:
-        raise ValueError(
-            f"{str(path)!r} has {len(entries)} entries that can be demonstrations, but {count} are asked for: "
-            "ask for fewer, lower min_frequency or use another dictionary."
-        )
-    return random.Random(seed).sample(entries, count)
 
 
 def _is_plain(definition: str, word: str) -> bool:

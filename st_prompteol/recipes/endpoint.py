@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -14,10 +13,13 @@ from typing import Any
 
 from huggingface_hub import InferenceClient, get_token
 
-from st_prompteol.demonstrations.llm import PROMPT
 from st_prompteol.failures import may_pass, retry_after, status_of
+from st_prompteol.recipes.llm import PROMPT, Answered, as_word
 
 _AGAIN = "That was not exactly one word of letters and hyphens. Answer with one word only."
+_ATTEMPTS = 5  # of a question, at most
+_FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled from attempt to attempt
+_UNREADABLE = (JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,6 @@ class Endpoint:
             provider, none for a `base_url`.
         timeout: How long an answer may take, in seconds. Defaults to 60.
         concurrency: How many questions are under way at once. Defaults to 8.
-        attempts: How often a question is asked, at most. Defaults to 5.
-        backoff: The pause before the second attempt, in seconds; it doubles from attempt to attempt. Defaults to 1.
     """
 
     name: str
@@ -42,12 +42,10 @@ class Endpoint:
     key_variable: str | None = None
     timeout: float = 60.0
     concurrency: int = 8
-    attempts: int = 5
-    backoff: float = 1.0
     prompt: str = PROMPT
 
-    def ask(self, sentences: Sequence[str], record: Callable[[str, str], bool]) -> str | None:
-        """As `LLM.ask`.
+    def ask(self, sentences: Sequence[str]) -> Iterator[Answered]:
+        """As `LLM.ask`; where the first sentences all fail, the others are not asked.
 
         Raises:
             ValueError: If the key is not set, or the endpoint calls the question invalid.
@@ -55,63 +53,54 @@ class Endpoint:
             FileNotFoundError: If it knows no such model or address.
         """
         client = self._client()
-        down = threading.Event()  # set when nothing but failures comes back: the rest need not wait for theirs
-        failures: list[str] = []
-        successes: list[str] = []
+        failures: list[str | None] = []  # of finished sentences, None for an answer
 
-        def ask_one(sentence: str) -> None:
-            if down.is_set():
-                return
-            error = self._ask_one(client, sentence, record)
-            if error is None:
-                successes.append(sentence)
-                return
-            failures.append(error)
-            if not successes and len(failures) >= self.concurrency:
-                down.set()
+        def ask_one(sentence: str) -> Answered:
+            if len(failures) >= self.concurrency and None not in failures:
+                return sentence, [], failures[-1]
+            answers, failure = self._ask_one(client, sentence)
+            failures.append(failure)
+            return sentence, answers, failure
 
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(ask_one, sentence) for sentence in sentences]
             try:
                 for future in as_completed(futures):
-                    future.result()
+                    yield future.result()
             finally:
                 pool.shutdown(cancel_futures=True)
-        return failures[-1] if failures else None
 
-    def _ask_one(self, client: InferenceClient, sentence: str, record: Callable[[str, str], bool]) -> str | None:
-        """Returns what went wrong last, None if there is a word or at least an answer."""
-        messages = [{"role": "user", "content": self.prompt.format(sentence=sentence)}]
+    def _ask_one(self, client: InferenceClient, sentence: str) -> tuple[list[str], str | None]:
+        """Returns all answers to a question, the last one perhaps a word, and what failed last if there is none."""
+        answers: list[str] = []
         failure: str | None = None
-        for attempt in range(self.attempts):
+        messages = [{"role": "user", "content": self.prompt.format(sentence=sentence)}]
+        for attempt in range(_ATTEMPTS):
+            # a little apart, so that those that failed together do not come together
+            pause = _FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.0)
             try:
                 done = client.chat_completion(messages, model=self.name, max_tokens=32, temperature=0.0)
                 answer = done.choices[0].message.content
                 if not isinstance(answer, str):
                     raise TypeError("the answer holds no text")
-            except (JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, IndexError, AttributeError) as error:
+            except _UNREADABLE as error:
                 failure = f"the answer could not be read ({type(error).__name__})"
             except Exception as error:
                 if not may_pass(error):
                     raise self._refusal(error) from None
                 status = status_of(error)
                 failure = f"the endpoint answered {status}" if status else "the endpoint could not be reached in time"
-                if attempt + 1 < self.attempts:
-                    time.sleep(max(retry_after(error), self._pause(attempt)))
-                continue
+                pause = max(pause, retry_after(error))
             else:
-                failure = None
-                if record(sentence, answer):
-                    return None
+                failure, pause = None, 0.0
+                answers.append(answer)
+                if as_word(answer, sentence) is not None:
+                    break
                 shown = {"role": "assistant", "content": answer or "-"}
                 messages = [messages[0], shown, {"role": "user", "content": _AGAIN}]
-            if attempt + 1 < self.attempts and failure:
-                time.sleep(self._pause(attempt))
-        return failure
-
-    def _pause(self, attempt: int) -> float:
-        """Seconds before the next attempt; a little apart, so that those that failed together do not come together."""
-        return float(self.backoff * 2**attempt * random.uniform(0.5, 1.0))
+            if attempt + 1 < _ATTEMPTS:
+                time.sleep(pause)
+        return answers, failure
 
     def _client(self) -> InferenceClient:
         variable = self.key_variable
@@ -121,7 +110,7 @@ class Endpoint:
                 f"The environment variable {variable}, which is to hold the key, is not set: export {variable}=…"
             )
         if self.base_url is not None:
-            # without a key upstream would send the Hugging Face token there, which is nobody else's business
+            # without a key upstream would send the Hugging Face token to that server
             return InferenceClient(base_url=self.base_url, api_key=key or "none", timeout=self.timeout)
         if not key and not get_token():
             raise ValueError(
@@ -137,7 +126,5 @@ class Endpoint:
         if status == 404:
             return FileNotFoundError(f"{place} knows no model {self.name!r} at this address (404): check both.")
         if status is not None:
-            return ValueError(
-                f"{place} calls the question invalid ({status}): choose another model than {self.name!r}."
-            )
+            return ValueError(f"{place} calls the question invalid ({status}): choose another model.")
         return error

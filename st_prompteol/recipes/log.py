@@ -1,0 +1,88 @@
+"""`search.jsonl`: every measurement of a search, written at once, so that a search that was killed can go on."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from st_prompteol.files import append_lines, read_json_lines
+from st_prompteol.identity import digest, identify
+from st_prompteol.model import PromptEOL
+from st_prompteol.recipes.recipe import Recipe
+
+Similarities = npt.NDArray[np.float32]
+
+
+class SearchLog:
+    """Measurements on disk, found again by everything that they depend on.
+
+    Args:
+        path: The file; it is made if there is none, and a line that a crash cut short is left out. None keeps
+            measurements in memory only.
+        key: What all measurements of the search depend on besides the recipe: model, precision, data, …
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, key: Mapping[str, Any]) -> None:
+        self.key = json.loads(json.dumps(dict(key)))
+        self._path = None if path is None else Path(path)
+        self._found: dict[tuple[Recipe, int], Similarities] = {}
+        for row in read_json_lines(path, _read) if path is not None else ():
+            if {name: row.get(name) for name in self.key} == self.key:
+                recipe, similarities = _read(row)
+                self._found[recipe, row["pairs"]] = similarities
+
+    def get(self, recipe: Recipe, pairs: int) -> Similarities | None:
+        """Returns the cosine similarities `(pairs,)` of the first pairs, None if they were not measured."""
+        return self._found.get((recipe, pairs))
+
+    def add(
+        self, measured: Mapping[Recipe, tuple[Similarities, float]], pairs: int, encodings: int, seconds: float
+    ) -> None:
+        """Appends what one pass over the sentences measured.
+
+        Args:
+            measured: Recipe -> cosine similarities of the first pairs, `(pairs,)`, and, for readers of the file, their
+                score.
+            pairs: How many pairs.
+            encodings: How many sentences were encoded.
+            seconds: How long it took.
+        """
+        lines = []
+        for recipe, (similarities, score) in measured.items():
+            row = {
+                **self.key,
+                **recipe.to_dict(),
+                "pairs": pairs,
+                "score": round(score, 4),
+                "encodings": encodings,
+                "seconds": round(seconds, 3),
+                "similarities": base64.b64encode(similarities.astype("<f4").tobytes()).decode("ascii"),
+            }
+            lines.append(json.dumps(row, ensure_ascii=False))
+            self._found[recipe, pairs] = similarities
+            encodings, seconds = 0, 0.0  # one pass for all of them
+        if self._path is not None:
+            append_lines(self._path, lines)
+
+
+def model_key(model: PromptEOL) -> dict[str, Any]:
+    """Returns what the embeddings of a model depend on besides the recipe, ready for JSON."""
+    identity = identify(model)
+    method = (identity["quantization"] or {}).get("quant_method")
+    return {
+        "model": model[0].config.name_or_path,
+        "revision": getattr(model[0].model.config, "_commit_hash", None),
+        "identity": digest(identity, but=("template", "layer")),
+        "precision": identity["dtype"] + (f", {getattr(method, 'value', method)}" if method else ""),
+    }
+
+
+def _read(row: Any) -> tuple[Recipe, Similarities]:
+    return Recipe.from_dict(row), np.frombuffer(base64.b64decode(row["similarities"]), dtype="<f4")

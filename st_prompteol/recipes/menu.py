@@ -1,0 +1,168 @@
+"""What a search found, for people: a menu of the best recipe and its ingredients, a table, a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from st_prompteol.files import replacing_file
+from st_prompteol.output import FIGURES, check_output, import_figure, save_figure, to_markdown
+from st_prompteol.recipes.recipe import Recipe, template_name
+from st_prompteol.recipes.result import SearchResult, Trial
+
+_TEXT = ("template", "layer", "centred", "sentence", "word", "source")
+_NUMBERS = ("pairs", "score", "gain over the start", "low", "high")
+
+
+def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
+    """Says what was found, an ingredient a line, and calls what may be chance noise.
+
+    Args:
+        result: What a search found.
+        model_name_or_path: The model, for the code that uses the recipe.
+    """
+    winner, start = result.winner, result.start
+    lines = []
+    if result.holdout is not None:
+        lines.append(_describe_holdout(result))
+    lines.append(f"best recipe: {winner.recipe}")
+    lines.append(f"Spearman {winner.score:.2f} on {winner.pairs} pairs, {winner.gain} over the start")
+    rows = [("start", _ingredient("start", start.recipe), start.score, "")]
+    for step in result.steps:
+        noise = " (noise)" * step.gain.is_noise
+        rows.append(
+            (f"+ {step.ingredient}", _ingredient(step.ingredient, step.recipe), step.score, f"{step.gain}{noise}")
+        )
+    width = max(len(told) for _, told, _, _ in rows)
+    lines += [f"  {name:<15} {told:<{width}} {score:6.2f}  {gain}".rstrip() for name, told, score, gain in rows]
+    if result.runner_up is not None and result.over_runner_up is not None:
+        noise = ": inside the noise, either would do" * result.over_runner_up.is_noise
+        lines.append(f"{result.over_runner_up} over the runner-up, {result.runner_up.recipe}{noise}")
+    lines.append(
+        f"cost: {result.tokens} tokens around every sentence ({result.start_tokens} at the start), "
+        f"{result.encodings:,} sentences encoded by the search"
+    )
+    lines.append(f"to use it: {winner.recipe.to_code(model_name_or_path)}")
+    lines.append(
+        "intervals are of 95 %, from resampled pairs; "
+        + (
+            "those of the search do not know that the winner was chosen on its pairs"
+            if result.holdout
+            else "they do not know that the winner was chosen on these pairs: --holdout 0.3 measures it on others"
+        )
+    )
+    return lines
+
+
+def write_table(result: SearchResult, path: str | Path) -> None:
+    """Writes all trials to a Markdown file, in front of them the winner on the pairs that were held out."""
+    rows = [[*_TEXT, *_NUMBERS]]
+    for trial in result.trials:
+        recipe, gain = trial.recipe, trial.gain
+        rows.append(
+            [
+                template_name(recipe.template),
+                str(recipe.layer),
+                "yes" if recipe.center else "no",
+                " + ".join(shot.sentence for shot in recipe.demonstrations),
+                " + ".join(shot.word for shot in recipe.demonstrations),
+                trial.source,
+                str(trial.pairs),
+                *(f"{value:.2f}" for value in (trial.score, gain.value, gain.low, gain.high)),
+            ]
+        )
+    text = "" if result.holdout is None else f"{_describe_holdout(result)}\n\n"
+    text += to_markdown(rows, _TEXT)
+    with replacing_file(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+def plot(result: SearchResult, path: str | Path) -> None:
+    """Draws score against layer, a colour per template, and, if there were candidates, the gain of each of them.
+
+    Args:
+        result: What a search found.
+        path: The picture, `.png` or `.svg`; the other one is written beside it.
+
+    Raises:
+        ValueError: If the suffix is another.
+        ImportError: If matplotlib is not installed.
+    """
+    check_output(path, FIGURES)
+    shown = [trial for trial in result.trials if trial.recipe.demonstrations]
+    figure = import_figure()(figsize=(12 if shown else 7, 4.8), layout="constrained")
+    axes = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
+    _draw_layers(axes[0], result)
+    if shown:
+        _draw_candidates(axes[1], shown)
+    save_figure(figure, path)
+
+
+def _draw_layers(axes: Any, result: SearchResult) -> None:
+    plain = [trial for trial in result.trials if not trial.recipe.demonstrations]
+    plain.sort(key=lambda trial: trial.recipe.layer)
+    templates = list(dict.fromkeys(trial.recipe.template for trial in result.trials if trial in plain))
+    for number, template in enumerate(templates):
+        for centred, style in ((True, "o-"), (False, "o--")):
+            trials = [one for one in plain if one.recipe == Recipe(template, one.recipe.layer, centred)]
+            layers, scores = [one.recipe.layer for one in trials], [one.score for one in trials]
+            label = template_name(template)[:40] + (", centred" if centred else "")
+            if trials:
+                axes.plot(
+                    layers,
+                    scores,
+                    style,
+                    color=f"C{number % 10}",
+                    markersize=4,
+                    markerfacecolor=None if centred else "white",
+                    label=label,
+                )
+    winner = result.winner
+    axes.plot(winner.recipe.layer, winner.score, "*", color="black", markersize=12, label="best recipe")
+    axes.set_xticks(sorted({trial.recipe.layer for trial in plain}))
+    axes.set_xlabel("layer")
+    axes.set_ylabel(f"Spearman x100 on {winner.pairs} pairs")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+
+
+def _draw_candidates(axes: Any, trials: list[Trial]) -> None:
+    """Draws each trial's gain with its interval; filled are those on all pairs."""
+    most = trials[0].pairs
+    sources = list(dict.fromkeys(trial.source for trial in trials))
+    for rank, trial in enumerate(trials, start=1):
+        color, full, gain = f"C{sources.index(trial.source) % 10}", trial.pairs == most, trial.gain
+        axes.plot([rank, rank], [gain.low, gain.high], color=color, alpha=0.8 if full else 0.2, linewidth=1)
+        axes.plot(rank, gain.value, "o", color=color, markerfacecolor=color if full else "white", markersize=4)
+    for place, source in enumerate(sources):
+        axes.plot([], [], "o", color=f"C{place % 10}", label=source or "unnamed")
+    for edge in [rank for rank in range(1, len(trials)) if trials[rank].pairs != trials[rank - 1].pairs]:
+        axes.axvline(edge + 0.5, color="grey", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            f" {trials[edge].pairs} pairs", (edge + 0.5, 1.01), xycoords=("data", "axes fraction"), fontsize=7
+        )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("candidates, those on most pairs first")
+    axes.set_ylabel("gain over the start, with 95 % interval")
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize=7)
+
+
+def _ingredient(name: str, recipe: Recipe) -> str:
+    if name == "demonstration":
+        return " + ".join(f'"{shot.sentence}" = {shot.word}' for shot in recipe.demonstrations)
+    told = {
+        "template": template_name(recipe.template),
+        "layer": f"layer {recipe.layer}",
+        "centring": "the mean embedding subtracted",
+    }
+    return told.get(name, str(recipe))
+
+
+def _describe_holdout(result: SearchResult) -> str:
+    holdout = result.holdout
+    assert holdout is not None
+    return (
+        f"held out: Spearman {holdout.score:.2f} on {holdout.pairs} pairs that the search has not seen, "
+        f"{holdout.gain} over the start ({result.start.recipe})" + ": inside the noise" * holdout.gain.is_noise
+    )

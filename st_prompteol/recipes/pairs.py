@@ -1,0 +1,91 @@
+"""Scored sentence pairs: STS-B dev or a file, their order in a search, and the part that is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from st_prompteol.evaluation.data import senteval_folder
+from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
+from st_prompteol.tables import Bad, read_rows
+
+ScoredPair = tuple[str, str, float]
+
+_COLUMNS = ("sentence1", "sentence2", "score")
+_FEWEST_PAIRS = 10
+
+
+def sts_b_dev(data_dir: str | Path | None = None) -> list[ScoredPair]:
+    """Returns the pairs of STS-B dev, from a folder in SentEval's layout, or downloaded once."""
+    (examples,) = read_task(senteval_folder(data_dir), STS_DEV_TASK).values()
+    first, second = examples.columns
+    return list(zip(first, second, map(float, examples.labels), strict=True))
+
+
+def read_pairs(path: str | Path) -> list[ScoredPair]:
+    """Reads pairs from a `.jsonl`, `.csv`, `.tsv` or `.parquet` file with columns `sentence1`, `sentence2`, `score`.
+
+    Raises:
+        ValueError: If the suffix is another, a column is missing, a score is not a number or there is no pair; the
+            message names the line.
+        OSError: If the file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".csv", ".tsv", ".parquet"):
+        raise ValueError(f"Unknown format of pairs {str(path)!r}: end its name in .jsonl, .csv, .tsv or .parquet.")
+    pairs = []
+    for row in read_rows(path):
+        if isinstance(row, Bad):
+            raise ValueError(row.problem)
+        try:
+            first, second, score = (row.cells[name] for name in _COLUMNS)
+            if not isinstance(first, str) or not isinstance(second, str):
+                raise TypeError("sentences must be text")
+            pairs.append((first, second, float(score)))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{str(path)!r}, {row.place}, must have {', '.join(_COLUMNS)}, the last one a number: mend it."
+            ) from None
+    if not pairs:
+        raise ValueError(f"{str(path)!r} holds no pair: write {', '.join(_COLUMNS)} of each.")
+    return pairs
+
+
+def split_pairs(
+    pairs: Iterable[ScoredPair], holdout: float = 0.0, seed: int = 0
+) -> tuple[list[ScoredPair], list[ScoredPair]]:
+    """Shuffles pairs and splits them into those of the search and those that are held out.
+
+    Args:
+        pairs: The pairs.
+        holdout: The share that is held out. Defaults to 0.
+        seed: Of the order. Defaults to 0.
+
+    Raises:
+        ValueError: If the share is not from 0 to below 1, a part has fewer than 10 pairs, or its gold scores are not
+            finite or all equal.
+    """
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout={holdout} is not a share of the pairs: choose 0 to below 1, e.g. 0.3.")
+    checked = [(str(first), str(second), float(score)) for first, second, score in pairs]
+    for place, (_, _, score) in enumerate(checked, start=1):
+        if not np.isfinite(score):
+            raise ValueError(f"The gold score of pair {place} is {score}, not a number: mend or drop the pair.")
+    order = np.random.default_rng(seed).permutation(len(checked))
+    shuffled = [checked[place] for place in order]
+    searched = len(shuffled) - round(holdout * len(shuffled))
+    parts = shuffled[:searched], shuffled[searched:]
+    for part, purpose in zip(parts, ("a search", "a holdout"), strict=True):
+        if not part and purpose == "a holdout" and not holdout:
+            continue
+        gold = {score for _, _, score in part}
+        if len(part) < _FEWEST_PAIRS:
+            raise ValueError(f"{len(part)} scored pairs are too few for {purpose}: give {_FEWEST_PAIRS} or more.")
+        if len(gold) == 1:
+            raise ValueError(
+                f"All {len(part)} gold scores of {purpose} are {gold.pop():g}, so no recipe can rank pairs better "
+                "than another: give pairs of different scores."
+            )
+    return parts

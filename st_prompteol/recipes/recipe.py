@@ -1,0 +1,60 @@
+"""`Recipe`: everything that is chosen when a decoder LLM embeds sentences without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way of getting embeddings from a decoder LLM without training.
+
+    Args:
+        template: The text around a sentence, with its demonstrations and preprocessing.
+        layer: Which hidden state is read, -1 being the last.
+        center: Whether the mean embedding is subtracted. Defaults to False.
+    """
+
+    template: PromptTemplate
+    layer: int
+    center: bool = False
+
+    @property
+    def demonstrations(self) -> tuple[Demonstration, ...]:
+        """The demonstrations of the template."""
+        return self.template.demonstrations
+
+    def with_demonstrations(self, *demonstrations: Demonstration) -> Recipe:
+        """Returns this recipe with other demonstrations."""
+        return replace(self, template=replace(self.template, demonstrations=demonstrations))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the recipe as plain values, ready for JSON; `from_dict` reads them back."""
+        return {**self.template.to_dict(), "layer": self.layer, "center": self.center}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Reads what `to_dict` returned; other keys are ignored."""
+        return cls(PromptTemplate.from_dict(values), values["layer"], values["center"])
+
+    def __str__(self) -> str:
+        words = [demonstration.word for demonstration in self.demonstrations]
+        shown = f", demonstration {' + '.join(words)}" if words else ""
+        return f"{template_name(self.template)}, layer {self.layer}{', centred' * self.center}{shown}"
+
+    def to_code(self, model_name_or_path: str) -> str:
+        """Returns Python code that opens a model with this recipe."""
+        name = template_name(self.template)
+        template = repr(name) if name in TEMPLATES else repr(replace(self.template, demonstrations=()))
+        shown = f", demonstrations={list(self.demonstrations)!r}" if self.demonstrations else ""
+        code = f"model = PromptEOL({model_name_or_path!r}, template={template}{shown}, layer={self.layer})"
+        return code + "; model.center(sentences)" * self.center
+
+
+def template_name(template: PromptTemplate) -> str:
+    """Returns the name of a template in `TEMPLATES`, whatever its demonstrations; its text if it has no name."""
+    bare = replace(template, demonstrations=())
+    return next((name for name, known in TEMPLATES.items() if known == bare), template.text)

@@ -1,0 +1,457 @@
+"""The search: against a plain loop over encode and scipy, resumed, interrupted, on several devices, held out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Normalize
+from typer.testing import CliRunner
+
+from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
+from st_prompteol.cli import app
+from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, summarize, write_candidates
+from st_prompteol.recipes.measure import encode_layers
+
+from .conftest import SENTENCES, WORDS, PlainProcess
+
+LETTERS = [one + other for one in "abcdefghij" for other in "abcdefghij"]
+OLD: dict[str, Any] = {"templates": ["prompteol"], "layers": [-1], "center": False}  # demonstrations alone
+Pair = tuple[str, str, float]
+
+
+def make_pairs(count: int = 60, seed: int = 0) -> list[Pair]:
+    """Pairs of sentences of a few words, which recur; gold is the share of words in common."""
+    rng = np.random.default_rng(seed)
+    sentences = [" ".join(rng.choice(WORDS.split(), size=rng.integers(3, 8))) for _ in range(count)]
+    pairs = []
+    for _ in range(count):
+        a, b = rng.choice(sentences, size=2, replace=False)
+        one, other = set(a.split()), set(b.split())
+        pairs.append((str(a), str(b), 5 * len(one & other) / len(one | other)))
+    return pairs
+
+
+def make_candidates(count: int = 12, seed: int = 1) -> list[Candidate]:
+    rng = np.random.default_rng(seed)
+    words = WORDS.split()
+    return [
+        Candidate(
+            Demonstration(" ".join(rng.choice(words, size=4)) + ".", f"{rng.choice(words)}-{LETTERS[number]}".title()),
+            ["wordnet", "llm"][number % 2],
+        )
+        for number in range(count)
+    ]
+
+
+def distinct(pairs: list[Pair]) -> list[str]:
+    return list(dict.fromkeys(sentence for pair in pairs for sentence in pair[:2]))
+
+
+def correlate(left: Any, right: Any, pairs: list[Pair]) -> float:
+    cosine = (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+    return 100 * float(spearmanr(cosine, [pair[2] for pair in pairs]).statistic)
+
+
+def score_of(model: PromptEOL, recipe: Recipe, pairs: list[Pair]) -> float:
+    """What anyone would write: encode both sides, subtract the mean, cosine, scipy's Spearman."""
+    twin = copy.deepcopy(model)
+    twin.template, twin.layer = recipe.template, recipe.layer
+    mean = twin.encode(distinct(pairs)).mean(axis=0) if recipe.center else 0
+    left, right = (twin.encode([pair[side] for pair in pairs]) - mean for side in (0, 1))
+    return correlate(left, right, pairs)
+
+
+@pytest.fixture
+def model(causal_lms: dict[str, str]) -> PromptEOL:
+    return PromptEOL(causal_lms["llama"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt-350m"])
+def test_the_winner_is_that_of_a_plain_loop_and_saved_with_the_model(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str
+) -> None:
+    model, pairs, candidates = PromptEOL(causal_lms[architecture]), make_pairs(), make_candidates(3)
+    model.center(SENTENCES)  # replaced or removed
+    templates = ["prompteol", 'The text "{sentence}" is:"']
+    result = search(model, pairs, candidates, templates=templates, layers=(-2, -1, -3), exhaustive=True)
+    grid = [trial for trial in result.trials if not trial.recipe.demonstrations]
+    assert len({trial.recipe for trial in grid}) == len(grid) == 2 * 3 * 2
+    assert len(result.trials) - len(grid) in (3, 6)
+    fresh = PromptEOL(causal_lms[architecture])
+    for trial in result.trials:
+        assert trial.pairs == 60
+        assert trial.score == pytest.approx(score_of(fresh, trial.recipe, pairs), abs=0.1)
+        assert trial.gain.value == pytest.approx(trial.score - result.start.score)
+    assert result.start.recipe == Recipe(TEMPLATES["prompteol"], -1)
+    assert result.winner.score == max(trial.score for trial in result.trials)
+    assert result.winner.score >= result.steps[-1].score
+    assert sum(step.gain.value for step in result.steps) == pytest.approx(result.winner.gain.value)
+    assert result.runner_up is not None
+    assert result.over_runner_up is not None
+    assert result.over_runner_up.value == pytest.approx(result.winner.score - result.runner_up.score)
+
+    recipe = result.winner.recipe
+    assert (model.template, model.layer) == (recipe.template, recipe.layer)
+    assert [Dense in map(type, model)] == [recipe.center]
+    assert result.tokens == model[0].count_template_tokens()
+    model.save_pretrained(str(tmp_path))
+    left, right = (plain.encode(tmp_path, [pair[side] for pair in pairs]) for side in (0, 1))
+    assert result.winner.score == pytest.approx(correlate(left, right, pairs), abs=0.1)
+
+
+def test_the_five_templates_take_a_pass_each(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, tokenised, computed = make_pairs(), [], []
+    preprocess, forward = PromptEOL.preprocess, PromptEOL.forward
+    monkeypatch.setattr(
+        PromptEOL,
+        "preprocess",
+        lambda self, inputs, **options: (
+            tokenised.append((self.template, inputs)) or preprocess(self, inputs, **options)
+        ),
+    )
+    monkeypatch.setattr(
+        PromptEOL,
+        "forward",
+        lambda self, features, **options: (
+            computed.append(len(features["input_ids"])) or forward(self, features, **options)
+        ),
+    )
+    result = search(model, pairs)
+    names = ["prompteol", "prompt", "pretended-cot", "knowledge", "summarize"]
+    for name in names:
+        sentences = [text for template, texts in tokenised if template == TEMPLATES[name] for text in texts]
+        assert sorted(sentences) == sorted(distinct(pairs))
+    assert sum(len(texts) for _, texts in tokenised) == sum(computed) == 5 * len(distinct(pairs)) == result.encodings
+    assert len(result.trials) == 5 * 3 * 2
+    assert {trial.recipe.template for trial in result.trials} == {TEMPLATES[name] for name in names}
+    assert any(trial.recipe.center for trial in result.trials)
+
+
+def test_halving_spends_less_and_ends_on_all_pairs(model: PromptEOL) -> None:
+    pairs, lines = make_pairs(100), []
+    result = search(model, pairs, make_candidates(30), **OLD, show=lines.append)
+    shown = [trial for trial in result.trials if trial.recipe.demonstrations]
+    assert [sum(trial.pairs == pairs for trial in shown) for pairs in (10, 20, 40, 100)] == [20, 6, 1, 3]
+    assert result.encodings < 0.45 * 30 * len(distinct(pairs))  # the few words recur in every part
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "30 candidates on 10 pairs",
+        "10 candidates on 20 pairs",
+        "4 candidates on 40 pairs",
+        "3 candidates on 100 pairs",
+    ]
+    assert result.winner.score == pytest.approx(score_of(model, result.winner.recipe, pairs), abs=0.05)
+
+
+def test_candidates_are_tried_with_two_templates_where_their_difference_is_noise(
+    model: PromptEOL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates, options = make_candidates(12), {"templates": ["prompteol", "summarize"], "layers": [-1]}
+    for is_noise in (True, False):
+        monkeypatch.setattr(Gain, "is_noise", is_noise)
+        result = search(model, make_pairs(100), candidates, **options)
+        tried = [trial for trial in result.trials if trial.recipe.demonstrations]
+        bases = {trial.recipe.with_demonstrations() for trial in tried}
+        assert len({base.template for base in bases}) == len(bases) == 1 + is_noise
+        assert len(tried) == 12 + 3 * is_noise  # those that came to all pairs with the first one
+        best = next(trial for trial in result.trials if not trial.recipe.demonstrations)
+        assert best.recipe in bases
+
+
+def test_everything_is_measured_once_and_only_for_the_same_search(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    pairs, candidates, log = make_pairs(30), make_candidates(2), tmp_path / "search.jsonl"
+
+    def run(pairs: list[Pair] = pairs, seed: int = 0, change: Any = None, **options: Any) -> tuple[SearchResult, int]:
+        before = log.read_bytes().count(b"\n") if log.exists() else 0
+        model = PromptEOL(causal_lms["llama"], **options)
+        if change:
+            change(model)
+        result = search(model, pairs, candidates, templates=["prompteol"], layers=[-1], log=log, seed=seed)
+        return result, log.read_bytes().count(b"\n") - before
+
+    first, lines = run()
+    assert lines == 2 + 2 * 4
+    again, lines = run()
+    assert (again, lines) == (first, 0)
+    assert run(layer=-2, template="prompt")[1] == 0  # neither of which counts
+    others: list[dict[str, Any]] = [
+        {"change": lambda model: model[0].model.layers[0].mlp.down_proj.weight.data.mul_(1.01)},
+        {"truncate_dim": 16},
+        {"model_kwargs": {"dtype": "bfloat16"}},
+        {"pairs": [(a, b, 5 - gold) for a, b, gold in pairs]},
+        {"seed": 1},
+    ]
+    for options in others:
+        assert run(**options)[1] == 2 + 2 * 4
+    row = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+    names = {"model", "revision", "text", "preprocessing", "demonstrations", "layer", "center", "precision", "data"}
+    assert names | {"pairs", "score", "encodings", "seconds"} <= set(row)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mistral", "gemma2"])
+def test_embeddings_of_several_layers_are_those_of_encode(causal_lms: dict[str, str], architecture: str) -> None:
+    sentences = [*dict.fromkeys(SENTENCES), "a very long one, " * 40]
+    model = PromptEOL(causal_lms[architecture], max_seq_length=200)
+    shots = (Demonstration('He said "no".', "Refusal"), Demonstration("meat from a deer!", "Venison"))
+    for demonstrations in ((), shots):
+        template = replace(TEMPLATES["prompteol"], demonstrations=demonstrations)
+        found = encode_layers(model, template, [-1, -2], sentences, batch_size=3)
+        twin = PromptEOL(causal_lms[architecture], template=template, max_seq_length=200)
+        for layer in (-1, -2):
+            twin.layer = layer
+            expected = twin.encode(sentences)
+            np.testing.assert_allclose(found[layer], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_more_shots_are_added_while_they_gain(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, candidates = make_pairs(60), make_candidates(5)
+    one = search(model, pairs, candidates, **OLD, exhaustive=True)
+    lines: list[str] = []
+    result = search(model, pairs, candidates, **OLD, exhaustive=True, shots=2, show=lines.append)
+    (first,) = one.winner.recipe.demonstrations
+    two = [trial for trial in result.trials if len(trial.recipe.demonstrations) == 2]
+    others = [candidate.demonstration for candidate in candidates if candidate.demonstration != first]
+    expected = {pair for other in others for pair in ((first, other), (other, first))}
+    assert {trial.recipe.demonstrations for trial in two} == expected
+    best = max(two, key=lambda trial: trial.score)
+    assert best.score == pytest.approx(score_of(model, best.recipe, pairs), abs=0.05)
+    kept = len(result.winner.recipe.demonstrations) == 2
+    assert f"{Gain(best.score - one.winner.score, 0, 0)}".split(" [")[0] in lines[-1]
+    assert kept == (best.score > one.winner.score and "(noise)" not in lines[-1])
+    assert len(result.steps) == 1 + kept
+
+    # where nothing is noise, the longer one is kept
+    monkeypatch.setattr(Gain, "is_noise", False)
+    result = search(model, make_pairs(60, seed=3), candidates, **OLD, exhaustive=True, shots=5)
+    assert len(result.winner.recipe.demonstrations) == len(result.steps) > 1
+    assert [len(step.recipe.demonstrations) for step in result.steps] == list(range(1, len(result.steps) + 1))
+
+
+def test_devices_share_the_work(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    pairs, candidates = make_pairs(40), make_candidates(8)
+    alone = search(PromptEOL(causal_lms["opt"]), pairs, candidates, layers=[-1, -2])
+    model = PromptEOL(causal_lms["opt"])
+    both = search(model, pairs, candidates, layers=[-1, -2], devices=["cpu", "cpu"], log=tmp_path / "s.jsonl")
+    assert both.winner.recipe == alone.winner.recipe
+    assert both.encodings == alone.encodings
+    scores = {trial.recipe: trial.score for trial in alone.trials}
+    assert {trial.recipe: trial.score for trial in both.trials} == pytest.approx(scores, abs=0.1)
+
+
+def test_quantised_weights_are_searched_and_told_from_others(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    pairs, candidates, log = make_pairs(20), make_candidates(3), tmp_path / "search.jsonl"
+    for quantization in (None, "nf4"):
+        model = PromptEOL(causal_lms["opt-64"], quantization=quantization, device="cpu")
+        result = search(model, pairs, candidates, log=log, templates=["prompteol"], layers=[-1, -2])
+        assert result.winner.score == pytest.approx(score_of(model, result.winner.recipe, pairs), abs=3)
+    precisions = [json.loads(line)["precision"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert len(set(precisions)) == 2
+    assert "bitsandbytes" in precisions[-1]
+    assert precisions.count(precisions[0]) == precisions.count(precisions[-1])
+
+
+def test_no_demonstration_wins_where_none_helps(model: PromptEOL) -> None:
+    pairs = [(first, second, -gold) for first, second, gold in make_pairs(40)]
+    scored = search(model, pairs, make_candidates(12), **OLD, exhaustive=True)
+    worse = [trial.recipe.demonstrations for trial in scored.trials if trial.score < scored.start.score]
+    assert worse  # else this test says nothing
+    result = search(model, pairs, [shots[0] for shots in worse], **OLD, exhaustive=True)
+    assert result.winner == result.start
+    assert result.steps == ()
+    assert model.template.demonstrations == ()
+
+
+def test_held_out_pairs_are_encoded_at_the_end_only(
+    model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    sentences = [f"{' '.join(rng.choice(WORDS.split(), size=4))} {one}" for one in LETTERS[:80]]
+    pairs = [(a, b, float(rng.uniform(0, 5))) for a, b in zip(sentences[::2], sentences[1::2], strict=True)]
+    order = np.random.default_rng(0).permutation(40)
+    searched, held_out = ([pairs[place] for place in part] for part in (order[:28], order[28:]))
+    events: list[str] = []
+    encode = PromptEOL.encode
+    monkeypatch.setattr(
+        PromptEOL, "encode", lambda self, inputs, **options: events.extend(inputs) or encode(self, inputs, **options)
+    )
+    log = tmp_path / "search.jsonl"
+    result = search(model, pairs, make_candidates(12), templates=["prompteol", "prompt"], holdout=0.3, log=log)
+    first = min(events.index(text) for text in distinct(held_out))
+    assert set(events[first:]) == set(distinct(held_out))  # nothing is searched behind the first of them
+    assert len(events[first:]) == 2 * len(distinct(held_out))  # the start and the winner
+    assert {trial.pairs for trial in result.trials} <= {3, 6, 11, 28}
+    assert log.read_bytes().count(b'"pairs": 40') == 0
+
+    # the mean is that of the part that was searched
+    twin = copy.deepcopy(model)
+    recipe = Recipe(model.template, model.layer)
+    mean = encode_layers(PromptEOL(modules=[twin[0], twin[1]]), recipe.template, [recipe.layer], distinct(searched))
+    shift = mean[recipe.layer].mean(axis=0) if result.winner.recipe.center else 0
+    left, right = (
+        encode(PromptEOL(modules=[twin[0], twin[1]]), [pair[side] for pair in held_out]) - shift for side in (0, 1)
+    )
+    assert result.holdout is not None
+    assert result.holdout.score == pytest.approx(correlate(left, right, held_out), abs=0.05)
+    start = score_of(PromptEOL(modules=[twin[0], twin[1]]), result.start.recipe, held_out)
+    assert result.holdout.gain.value == pytest.approx(result.holdout.score - start, abs=0.05)
+    assert summarize(result, "x")[0].startswith(f"held out: Spearman {result.holdout.score:.2f} on 12 pairs")
+
+
+def test_bad_input_is_one_sentence_and_leaves_the_model_alone(
+    model: PromptEOL, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs, candidates = make_pairs(20), make_candidates(3)
+    kept = PromptTemplate(demonstrations=(Demonstration("kept.", "Kept"),))
+    model.template = kept
+    model.center(SENTENCES)
+    centering = model.centering
+    long, quoted = Demonstration("word " * 300, "Long"), Demonstration('a "quoted" word', "Word")
+    mistakes: list[tuple[Any, Any, dict[str, Any], str]] = [
+        (candidates, pairs[:5], {}, "5 scored pairs are too few for a search"),
+        (candidates, pairs, {"holdout": 0.2}, "4 scored pairs are too few for a holdout"),
+        (candidates, pairs, {"holdout": 1.0}, "holdout=1.0 is not a share"),
+        (candidates, [(a, b, 2.5) for a, b, _ in pairs], {}, "All 20 gold scores of a search are 2.5"),
+        (candidates, [*pairs, ("a", "b", float("nan"))], {}, "gold score of pair 21 is nan"),
+        (candidates, pairs, {"shots": 0}, "shots=0"),
+        (candidates, pairs, {"layers": [-9]}, "layer=-9 is out of range"),
+        (candidates, pairs, {"templates": ["none"]}, "a demonstration's word has no place"),
+        (candidates, pairs, {"templates": ["promteol"]}, "Unknown template 'promteol'"),
+        ([long], pairs, {}, "None of the 1 candidates fits a template and max_seq_length=256"),
+    ]
+    for tried, scored, options, message in mistakes:
+        with pytest.raises(ValueError, match=message):
+            search(model, scored, tried, **options)
+        assert model.template == kept
+        assert model.centering is centering
+    with pytest.raises(ValueError, match="a transformer with last-token pooling, not of"):
+        search(PromptEOL(modules=[*model, Dense(32, 8)]), pairs)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        tried = [quoted, *candidates, Candidate(long), candidates[0]]
+        result = search(model, pairs, tried, **{**OLD, "templates": ["summarize"]})
+    assert "Of 5 candidates 2 do not fit" in caplog.text
+    assert "ends a quotation of the template" in caplog.text
+    assert "1 duplicate" in caplog.text
+    assert "center() again" not in caplog.text
+    assert len(result.trials) == 1 + 3
+
+
+def test_normalised_embeddings_rank_alike(model: PromptEOL) -> None:
+    normalised = PromptEOL(modules=[*copy.deepcopy(model), Normalize()])
+    results = [search(one, make_pairs(20), templates=["prompteol"]) for one in (model, normalised)]
+    assert results[0].winner == results[1].winner
+    assert type(normalised[-1]) is Normalize
+
+
+def write_search(folder: Path, count: int = 30) -> list[str]:
+    write_candidates(make_candidates(count), folder / "c.jsonl")
+    rows = [{"sentence1": a, "sentence2": b, "score": gold} for a, b, gold in make_pairs(60)]
+    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [str(folder / "c.jsonl"), "--pairs", str(folder / "p.jsonl")]
+
+
+def test_interrupted_it_goes_on_to_the_same_end(
+    causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: PlainProcess, caplog: Any
+) -> None:
+    arguments = ["search", causal_lms["llama"], *write_search(tmp_path), "--holdout", "0.2"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = CliRunner().invoke(app, [*arguments, "-o", str(whole), "--save", str(tmp_path / "saved-whole")])
+    assert result.exit_code == 0, result.output
+
+    def measured(folder: Path) -> list[str]:
+        lines = (folder / "search.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        facts = ("text", "demonstrations", "pairs", "layer", "center", "score")
+        return sorted(json.dumps([row[name] for name in facts]) for row in rows)
+
+    for calls in (2, 20):  # among the templates, among the candidates
+        left = iter(range(calls))
+
+        def stop(*args: Any, left: Any = left, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return encode_layers(*args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(measure, "encode_layers", stop)
+            assert CliRunner().invoke(app, [*arguments, "-o", str(broken)]).exit_code != 0
+        assert set(measured(broken)) < set(measured(whole))
+    with open(broken / "search.jsonl", "ab") as file:
+        file.write('{"text": "Bär"}'.encode()[:12])  # as a crash cuts a line, within a character
+    again = CliRunner().invoke(app, [*arguments, "-o", str(broken), "--save", str(tmp_path / "saved-broken")])
+    assert again.exit_code == 0, again.output
+    assert any("was cut short and is left out." in message for message in caplog.messages)
+    assert again.stdout == result.stdout
+    assert measured(broken) == measured(whole)
+    assert (broken / "table.md").read_text(encoding="utf-8") == (whole / "table.md").read_text(encoding="utf-8")
+    one, other = (plain.encode(tmp_path / name, SENTENCES) for name in ("saved-whole", "saved-broken"))
+    np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+
+
+def test_the_command_writes_log_table_plot_and_model(
+    causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
+) -> None:
+    out = tmp_path / "found"
+    options = ["--layers", "-1,-2", "--shots", "2", "--holdout", "0.3", "--save", str(tmp_path / "saved")]
+    options += ["--template", 'The text "{sentence}" is:"', "--templates", "own,summarize"]
+    command = ["search", causal_lms["opt"], *write_search(tmp_path, 9), "-o", str(out), *options]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("held out: Spearman ")
+    assert '(The text "{sentence}" is:", layer -1)' in lines[0]
+    assert lines[1].startswith("best recipe: ")
+    for told in ("  start ", "over the runner-up", "tokens around every sentence", "to use it: model = PromptEOL("):
+        assert told in result.stdout
+    table = (out / "table.md").read_text(encoding="utf-8").splitlines()
+    assert table[0] == lines[0]
+    columns = "template | layer | centred | sentence | word | source | pairs | score | gain over the start"
+    assert table[2] == f"| {columns} | low | high |"
+    assert {line.split("|")[6].strip() for line in table[4:]} == {"wordnet", "llm", ""}
+    assert (out / "recipes.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "recipes.svg").read_text(encoding="utf-8")
+    model = PromptEOL(str(tmp_path / "saved"))
+    code = next(line for line in lines if line.startswith("to use it: ")).removeprefix("to use it: ")
+    names: dict[str, Any] = {kind.__name__: kind for kind in (PromptEOL, PromptTemplate, Demonstration)}
+    names["sentences"] = SENTENCES
+    exec(code, names)
+    assert (names["model"].template, names["model"].layer) == (model.template, model.layer)
+    expected = model.encode(SENTENCES)
+    np.testing.assert_allclose(
+        plain.encode(tmp_path / "saved", SENTENCES), expected, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_mistakes_on_the_command_line_are_one_sentence(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    arguments = write_search(tmp_path, 3)
+    (tmp_path / "empty.tsv").write_text("", encoding="utf-8")
+    run, out, built = ["search", causal_lms["opt"]], ["-o", str(tmp_path / "out")], str(tmp_path / "x.jsonl")
+    key = ["--sentences", str(tmp_path / "c.jsonl"), "--key-variable", "NO_SUCH_KEY"]
+    mistakes = [
+        ([*run, str(tmp_path / "empty.tsv"), *arguments[1:], *out], "holds no demonstration"),
+        ([*run, str(tmp_path / "missing.tsv"), *arguments[1:], *out], "missing.tsv"),
+        ([*run, *arguments, *out, "--layers", "first"], "not a list of layers"),
+        ([*run, *arguments, *out, "--layers", "-1,-7"], "out of range"),
+        ([*run, *arguments, *out, "--templates", "none"], "a demonstration's word has no place"),
+        ([*run, *arguments[1:], *out, "--shots", "2"], "--shots has no effect without candidates"),
+        (["candidates", built], "nothing to build from"),
+        (["candidates", built, "--base-url", "http://x"], "add --llm NAME"),
+        (["candidates", built, "--dictionary", "/missing"], "neither a folder"),
+        (["candidates", built, "--llm", "m", "--provider", "nobody", *key], "NO_SUCH_KEY"),
+    ]
+    for command, message in mistakes:
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2, (command, result.output)
+        assert isinstance(result.exception, SystemExit)
+        assert message in result.stderr
+        assert result.stdout == ""
+        assert result.stderr.startswith("st-prompteol: ")
+        assert result.stderr.count("\n") == 1, result.stderr
