@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -59,17 +60,22 @@ def vllm(python: str, folder: str, dtype: torch.dtype) -> Iterator[Callable[[lis
     """Yields a function that encodes in a process with vLLM, and returns the first embedding `(hidden_size,)`."""
     answers, theirs = os.pipe()
     command = [python, "-c", VLLM, folder, str(dtype).removeprefix("torch."), str(theirs)]
+    options: dict[str, Any] = {"pass_fds": [theirs], "start_new_session": True}
     with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[theirs]) as process,
+        subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **options) as process,
         open(answers, encoding="utf-8") as lines,
     ):
         os.close(theirs)
 
         def encode(sentences: list[str]) -> torch.Tensor:
+            os.killpg(process.pid, signal.SIGCONT)
             print(json.dumps(sentences), file=process.stdin, flush=True)
-            return torch.tensor(json.loads(lines.readline()))
+            embedding = torch.tensor(json.loads(lines.readline()))
+            os.killpg(process.pid, signal.SIGSTOP)  # its workers would go on asking for work, and slow the other ways
+            return embedding
 
         yield encode
+        os.killpg(process.pid, signal.SIGCONT)
         process.stdin.close()  # type: ignore[union-attr]
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_prompteol.adapters import lora_config, quantization_config
-    from st_prompteol.hub import build_model_card, push_to_hub
     from st_prompteol.model import PromptEOL
     from st_prompteol.modules import PromptEOLTransformer
     from st_prompteol.pooling import LastTokenPooling
@@ -22,9 +21,7 @@ __all__ = [
     "PromptEOL",
     "PromptEOLTransformer",
     "PromptTemplate",
-    "build_model_card",
     "lora_config",
-    "push_to_hub",
     "quantization_config",
 ]
 
@@ -38,9 +35,7 @@ _HOMES = {
     "PromptEOL": "model",
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "template",
-    "build_model_card": "hub",
     "lora_config": "adapters",
-    "push_to_hub": "hub",
     "quantization_config": "adapters",
 }
 

@@ -6,7 +6,9 @@ import ast
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -92,6 +94,14 @@ def test_public_names_are_those_of_all_and_come_when_used() -> None:
     assert set(st_prompteol.__all__) == set(st_prompteol._HOMES)
     with pytest.raises(AttributeError, match="no attribute 'PromptEol'"):
         _ = st_prompteol.PromptEol
+
+
+def test_a_capability_comes_from_its_own_room() -> None:
+    assert not {home for home in st_prompteol._HOMES.values() if (LIBRARY / home).is_dir()}
+    for room in ("corpus", "evaluation", "hub", "recipes"):
+        module = import_module(f"st_prompteol.{room}")
+        names = {name for name, value in vars(module).items() if name[0] != "_" and not isinstance(value, ModuleType)}
+        assert names - {"annotations"} == set(module.__all__), room
 
 
 def test_importing_is_silent_and_changes_nothing() -> None:
