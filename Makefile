@@ -6,13 +6,16 @@ CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,adapters cli cut fast line
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo notebook test test-slow test-lowest attack lint format clean
+.PHONY: help demo playground notebook test test-slow test-lowest attack lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
 
 demo: $(VENV)/.demo ## Install, then search, map and fine-tune on real sentences (MODEL=facebook/opt-125m for another model)
 	MODEL=$(MODEL) $(BIN)/python examples/demo.py
+
+playground: $(VENV)/.playground ## Install, then open a page that compares recipes on sentences of yours (MODEL=... likewise)
+	MODEL=$(MODEL) $(BIN)/python hub_cards/space/app.py
 
 notebook: $(VENV)/.dev ## Run examples/quickstart.ipynb and store what it prints and draws
 	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
@@ -46,6 +49,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable ".[train]"
+	touch $@
+
+$(VENV)/.playground: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable ".[playground]"
 	touch $@
 
 build/lowest/.done: pyproject.toml

@@ -1,4 +1,4 @@
-"""Renders the cards of released models into this folder, and pushes what is listed: `python hub_cards/push.py --help`.
+"""Renders and pushes the cards of released models, and the playground: `python hub_cards/push.py --help`.
 
 To release a model:
 
@@ -11,23 +11,30 @@ To release a model:
 5. `python hub_cards/push.py --dry-run`, then without it.
 
 No number of a card is typed: a new measurement or another template of the card shows as a difference after `--render`.
+
+The playground is not a model: `python hub_cards/push.py --space user/name` makes `hub_cards/space` that Space, with the
+library of this checkout beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from st_prompteol import PromptEOL
+from st_prompteol.failures import explain_push
 from st_prompteol.hub import CardOptions, push_to_hub
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
 from st_prompteol.hub.results import read_results
 
 FOLDER = Path(__file__).parent
+LIBRARY = FOLDER.parent / "st_prompteol"
 COMMAND = "python hub_cards/push.py --render"
 
 
@@ -89,13 +96,52 @@ def render(release: Release, folder: Path = FOLDER) -> Path:
     return card_file(release, folder)
 
 
+def gather_space(folder: Path) -> list[str]:
+    """Writes what the playground's Space consists of, and returns the paths of its files."""
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(FOLDER / "space", folder, dirs_exist_ok=True, ignore=unwanted)
+    shutil.copytree(LIBRARY, folder / LIBRARY.name, ignore=unwanted)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def push_space(repo_id: str, *, dry_run: bool = False) -> str:
+    """Puts the playground on the Hub, in one commit; what was in the Space and is in it no more is removed.
+
+    Returns:
+        Its page, or for a dry run the paths that it would have.
+
+    Raises:
+        ValueError: If `repo_id` cannot be the name of a Space.
+        PermissionError: If the token may not write there.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    with tempfile.TemporaryDirectory() as folder, explain_push(repo_id):
+        paths = gather_space(Path(folder))
+        if dry_run:
+            return "\n".join(paths)
+        api = HfApi()
+        page = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type="space",
+            commit_message="Put the playground here",
+            delete_patterns="*",
+        )
+        return str(page)
+
+
 def main() -> None:
     """Renders or pushes the releases that are listed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repo_ids", nargs="*", help="Only these; all that are listed if none is given.")
     parser.add_argument("--render", action="store_true", help="Only write the cards into this folder.")
     parser.add_argument("--dry-run", action="store_true", help="Check and list, send nothing.")
+    parser.add_argument("--space", metavar="REPO_ID", help="Push the playground instead, as this Space.")
     arguments = parser.parse_args()
+    if arguments.space:
+        print(push_space(arguments.space, dry_run=arguments.dry_run))
+        return
     unknown = set(arguments.repo_ids) - {release.repo_id for release in RELEASED}
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))} is not in RELEASED: add it there.")

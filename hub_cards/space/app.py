@@ -1,0 +1,324 @@
+"""The playground: sentences in, and how near each other a model sees them, by two recipes side by side.
+
+    pip install 'st-prompteol[playground]'
+    MODEL=tiny python app.py
+
+`MODEL` is a Hub id, a folder, or `tiny`, the default. `GRADIO_SERVER_PORT` is the port, by default the first free one
+from 7860 on. Nothing is asked from the network but the model, if it is on the Hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+
+import gradio as gr
+from pictures import heat_map, neighbour_list, rank_neighbours, scatter, span_of, token_view
+from playground import (
+    MAX_LENGTH,
+    MAX_SENTENCES,
+    MIN_TO_CENTRE,
+    OWN_TEXT,
+    Playground,
+    Result,
+    flatten,
+    read_recipe,
+    read_sentences,
+    turn_like,
+)
+from scipy.stats import spearmanr
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = {
+    "Riding, cooking, money": [
+        "A jockey riding a horse.",
+        "Someone rides a horse along the beach.",
+        "Two girls are feeding a pony.",
+        "A chef is chopping onions.",
+        "The woman is frying fish in a pan.",
+        "He bakes bread every morning.",
+        "Interest rates go up again.",
+        "The bank lends less money than last year.",
+        "Shares fell after the announcement.",
+    ],
+    "Asked in other words": [
+        "How can I extend my membership of the library?",
+        "I want to renew my library membership.",
+        "Are children allowed in the library?",
+        "May kids come into the library?",
+        "The copy machine has run out of ink.",
+        "There is no ink in the copier.",
+        "Somebody left a bag in the reading room.",
+        "A bag was forgotten in the reading room.",
+    ],
+    "Same words, other meaning": [
+        "The bank of the river was muddy.",
+        "The bank closed her account.",
+        "The dog bites the man.",
+        "The man bites the dog.",
+        "He did not like the film at all.",
+        "He liked the film a lot.",
+        "The bat flew out of the cave.",
+        "He swung the bat and missed.",
+    ],
+}
+SHOTS = 2  # demonstrations of a recipe that the page has room for
+KEPT = 3600  # seconds that a visitor's last result is kept
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
+MONOSPACE = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+THEME = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=MONOSPACE)
+
+_PRIVATE = {"api_visibility": "private"}  # the page's own calls, not an API
+_DRAWN = 8  # outputs of `look`
+
+
+@dataclass
+class Views:
+    """What the page shows of one recipe."""
+
+    heat: gr.HTML
+    neighbours: gr.HTML
+    map: gr.HTML
+    tokens: gr.HTML
+    code: gr.Code
+
+
+def build_page(playground: Playground) -> gr.Blocks:
+    """Returns the page over a model."""
+    with gr.Blocks(title=f"PromptEOL playground: {playground.name}", analytics_enabled=False) as page:
+        gr.HTML(_intro(playground))
+        with gr.Row():
+            with gr.Column(scale=4, min_width=320):
+                sentences = gr.Textbox(
+                    "\n".join(next(iter(EXAMPLES.values()))),
+                    label="Sentences, one per line",
+                    info=f"2 to {MAX_SENTENCES} sentences of up to {MAX_LENGTH} characters.",
+                    lines=9,
+                    max_lines=16,
+                    elem_id="sentences",
+                )
+                with gr.Row(elem_id="examples"):
+                    for name, lines in EXAMPLES.items():
+                        example = gr.Button(name, size="sm", min_width=90)
+                        example.click(partial("\n".join, lines), None, sentences, **_PRIVATE)
+            first = _recipe_form("A", playground, playground.own_name)
+            second = _recipe_form("B", playground, "none" if playground.own_name != "none" else "prompteol")
+        button = gr.Button("Compare", variant="primary", elem_id="compare")
+        problem = gr.HTML(visible=False, elem_id="problem")
+        with gr.Column(visible=False, elem_id="results") as shown:
+            summary = gr.HTML(elem_id="summary")
+            picked = gr.Dropdown([], label="Look closely at", elem_id="picked", filterable=False)
+            alike, *views = _build_views()
+        results = gr.State(None, time_to_live=KEPT)
+
+        looked = [view for pair in zip(*map(_looks, views), strict=True) for view in pair]
+        outputs = [problem, shown, results, picked, summary, *(view.code for view in views), *looked]
+
+        form = [sentences, alike, *first, *second]
+        for happens in (button.click, page.load):
+            happens(
+                partial(compare, playground), form, outputs, concurrency_limit=2, concurrency_id="model", **_PRIVATE
+            )
+        for happens in (picked.input, alike.input):
+            happens(look, [results, picked, alike], looked, show_progress="hidden", **_PRIVATE)
+    return page
+
+
+def _intro(playground: Playground) -> str:
+    return (
+        '<div id="intro"><h1>PromptEOL playground</h1>'
+        '<p>A decoder LLM reads each sentence inside a template, such as <code>This sentence : "…" means in one word:"'
+        "</code>, and the hidden state of the last token is the sentence's embedding. Compare two recipes on "
+        "sentences of your own.</p>"
+        f"<p>Model: <b>{escape(playground.name)}</b>, {escape(playground.describe())}.</p></div>"
+    )
+
+
+def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.components.Component]:
+    """Builds the form of a recipe and returns its fields in the order in which `_run` takes them."""
+    mark = f"recipe-{name.lower()}"
+    with gr.Column(scale=3, min_width=280, elem_id=mark, elem_classes="recipe"):
+        gr.HTML(f"<h2>Recipe {name}</h2>")
+        choice = gr.Dropdown(
+            playground.templates, value=template, label="Template", elem_id=f"{mark}-template", filterable=False
+        )
+        text = gr.Textbox(
+            'This sentence : "{sentence}" means in one word:"',
+            label="Text of the template",
+            info="With {sentence} once, where the sentence goes.",
+            visible=False,
+            elem_id=f"{mark}-text",
+        )
+        choice.change(lambda chosen: gr.Textbox(visible=chosen == OWN_TEXT), choice, text, queue=False, **_PRIVATE)
+        layers = [(f"{layer}{' (last)' if layer == -1 else ''}", layer) for layer in playground.layers]
+        with gr.Row():
+            layer = gr.Dropdown(
+                layers,
+                value=playground.own_layer,
+                label="Layer",
+                min_width=110,
+                elem_id=f"{mark}-layer",
+                filterable=False,
+            )
+            centred = gr.Checkbox(
+                False,
+                label="Centre",
+                info=f"From {MIN_TO_CENTRE} sentences on.",
+                min_width=130,
+                elem_id=f"{mark}-centre",
+            )
+        shots = []
+        with gr.Accordion("Demonstrations", open=False, elem_id=f"{mark}-shots"):
+            for number in range(1, SHOTS + 1):
+                with gr.Row():
+                    example = "A jockey riding a horse." if number == 1 else ""
+                    shots.append(
+                        gr.Textbox("", label=f"Sentence {number}", placeholder=example, scale=3, min_width=140)
+                    )
+                    shots.append(
+                        gr.Textbox(
+                            "", label=f"Its word {number}", placeholder=example and "Equestrian", scale=2, min_width=90
+                        )
+                    )
+    return [choice, text, layer, centred, *shots]
+
+
+def _build_views() -> tuple[gr.Checkbox, Views, Views]:
+    """Builds the tabs, each with a column per recipe, and the choice of the heat maps' colours."""
+    kinds: dict[str, list[Any]] = {}
+    with gr.Tabs(elem_id="views"):
+        for kind, title in (
+            ("heat", "Similarities"),
+            ("neighbours", "Nearest neighbours"),
+            ("map", "Map"),
+            ("tokens", "What the model reads"),
+            ("code", "Code"),
+        ):
+            with gr.Tab(title):
+                with gr.Row():
+                    for name in "ab":
+                        with gr.Column(min_width=300):
+                            kinds.setdefault(kind, []).append(_build_view(kind, name))
+                if kind == "heat":
+                    alike = gr.Checkbox(
+                        False, label="Same colours in both", info="Else each has a scale of its own.", elem_id="alike"
+                    )
+    first, second = (Views(*(kinds[kind][side] for kind in kinds)) for side in range(2))
+    return alike, first, second
+
+
+def _build_view(kind: str, name: str) -> gr.HTML | gr.Code:
+    mark = f"{kind}-{name}"
+    if kind == "code":
+        return gr.Code(language="python", label=f"Recipe {name.upper()}", elem_id=mark, buttons=["copy"])
+    return gr.HTML(elem_id=mark)
+
+
+def _looks(views: Views) -> list[gr.HTML]:
+    return [views.heat, views.neighbours, views.map, views.tokens]
+
+
+def compare(playground: Playground, text: str, alike: bool, *fields: Any) -> list[Any]:
+    """Runs both recipes on the sentences, or says in one line what is wrong.
+
+    Returns:
+        That line, whether there are results, what `look` draws them from, the choice of a sentence to look closely at,
+        how far the recipes agree, the code of both, and what `look` draws.
+    """
+    try:
+        sentences = read_sentences(text or "")
+        half = len(fields) // 2
+        forms = {"A": fields[:half], "B": fields[half:]}
+        pair = [_run(playground, name, sentences, form) for name, form in forms.items()]
+        choices = [(f"{number}  {sentence}", number - 1) for number, sentence in enumerate(sentences, start=1)]
+        return [
+            gr.HTML(visible=False),
+            gr.Column(visible=True),
+            (sentences, pair),
+            gr.Dropdown(choices, value=0),
+            _summary(pair),
+            *(playground.write_code(result.recipe, sentences) for result in pair),
+            *look((sentences, pair), 0, alike),
+        ]
+    except ValueError as error:
+        line = " ".join(str(error).split())
+    except Exception:
+        logger.exception("A request failed")
+        line = "The model failed on this, and not by your fault: try other sentences or another recipe."
+    said = gr.HTML(f'<p role="alert">{escape(line)}</p>', visible=True)
+    return [said, gr.Column(visible=False), None, *[gr.skip()] * (4 + _DRAWN)]
+
+
+def _run(playground: Playground, name: str, sentences: list[str], fields: tuple[Any, ...]) -> Result:
+    """Runs the recipe of a form; what is wrong with it says which form it was."""
+    template, text, layer, centred, *shots = fields
+    pairs = [(sentence or "", word or "") for sentence, word in zip(shots[::2], shots[1::2], strict=True)]
+    try:
+        recipe = read_recipe(template, text or "", layer, centred, pairs)
+        return playground.run(recipe, sentences)
+    except ValueError as error:
+        raise ValueError(f"Recipe {name}: {error}") from error
+
+
+def _summary(pair: list[Result]) -> str:
+    """Says how far the two recipes agree on which pairs of sentences are the most alike."""
+    upper = list(combinations(range(len(pair[0].similarities)), 2))
+    one, other = ([float(result.similarities[place]) for place in upper] for result in pair)
+    if len(upper) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
+        return "<p></p>"
+    agreement = float(spearmanr(one, other).statistic)
+    return (
+        f"<p>The two recipes agree to <b>{agreement:.2f}</b> on which of the {len(upper)} pairs are the most alike "
+        "(Spearman; 1 is the same order).</p>"
+    )
+
+
+def look(results: tuple[list[str], list[Result]] | None, picked: int, alike: bool) -> list[Any]:
+    """Draws both recipes: the views of A and B in turn."""
+    if results is None:  # it was kept for an hour
+        return [gr.skip()] * _DRAWN
+    sentences, pair = results
+    spans = [span_of(result.similarities) for result in pair]
+    if alike:
+        spans = [(min(low for low, _ in spans), max(high for _, high in spans))] * 2
+    maps = [flatten(result.embeddings) for result in pair]
+    points = [maps[0][0], turn_like(maps[1][0], maps[0][0])]
+    orders = [None, rank_neighbours(pair[0].similarities, picked)]
+    drawn = []
+    for side, result in enumerate(pair):
+        title = f"<h3><b>{'AB'[side]}</b> {escape(result.recipe.describe())}</h3>"
+        pictures = (
+            heat_map(result.similarities, sentences, picked, *spans[side]),
+            neighbour_list(result.similarities, sentences, picked, orders[side]),
+            scatter(points[side], sentences, picked, maps[side][1]),
+            token_view(result.tokens[picked]),
+        )
+        drawn.append([title + picture for picture in pictures])
+    return [picture for both in zip(*drawn, strict=True) for picture in both]
+
+
+def main() -> None:
+    """Opens the model and serves the page until Ctrl-C."""
+    page = build_page(Playground(os.environ.get("MODEL") or "tiny"))
+    page.queue(max_size=32)
+    page.launch(
+        share=False,
+        ssr_mode=False,
+        theme=THEME,
+        css_paths=[Path(__file__).with_name("style.css")],
+        footer_links=[],
+        state_session_capacity=200,
+    )
+
+
+if __name__ == "__main__":
+    main()
