@@ -12,8 +12,8 @@ To release a model:
 
 No number of a card is typed: a new measurement or another template of the card shows as a difference after `--render`.
 
-The playground is not a model: `python hub_cards/push.py --space user/name` makes `hub_cards/space` that Space, with the
-library of this checkout beside it.
+The playground is not a model: `python hub_cards/push.py --space user/name` puts `hub_cards/space` there as a Space,
+with the library of this checkout beside it.
 """
 
 from __future__ import annotations

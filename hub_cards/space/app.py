@@ -75,7 +75,11 @@ SHOTS = 2  # demonstrations of a recipe that the page has room for
 KEPT = 3600  # seconds that a visitor's last result is kept
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 MONOSPACE = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-THEME = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=MONOSPACE)
+THEME = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=MONOSPACE).set(
+    button_primary_background_fill="*primary_700",  # paler ones are hard to read on
+    button_primary_background_fill_hover="*primary_800",
+    block_info_text_color="*neutral_500",
+)
 
 _PRIVATE = {"api_visibility": "private"}  # the page's own calls, not an API
 _DRAWN = 8  # outputs of `look`
