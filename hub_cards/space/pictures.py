@@ -53,7 +53,10 @@ def heat_map(
         mark = ' class="picked"' if row == picked else ""
         label = f'<th scope="row" title="{escape(sentence)}"><b>{row + 1}</b> {escape(sentence)}</th>'
         rows.append(f"<tr{mark}>{label}{''.join(cells)}</tr>")
-    head = "".join(f"<th{' class=picked' if column == picked else ''}>{column + 1}</th>" for column in range(count))
+    head = "".join(
+        f"<th{' class=picked' if column == picked else ''}>{column + 1 if _has_room(column, count) else ''}</th>"
+        for column in range(count)
+    )
     stops = ", ".join(_colour(step / 4) for step in range(5))
     size = "dense" if count > 12 else "wide" if count > 9 else ""
     return (
@@ -62,6 +65,11 @@ def heat_map(
         f'<div class="scale"><span>{low:.2f}</span><i style="background:linear-gradient(90deg, {stops})"></i>'
         f"<span>{high:.2f}</span></div>"
     )
+
+
+def _has_room(column: int, count: int) -> bool:
+    """Whether the number of a column is written: in a wide table every fifth one."""
+    return count <= 16 or column == 0 or (column + 1) % 5 == 0
 
 
 def _colour(place: float) -> str:
@@ -97,7 +105,7 @@ def neighbour_list(
 
 
 def scatter(points: np.ndarray[Any, Any], sentences: Sequence[str], picked: int, share: float) -> str:
-    """Returns a map with numbered points, and labels where there is room."""
+    """Returns a map with numbered points and labels where there is room, and a list for screens without any."""
     margin = 3 * _RADIUS
     low, high = points.min(axis=0), points.max(axis=0)
     size = np.maximum(high - low, 1e-9)
@@ -123,12 +131,14 @@ def scatter(points: np.ndarray[Any, Any], sentences: Sequence[str], picked: int,
         mark = ' class="picked"' if index == picked else ""
         marks.append(
             f'<g{mark}><title>{index + 1} {escape(sentences[index])}</title><circle cx="{x:.1f}" cy="{y:.1f}" '
-            f'r="{_RADIUS}"/><text x="{x:.1f}" y="{y + 3.5:.1f}">{index + 1}</text></g>'
+            f'r="{_RADIUS}"/><text x="{x:.1f}" y="{y:.1f}" dy=".35em">{index + 1}</text></g>'
         )
+    numbered = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return (
         f'<svg class="map" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Map of the sentences">'
         f'<g class="labels">{"".join(labels)}</g><g class="points">{"".join(marks)}</g></svg>'
         f'<p class="note">{100 * share:.0f} % of the variance is on this map.</p>'
+        f'<ol class="numbered">{numbered}</ol>'
     )
 
 
