@@ -119,6 +119,29 @@ def test_the_code_does_what_the_page_shows(rooms: tuple[Any, Any], tiny: Any, ar
     np.testing.assert_allclose(result.similarities, similarities, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["opt-350m", "gpt2", "llama", "saved"])
+def test_other_models_are_shown_too(
+    rooms: tuple[Any, Any], causal_lms: dict[str, str], architecture: str, tmp_path: Path
+) -> None:
+    path = causal_lms.get(architecture, str(tmp_path))
+    if architecture == "saved":  # with a template, a layer and a mean of its own
+        model = PromptEOL(causal_lms["opt"], template=PromptTemplate('"{sentence}" is', (JOCKEY,), "none"), layer=-2)
+        model.center(LINES)
+        model.save_pretrained(path)
+    opened = rooms[0].Playground(path)
+    template = opened.templates[0]
+    assert template == ("the model's own" if architecture == "saved" else "prompteol")
+    for form in ((template, "", opened.own_layer, False, []), (template, "", -3, True, [("A dog.", "Pet")])):
+        recipe = rooms[0].read_recipe(*form)
+        result = opened.run(recipe, LINES)
+        names: dict[str, Any] = {}
+        with contextlib.redirect_stdout(None):
+            exec(opened.write_code(recipe, LINES), names)
+        np.testing.assert_allclose(result.embeddings, names["embeddings"], rtol=1e-5, atol=1e-5)
+        for sentence, tokens in zip(LINES, result.tokens, strict=True):
+            assert len(tokens) == names["model"][0].preprocess([sentence])["input_ids"].shape[1]
+
+
 def test_visitors_do_not_disturb_each_other(rooms: tuple[Any, Any], tiny: Any) -> None:
     recipes = [recipe_of(rooms, *arguments) for arguments in RECIPES]
     alone = [tiny.run(recipe, LINES) for recipe in recipes]
