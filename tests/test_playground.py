@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,24 +42,25 @@ JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 
 
 @pytest.fixture(scope="module")
-def rooms() -> Iterator[tuple[Any, Any]]:
-    """The modules of the Space, as they import each other."""
+def rooms() -> Iterator[SimpleNamespace]:
+    """The modules of the Space but the page itself, as they import each other."""
+    names = sorted({path.stem for path in SPACE.glob("*.py")} - {"app"})
     sys.path.insert(0, str(SPACE))
     try:
-        yield importlib.import_module("playground"), importlib.import_module("pictures")
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(SPACE))
-        for name in ("playground", "pictures"):
+        for name in names:
             sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
-def tiny(rooms: tuple[Any, Any]) -> Any:
-    return rooms[0].Playground("tiny")
+def tiny(rooms: SimpleNamespace) -> Any:
+    return rooms.playground.Playground("tiny")
 
 
-def recipe_of(rooms: tuple[Any, Any], *arguments: Any) -> Any:
-    return rooms[0].Recipe(*arguments)
+def recipe_of(rooms: SimpleNamespace, *arguments: Any) -> Any:
+    return rooms.recipes.Recipe(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +72,9 @@ def recipe_of(rooms: tuple[Any, Any], *arguments: Any) -> Any:
         ("x\n" + "y" * 301, "Sentence 2 has 301 characters, but this page takes 300: shorten it."),
     ],
 )
-def test_sentences_that_cannot_be_compared_are_refused(rooms: tuple[Any, Any], text: str, said: str) -> None:
+def test_sentences_that_cannot_be_compared_are_refused(rooms: SimpleNamespace, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        rooms[0].read_sentences(text)
+        rooms.recipes.read_sentences(text)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,12 @@ def test_sentences_that_cannot_be_compared_are_refused(rooms: tuple[Any, Any], t
         (("prompteol", "", -1, False, [("x" * 300, "y")]), "Demonstration 1 has 301 characters"),
     ],
 )
-def test_recipes_that_cannot_be_are_refused(rooms: tuple[Any, Any], form: tuple[Any, ...], said: str) -> None:
+def test_recipes_that_cannot_be_are_refused(rooms: SimpleNamespace, form: tuple[Any, ...], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        rooms[0].read_recipe(*form)
+        rooms.recipes.read_recipe(*form)
 
 
-def test_too_few_sentences_are_not_centred(rooms: tuple[Any, Any], tiny: Any) -> None:
+def test_too_few_sentences_are_not_centred(rooms: SimpleNamespace, tiny: Any) -> None:
     with pytest.raises(ValueError, match="write at least 8, or switch it off"):
         tiny.run(recipe_of(rooms, None, (), -1, True), ["a", "b"] * 8)
 
@@ -107,7 +109,7 @@ RECIPES = [
 
 
 @pytest.mark.parametrize("arguments", RECIPES)
-def test_the_code_does_what_the_page_shows(rooms: tuple[Any, Any], tiny: Any, arguments: tuple[Any, ...]) -> None:
+def test_the_code_does_what_the_page_shows(rooms: SimpleNamespace, tiny: Any, arguments: tuple[Any, ...]) -> None:
     recipe = recipe_of(rooms, *arguments)
     result = tiny.run(recipe, LINES)
     names: dict[str, Any] = {}
@@ -121,18 +123,18 @@ def test_the_code_does_what_the_page_shows(rooms: tuple[Any, Any], tiny: Any, ar
 
 @pytest.mark.parametrize("architecture", ["opt-350m", "gpt2", "llama", "saved"])
 def test_other_models_are_shown_too(
-    rooms: tuple[Any, Any], causal_lms: dict[str, str], architecture: str, tmp_path: Path
+    rooms: SimpleNamespace, causal_lms: dict[str, str], architecture: str, tmp_path: Path
 ) -> None:
     path = causal_lms.get(architecture, str(tmp_path))
     if architecture == "saved":  # with a template, a layer and a mean of its own
         model = PromptEOL(causal_lms["opt"], template=PromptTemplate('"{sentence}" is', (JOCKEY,), "none"), layer=-2)
         model.center(LINES)
         model.save_pretrained(path)
-    opened = rooms[0].Playground(path)
+    opened = rooms.playground.Playground(path)
     template = opened.templates[0]
     assert template == ("the model's own" if architecture == "saved" else "prompteol")
     for form in ((template, "", opened.own_layer, False, []), (template, "", -3, True, [("A dog.", "Pet")])):
-        recipe = rooms[0].read_recipe(*form)
+        recipe = rooms.recipes.read_recipe(*form)
         result = opened.run(recipe, LINES)
         names: dict[str, Any] = {}
         with contextlib.redirect_stdout(None):
@@ -142,7 +144,7 @@ def test_other_models_are_shown_too(
             assert len(tokens) == names["model"][0].preprocess([sentence])["input_ids"].shape[1]
 
 
-def test_visitors_do_not_disturb_each_other(rooms: tuple[Any, Any], tiny: Any) -> None:
+def test_visitors_do_not_disturb_each_other(rooms: SimpleNamespace, tiny: Any) -> None:
     recipes = [recipe_of(rooms, *arguments) for arguments in RECIPES]
     alone = [tiny.run(recipe, LINES) for recipe in recipes]
     with ThreadPoolExecutor(max_workers=4) as visitors:
@@ -154,13 +156,13 @@ def test_visitors_do_not_disturb_each_other(rooms: tuple[Any, Any], tiny: Any) -
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, "shots"])
-def test_tokens_are_those_that_the_model_reads(rooms: tuple[Any, Any], tiny: Any, name: str) -> None:
+def test_tokens_are_those_that_the_model_reads(rooms: SimpleNamespace, tiny: Any, name: str) -> None:
     template = PromptTemplate(demonstrations=(JOCKEY,)) if name == "shots" else TEMPLATES[name]
     sentences = [*LINES, "</s> is the end <s>", "😀😀", "a  b\tc"]
     model = PromptEOL("tiny", template=template)
-    for sentence, tokens in zip(sentences, rooms[0].read_tokens(model[0], sentences), strict=True):
+    for sentence, tokens in zip(sentences, rooms.reading.read_tokens(model[0], sentences), strict=True):
         assert len(tokens) == model[0].preprocess([sentence])["input_ids"].shape[1]
-        assert tokens[0] == rooms[0].Token("<s>", "head")
+        assert tokens[0] == rooms.reading.Token("<s>", "head")
         parts = [token.part for token in tokens]
         assert parts == sorted(parts, key=["head", "sentence", "tail"].index)
         spelled = "".join(token.text for token in tokens[1:])
@@ -170,29 +172,29 @@ def test_tokens_are_those_that_the_model_reads(rooms: tuple[Any, Any], tiny: Any
             assert template.head.startswith(head.rstrip())
 
 
-def test_what_is_too_long_is_shown_as_cut(rooms: tuple[Any, Any]) -> None:
+def test_what_is_too_long_is_shown_as_cut(rooms: SimpleNamespace) -> None:
     model = PromptEOL("tiny", max_seq_length=20)
-    (tokens,) = rooms[0].read_tokens(model[0], ["one two three four five six seven eight nine ten eleven twelve"])
+    (tokens,) = rooms.reading.read_tokens(model[0], ["one two three four five six seven eight nine ten eleven twelve"])
     kept = [token.text for token in tokens if token.part != "cut"]
     assert len(kept) == 20 < len(tokens)
     assert "".join(kept).endswith('means in one word:"')
 
 
-def test_maps_are_turned_alike_and_keep_their_distances(rooms: tuple[Any, Any], tiny: Any) -> None:
-    points, share = rooms[0].flatten(tiny.run(recipe_of(rooms), LINES).embeddings)
+def test_maps_are_turned_alike_and_keep_their_distances(rooms: SimpleNamespace, tiny: Any) -> None:
+    points, share = rooms.pictures.flatten(tiny.run(recipe_of(rooms), LINES).embeddings)
     mirrored = points @ np.array([[0.0, 1.0], [1.0, 0.0]])
-    np.testing.assert_allclose(rooms[0].turn_like(mirrored, points), points, atol=1e-6)
+    np.testing.assert_allclose(rooms.pictures.turn_like(mirrored, points), points, atol=1e-6)
     assert 0 < share < 1
-    same, share = rooms[0].flatten(np.ones((3, 4)))
+    same, share = rooms.pictures.flatten(np.ones((3, 4)))
     assert (same == 0).all()
     assert share == 1
 
 
-def test_pictures_hold_nothing_of_a_visitor_s_as_markup(rooms: tuple[Any, Any], tiny: Any) -> None:
-    computed, pictures = rooms
+def test_pictures_hold_nothing_of_a_visitor_s_as_markup(rooms: SimpleNamespace, tiny: Any) -> None:
+    pictures = rooms.pictures
     sentences = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&amp;"]
     result = tiny.run(recipe_of(rooms, '<b>{sentence}</b> "'), sentences)
-    points, share = computed.flatten(result.embeddings)
+    points, share = pictures.flatten(result.embeddings)
     drawn = [
         pictures.heat_map(result.similarities, sentences, 0, *pictures.span_of(result.similarities)),
         pictures.neighbour_list(result.similarities, sentences, 1, [2, 0]),
@@ -204,11 +206,11 @@ def test_pictures_hold_nothing_of_a_visitor_s_as_markup(rooms: tuple[Any, Any], 
         assert "&lt;" in picture or "&amp;amp;" in picture
 
 
-def test_the_same_sentence_many_times_has_pictures(rooms: tuple[Any, Any], tiny: Any) -> None:
-    computed, pictures = rooms
+def test_the_same_sentence_many_times_has_pictures(rooms: SimpleNamespace, tiny: Any) -> None:
+    pictures = rooms.pictures
     sentences = ["The same."] * 32
     result = tiny.run(recipe_of(rooms), sentences)
-    points, share = computed.flatten(result.embeddings)
+    points, share = pictures.flatten(result.embeddings)
     drawn = [
         pictures.heat_map(result.similarities, sentences, 0, *pictures.span_of(result.similarities)),
         pictures.neighbour_list(result.similarities, sentences, 0),

@@ -21,56 +21,14 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 import gradio as gr
-from pictures import heat_map, neighbour_list, rank_neighbours, scatter, span_of, token_view
-from playground import (
-    MAX_LENGTH,
-    MAX_SENTENCES,
-    MIN_TO_CENTRE,
-    OWN_TEXT,
-    Playground,
-    Result,
-    flatten,
-    read_recipe,
-    read_sentences,
-    turn_like,
-)
+from pictures import flatten, heat_map, neighbour_list, rank_neighbours, scatter, span_of, token_view, turn_like
+from playground import MIN_TO_CENTRE, Playground, Result
+from recipes import MAX_LENGTH, MAX_SENTENCES, OWN_TEXT, read_recipe, read_sentences
+from samples import EXAMPLES
 from scipy.stats import spearmanr
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = {
-    "Riding, cooking, money": [
-        "A jockey riding a horse.",
-        "Someone rides a horse along the beach.",
-        "Two girls are feeding a pony.",
-        "A chef is chopping onions.",
-        "The woman is frying fish in a pan.",
-        "He bakes bread every morning.",
-        "Interest rates go up again.",
-        "The bank lends less money than last year.",
-        "Shares fell after the announcement.",
-    ],
-    "Asked in other words": [
-        "How can I extend my membership of the library?",
-        "I want to renew my library membership.",
-        "Are children allowed in the library?",
-        "May kids come into the library?",
-        "The copy machine has run out of ink.",
-        "There is no ink in the copier.",
-        "Somebody left a bag in the reading room.",
-        "A bag was forgotten in the reading room.",
-    ],
-    "Same words, other meaning": [
-        "The bank of the river was muddy.",
-        "The bank closed her account.",
-        "The dog bites the man.",
-        "The man bites the dog.",
-        "He did not like the film at all.",
-        "He liked the film a lot.",
-        "The bat flew out of the cave.",
-        "He swung the bat and missed.",
-    ],
-}
 SHOTS = 2  # demonstrations of a recipe that the page has room for
 KEPT = 3600  # seconds that a visitor's last result is kept
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from playground import Token
+from reading import Token
 
 # Low to high: ColorBrewer's YlGnBu, which prints and which colour-blind readers tell apart
 _SCALE = np.array([(255, 255, 217), (199, 233, 180), (65, 182, 196), (34, 94, 168), (8, 29, 88)], dtype=float)
@@ -102,6 +102,29 @@ def neighbour_list(
             f"<span>{escape(sentences[other])}</span>{arrow if moved else ''}</li>"
         )
     return f'<ol class="neighbours">{"".join(items)}</ol>'
+
+
+def flatten(embeddings: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
+    """Puts embeddings on a plane by their two principal components, lengths left aside.
+
+    Returns:
+        Points `(sentences, 2)`, and the share of the variance that the plane shows.
+    """
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    left, sizes, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
+    total = float((sizes**2).sum())
+    if total < 1e-12:
+        return np.zeros((len(unit), 2)), 1.0
+    points = np.zeros((len(unit), 2))
+    points[:, : min(2, len(sizes))] = (left * sizes)[:, :2]
+    return points, float((sizes[:2] ** 2).sum() / total)
+
+
+def turn_like(points: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Turns and mirrors a map so that its points lie as near as they can to those of another one."""
+    left, _, right = np.linalg.svd(points.T @ others)
+    turned: np.ndarray[Any, Any] = points @ (left @ right)
+    return turned
 
 
 def scatter(points: np.ndarray[Any, Any], sentences: Sequence[str], picked: int, share: float) -> str:

@@ -1,0 +1,60 @@
+"""The tokens that a model reads, and which of them are the sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Literal
+
+from st_prompteol import PromptEOLTransformer
+
+_FILLERS = ["0.", "1 2 3'"]  # sentences that begin and end differently
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as it stands in the text that goes into the model.
+
+    Args:
+        text: Its characters.
+        part: `"head"` for what all sentences share and is computed once, `"sentence"`, `"tail"` for the template
+            behind it, `"cut"` for the end of a sentence that is too long for the model.
+    """
+
+    text: str
+    part: Literal["head", "sentence", "tail", "cut"]
+
+
+def read_tokens(transformer: PromptEOLTransformer, sentences: list[str]) -> list[list[Token]]:
+    """Returns the tokens of each sentence in the template that the model has now."""
+    tokenizer = transformer.tokenizer
+    one, other = tokenizer(_FILLERS)["input_ids"]
+    head, tail = _count_shared(one, other), _count_shared(one[::-1], other[::-1])
+    rows = []
+    for sentence in sentences:
+        ids = tokenizer([sentence])["input_ids"][0]
+        begun = min(head, _count_shared(ids, one))
+        ended = len(ids) - tail
+        lost = max(0, len(ids) - (transformer.max_seq_length or len(ids)))
+        parts = ["head"] * begun + ["sentence"] * (ended - begun - lost) + ["cut"] * lost + ["tail"] * tail
+        texts = _texts_of(tokenizer, ids, transformer.template.render(sentence))
+        rows.append([Token(text, part) for text, part in zip(texts, parts, strict=True)])  # type: ignore[arg-type]
+    return rows
+
+
+def _count_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _texts_of(tokenizer: Any, ids: list[int], text: str) -> list[str]:
+    """Returns the characters of each token; a token that is a part of a character goes by its name."""
+    names = tokenizer.convert_ids_to_tokens(ids)
+    whole = tokenizer.plain.encode(text, add_special_tokens=False)
+    if ids != [*tokenizer.bos, *whole.ids]:  # a sentence that spells an added token
+        return [name.replace("▁", " ").replace("Ġ", " ") for name in names]
+    spans = [*([(0, 0)] * len(tokenizer.bos)), *whole.offsets]
+    return [
+        name if start == end or (start, end) in (spans[at - 1 : at] + spans[at + 1 : at + 2]) else text[start:end]
+        for at, (name, (start, end)) in enumerate(zip(names, spans, strict=True))
+    ]

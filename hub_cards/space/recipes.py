@@ -1,0 +1,102 @@
+"""Sentences and recipes as they were typed; what is wrong with them is a ValueError of one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from st_prompteol import Demonstration, PromptTemplate
+from st_prompteol.template import get_template
+from st_prompteol.tokens import tokenizable
+
+MAX_SENTENCES = 32
+MAX_LENGTH = 300  # characters of a sentence, of a template and of a demonstration
+OWN_TEXT = "your own text"  # choices of a template besides the names in TEMPLATES
+OWN_MODEL = "the model's own"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a visitor has chosen: the arguments that `PromptEOL` is opened with.
+
+    Args:
+        template: A name in `TEMPLATES` or a text with one `{sentence}`; None for the model's own template.
+        demonstrations: Worked examples in front of every sentence; none leave the template as it is.
+        layer: Which hidden state is read.
+        centred: Whether the mean embedding of the visitor's sentences is subtracted.
+    """
+
+    template: str | None = None
+    demonstrations: tuple[Demonstration, ...] = ()
+    layer: int = -1
+    centred: bool = False
+
+    def describe(self) -> str:
+        """Returns the recipe in a few words."""
+        shots = len(self.demonstrations)
+        words = [
+            self.template or OWN_MODEL,
+            *([f"{shots} demonstration{'s' if shots > 1 else ''}"] if shots else []),
+            f"layer {self.layer}",
+            *(["centred"] if self.centred else []),
+        ]
+        return ", ".join(words)
+
+
+def read_sentences(text: str) -> list[str]:
+    """Returns the sentences of a text, one per line; blank lines are left out.
+
+    Raises:
+        ValueError: If there are fewer than two, more than `MAX_SENTENCES`, or one is longer than `MAX_LENGTH`.
+    """
+    sentences = [line.strip() for line in tokenizable(text).splitlines() if line.strip()]
+    if not sentences:
+        raise ValueError("There is no sentence yet: write at least two, one per line.")
+    if len(sentences) == 1:
+        raise ValueError("One sentence has nothing to be compared with: write at least two, one per line.")
+    if len(sentences) > MAX_SENTENCES:
+        raise ValueError(f"These are {len(sentences)} sentences, but this page takes {MAX_SENTENCES}: leave some out.")
+    for number, sentence in enumerate(sentences, start=1):
+        _check_length(f"Sentence {number}", sentence)
+    return sentences
+
+
+def read_recipe(
+    template: str, own_text: str, layer: int, centred: bool, demonstrations: Sequence[tuple[str, str]]
+) -> Recipe:
+    """Returns the recipe of a form.
+
+    Args:
+        template: A name in `TEMPLATES`, `OWN_TEXT` or `OWN_MODEL`.
+        own_text: The template's text where `template` is `OWN_TEXT`.
+        layer: Which hidden state is read.
+        centred: Whether embeddings are centred.
+        demonstrations: Sentences and words; a pair of which both are blank is left out.
+
+    Raises:
+        ValueError: If the own text has no `{sentence}`, a demonstration lacks its sentence or its word or has no place
+            in the template, or a text is longer than `MAX_LENGTH`.
+    """
+    shots = []
+    for number, (sentence, word) in enumerate(demonstrations, start=1):
+        sentence, word = tokenizable(sentence).strip(), tokenizable(word).strip()
+        if sentence and not word:
+            raise ValueError(f"Demonstration {number} has no word: write the one word that stands for its sentence.")
+        if word and not sentence:
+            raise ValueError(f"Demonstration {number} has no sentence: write the one that {word!r} stands for.")
+        if sentence:
+            _check_length(f"Demonstration {number}", sentence + word)
+            shots.append(Demonstration(sentence, word))
+    own_text = tokenizable(own_text)
+    if template == OWN_TEXT:
+        _check_length("The template", own_text)
+        PromptTemplate(own_text)
+    named = {OWN_TEXT: own_text, OWN_MODEL: None}.get(template, template)
+    if named is not None:
+        replace(get_template(named), demonstrations=tuple(shots))
+    return Recipe(named, tuple(shots), layer, centred)
+
+
+def _check_length(what: str, text: str) -> None:
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"{what} has {len(text)} characters, but this page takes {MAX_LENGTH}: shorten it.")
