@@ -447,6 +447,20 @@ def browser_test(test: Any) -> Any:
     return test
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("gradio"), reason="needs gradio")
+def test_a_model_that_cannot_be_opened_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SPACE / "app.py")],
+        env={**os.environ, "MODEL": "no/such", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("MODEL: 'no/such' ")
+    assert "Traceback" not in done.stderr
+
+
 @browser_test
 def test_the_page_opens_with_results_and_asks_nobody_else(url: str) -> None:
     with Visitor(url) as visitor:

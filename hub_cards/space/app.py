@@ -270,7 +270,11 @@ def look(results: tuple[list[str], list[Result]] | None, picked: int, alike: boo
 
 def main() -> None:
     """Opens the model and serves the page until Ctrl-C."""
-    page = build_page(Playground(os.environ.get("MODEL") or "tiny"))
+    try:
+        playground = Playground(os.environ.get("MODEL") or "tiny")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"MODEL: {error}") from None
+    page = build_page(playground)
     page.queue(max_size=32)
     page.launch(
         share=False,
