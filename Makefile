@@ -21,16 +21,16 @@ notebook: $(VENV)/.dev ## Run examples/quickstart.ipynb and store what it prints
 	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
 test: $(VENV)/.dev ## Install what tests need, then run them
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.dev ## Run the long end-to-end tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 attack: $(VENV)/.dev ## Attack with odd strings, damaged files, kills and races, and write what held to docs/attack.md
 	$(BIN)/python -m tests.attack
 
 test-lowest: build/lowest/.done ## Run the core tests on the lowest versions that pyproject.toml allows, in build/lowest
-	build/lowest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" $(CORE_TESTS)
+	build/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE_TESTS)
 
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .

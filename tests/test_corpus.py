@@ -176,6 +176,7 @@ for path, precision in [(small, "float32"), (small, "int8"), (large, "float32"),
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
     small, large = write(tmp_path / "s.txt", ["x"] * 5_000), write(tmp_path / "l.txt", ["x"] * 100_000)
     command = [sys.executable, "-c", MEMORY, str(small), str(large), str(tmp_path / "out.npy")]

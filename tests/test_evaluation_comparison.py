@@ -267,6 +267,7 @@ def test_a_model_that_returns_nan_stops_with_the_sentence(
     assert "NaN or infinity for the sentence" in err
 
 
+@pytest.mark.slow
 def test_killed_half_way_it_continues_where_it_stopped(causal_lms: dict[str, str], data_dir: Path, here: Path) -> None:
     arguments = [causal_lms["opt"], "--data-dir", str(data_dir), "--task", "STSBenchmark", "--task", "MR"]
     code = "import time, st_prompteol.evaluation.runner as r; from st_prompteol.cli import app; import sys\n"

@@ -260,6 +260,7 @@ for name in ("alice/full", "alice/adapter", "lab/merged"):
 """
 
 
+@pytest.mark.slow
 def test_a_stranger_opens_what_was_pushed_from_a_cold_cache_and_then_offline(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
@@ -401,6 +402,7 @@ RESULT["embeddings"] = PromptEOL("tiny/llama", device="cpu", cache_folder=str(ca
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_and_can_be_repeated(
     hub: Any, client: Client, causal_lms: dict[str, str]
 ) -> None:

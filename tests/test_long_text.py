@@ -47,7 +47,9 @@ def texts(chooser: random.Random) -> list[str]:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", list(TOKENIZERS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "llama3")) for name in TOKENIZERS]
+)
 def test_a_text_that_is_cut_before_has_the_same_tokens(name: str) -> None:
     tokenizer = TemplateTokenizer.of(AutoTokenizer.from_pretrained(TOKENIZERS[name]))
     tokenizer.template = TEMPLATES["prompteol"]
@@ -59,6 +61,7 @@ def test_a_text_that_is_cut_before_has_the_same_tokens(name: str) -> None:
             assert tokenizer([text, "short"], **options)["input_ids"][0] == whole
 
 
+@pytest.mark.slow
 def test_megabytes_take_neither_time_nor_memory() -> None:
     code = (
         "import resource, time; from st_prompteol import PromptEOL\n"

@@ -55,7 +55,7 @@ def is_utf8(text: str) -> bool:
     return text.encode("utf-8", "ignore").decode() == text
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     template=templates(),
     sentences=st.lists(

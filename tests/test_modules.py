@@ -216,7 +216,7 @@ def test_survives_copying_and_pickling(causal_lms: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 20], ids=["all", "some"])
-@pytest.mark.parametrize("tokenizer", ["opt", "llama2", "llama3", "stories260k"])
+@pytest.mark.parametrize("tokenizer", ["opt", "llama2", pytest.param("llama3", marks=pytest.mark.slow), "stories260k"])
 @pytest.mark.parametrize("shots", [0, 1, 4, None], ids=["0", "1", "4", "bare sentence"])
 @pytest.mark.shared
 def test_token_ids_equal_the_plain_call_s_on_sentences_of_sts_b(
