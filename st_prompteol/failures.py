@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -78,7 +77,7 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if any(map(is_disk_full, _causes(error))):
+        if any(map(is_disk_full, causes(error))):
             raise OSError(
                 f"{name} could not be opened, because the disk is full: free space, or set HF_HOME to a folder on "
                 "another disk, then do it again."
@@ -109,7 +108,7 @@ def explain_push(repo_id: str) -> Iterator[None]:
         yield
     except Exception as error:
         status = status_of(error)
-        if any(map(is_disk_full, _causes(error))):
+        if any(map(is_disk_full, causes(error))):
             raise OSError(
                 f"{repo_id!r} was not pushed to, because the disk is full: free space, or set TMPDIR to a folder on "
                 "another disk, then push again."
@@ -120,7 +119,7 @@ def explain_push(repo_id: str) -> Iterator[None]:
             builtin, sentence = _PUSH_STATUSES[status]
             detail = getattr(error, "server_message", None) or HTTPStatus(status).phrase
             raise builtin(f"{repo_id!r} was not pushed to: {sentence.format(error=detail)}") from error
-        if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
+        if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
             raise ConnectionError(f"{repo_id!r} was not asked for on the Hub, as HF_HUB_OFFLINE is set.") from error
         if is_broken_connection(error):
             raise ConnectionError(
@@ -131,7 +130,7 @@ def explain_push(repo_id: str) -> Iterator[None]:
 
 def status_of(error: BaseException) -> int | None:
     """Returns the status of the server's answer that an exception, or what caused it, is about."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return int(cause.response.status_code)
     return None
@@ -139,28 +138,8 @@ def status_of(error: BaseException) -> int | None:
 
 def is_broken_connection(error: BaseException) -> bool:
     """Whether no answer came at all; upstream's HTTP library has changed its name, so its classes go by theirs."""
-    names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+    names = {kind.__name__ for cause in causes(error) for kind in type(cause).__mro__}
     return status_of(error) is None and bool({"TransportError", "ConnectionError", "TimeoutError"} & names)
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether the same request can succeed a little later."""
-    kind, _ = _STATUSES.get(status_of(error) or 0, (None, ""))
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in _causes(error)):
-        return False
-    return kind is ConnectionError or is_broken_connection(error)
-
-
-def was_turned_away(error: BaseException) -> bool:
-    """Whether the server said that it has done nothing, so that a request cannot have its effect twice."""
-    return status_of(error) in (429, 503)
-
-
-def retry_after(error: BaseException) -> float:
-    """Returns the seconds that the server asks to wait, at most a minute, and 0 if it names none (or a date)."""
-    response = getattr(error, "response", None)
-    value = "" if response is None else response.headers.get("Retry-After", "")
-    return min(float(value), 60.0) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -170,7 +149,8 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, (SafetensorError, RuntimeError)) and any(sign in str(error) for sign in _DISK_FULL)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception and what caused it, the latest first."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:

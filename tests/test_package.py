@@ -33,7 +33,7 @@ RANKS = [
         "released",
         "spelling",
     },
-    {"body", "tokens", "fast", "output"},
+    {"body", "tokens", "fast", "output", "retries"},
     {"stock"},
     {"modules"},
     {"cut"},

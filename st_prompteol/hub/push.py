@@ -24,15 +24,14 @@ from st_prompteol.hub.facts import collect_facts, run_of
 from st_prompteol.hub.options import CardOptions
 from st_prompteol.hub.results import eval_result_files, read_results
 from st_prompteol.hub.upload import (
-    RETRY_WAITS,
     check_kind,
     check_no_secrets,
     commit_folder,
     files_of,
     look,
-    retrying,
 )
 from st_prompteol.model import PromptEOL
+from st_prompteol.retries import RETRY_WAITS, retrying
 
 logger = logging.getLogger(__name__)
 

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
-from st_prompteol.failures import may_pass, retry_after, was_turned_away
 from st_prompteol.hub.facts import TAG
 from st_prompteol.model import SAVED_NAMES
+from st_prompteol.retries import may_pass, retrying, was_turned_away
 
-T = TypeVar("T")
-
-# Seconds before each further try of a request that may pass
-RETRY_WAITS = (1.0, 4.0, 16.0)
 # Files of models of any kind
 _OF_A_MODEL = re.compile(r"\.(safetensors|bin|pt|pth|gguf|onnx|h5|msgpack|py)$|^config\.json$")
 _HF_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
@@ -132,15 +125,3 @@ def _is_of_a_model(name: str) -> bool:
     if first == ".eval_results":
         return True
     return SAVED_NAMES.fullmatch(first) is not None and (not rest or "." not in first)
-
-
-def retrying(call: Callable[[], T], is_passing: Callable[[BaseException], bool] = may_pass) -> T:
-    """Calls until it succeeds, a few times, as long as the failures may pass."""
-    for wait in RETRY_WAITS:
-        try:
-            return call()
-        except Exception as error:
-            if not is_passing(error):
-                raise
-            time.sleep(max(wait, retry_after(error)))
-    return call()
