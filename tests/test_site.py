@@ -99,7 +99,7 @@ def test_examples_print_what_they_say(file: str, tmp_path: Path, monkeypatch: py
     for test in found:
         runner.run(test, out=report.append)
     assert runner.failures == 0, "".join(report)
-    assert runner.tries > 0
+    assert any(test.examples for test in found)
 
 
 @pytest.fixture(scope="module")

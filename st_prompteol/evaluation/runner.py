@@ -40,6 +40,11 @@ def evaluate_sts(
     Raises:
         ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
         FileNotFoundError: If a file is missing; nothing has run then.
+
+    Example:
+        >>> results = evaluate_sts(PromptEOL("tiny"), "senteval", ["STSBenchmark"])
+        >>> -100 <= results["STSBenchmark"].score <= 100
+        True
     """
     tasks = check_tasks(data_dir, tasks, (*STS_TASKS, STS_DEV_TASK))
     return run_tasks(model, None, data_dir, tasks, batch_size=batch_size, show_progress_bar=show_progress_bar)
@@ -64,6 +69,15 @@ def evaluate_transfer(
 
     Returns:
         Task -> result, see `evaluate_transfer_task`.
+
+    Raises:
+        ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
+        FileNotFoundError: If a file is missing; nothing has run then.
+
+    Example:
+        >>> results = evaluate_transfer(PromptEOL("tiny"), "senteval", ["MR"])
+        >>> 0 <= results["MR"].score <= 100
+        True
     """
     tasks = check_tasks(data_dir, tasks, TRANSFER_TASKS)
     return run_tasks(model, None, data_dir, tasks, batch_size=batch_size, show_progress_bar=show_progress_bar)
@@ -105,6 +119,14 @@ def run_tasks(
     Raises:
         ValueError: If a task is unknown, a file damaged, or the model returns NaN.
         FileNotFoundError: If a file is missing; nothing has run then.
+
+    Example:
+        >>> model = PromptEOL("tiny")
+        >>> run = Run.of(model, TINY)
+        >>> results = run_tasks(model, run, "senteval", ["STSBenchmark"], results_dir="results")
+        >>> again = run_tasks(model, run, "senteval", ["STSBenchmark"], results_dir="results")  # read, not run
+        >>> again == results
+        True
     """
     tasks = check_tasks(data_dir, tasks, (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))
     cache = model if isinstance(model, EmbeddingCache) else EmbeddingCache(model)
