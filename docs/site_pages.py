@@ -39,13 +39,9 @@ def rooms() -> Iterator[str]:
 
 
 def public_names() -> dict[str, str]:
-    """Returns the place of every public name, by its full name: the package itself where that has it too."""
-    places: dict[str, str] = {}
-    homes: dict[str, str] = {}
-    for room in rooms():
-        for name in importlib.import_module(room).__all__:
-            places[f"{room}.{name}"] = homes.setdefault(name, f"{room}.{name}")
-    return places
+    """Returns the full name of every public name, by the name itself; of two equal ones the package's own."""
+    names = [(name, f"{room}.{name}") for room in rooms() for name in importlib.import_module(room).__all__]
+    return dict(reversed(names))
 
 
 def add_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -100,12 +96,12 @@ def read_constant(app: Sphinx, what: str, name: str, obj: Any, options: Any, lin
 
 def link_names(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Turns `name` in a docstring into a link where it is a public name, and into code elsewhere."""
-    homes = {place.rsplit(".", 1)[1]: place for place in public_names().values()}
+    places = public_names()
 
     def replace(match: re.Match[str]) -> str:
         code = " ".join(match[1].split())
-        place = homes.get(code) or public_names().get(code)
-        return f":py:obj:`~{place}`" if place and place != name else f"``{code}``"
+        place = code if code in places.values() else places.get(code, name)
+        return f":py:obj:`~{place}`" if place != name else f"``{code}``"
 
     lines[:] = CODE.sub(replace, "\n".join(lines)).split("\n")
 
@@ -113,8 +109,10 @@ def link_names(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Warns of public names that no page documents."""
     documented = {name for name, *_ in env.domains["py"].get_objects()}
-    for name in sorted(set(public_names()) - documented):
-        logger.warning("%s is public, and no page in docs/api documents it", name)
+    for room in rooms():
+        for name in importlib.import_module(room).__all__:
+            if f"{room}.{name}" not in documented:
+                logger.warning("%s.%s is public, and no page in docs/api documents it", room, name)
 
 
 def add_index(app: Sphinx, exception: Exception | None) -> None:
