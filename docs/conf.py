@@ -54,6 +54,7 @@ nitpick_ignore = [
 ]
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written, not what they are in memory
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
