@@ -69,8 +69,8 @@ def evaluate_transfer(
         show_progress_bar: Whether to show progress bars. Defaults to False.
 
     Returns:
-        Task -> result. `score` is the test accuracy (for MR, CR, SUBJ and MPQA the mean of the 10 folds); `details` hold
-        `dev_accuracy`, `l2` and `fold_accuracy`, and `n`, the number of examples of each split.
+        Task -> result. `score` is the test accuracy (for MR, CR, SUBJ and MPQA the mean of the 10 folds); `details`
+        hold `dev_accuracy`, `l2` and `fold_accuracy`, and `n`, the number of examples of each split.
 
     Raises:
         ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
