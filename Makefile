@@ -6,7 +6,7 @@ CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,adapters cli cut fast line
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo playground notebook test test-slow test-lowest attack lint format clean
+.PHONY: help demo playground notebook test test-slow test-lowest attack docs lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
@@ -32,6 +32,10 @@ attack: $(VENV)/.dev ## Attack with odd strings, damaged files, kills and races,
 test-lowest: build/lowest/.done ## Run the core tests on the lowest versions that pyproject.toml allows, in build/lowest
 	build/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE_TESTS)
 
+docs: $(VENV)/.docs ## Build the documentation site in build/site; a warning or a broken link is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/site
+	@echo "The site is in build/site: open build/site/index.html"
+
 lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +57,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.playground: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable ".[playground]"
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable ".[docs]"
 	touch $@
 
 build/lowest/.done: pyproject.toml

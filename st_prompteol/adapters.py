@@ -45,8 +45,10 @@ def lora_config(
         **kwargs: Everything else that `LoraConfig` takes.
 
     Example:
-        >>> model = PromptEOL("facebook/opt-125m")  # doctest: +SKIP
-        >>> model.add_adapter(lora_config(r=16))  # doctest: +SKIP
+        >>> model = PromptEOL("tiny")
+        >>> model.add_adapter(lora_config(r=16))
+        >>> model.adapters
+        ['default']
     """
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     options = {"bias": "none", "task_type": "FEATURE_EXTRACTION", **kwargs}
@@ -217,6 +219,10 @@ def quantization_config(
     Raises:
         ValueError: If `quantization` is neither.
         ImportError: If bitsandbytes is not installed.
+
+    Example:
+        >>> quantization_config("nf4").bnb_4bit_quant_type
+        'nf4'
     """
     try:
         import bitsandbytes  # noqa: F401

@@ -27,6 +27,12 @@ class Cut:
         blocks: How many blocks the model has left.
         removed: How many blocks are gone.
         keeps_lengths: Whether embeddings have the lengths that they had. Their cosines are the same in any case.
+
+    Example:
+        >>> model = PromptEOL("tiny", layer=-2)
+        >>> cut = model.cut()
+        >>> cut.removed, model.layer
+        (1, -1)
     """
 
     layer: int

@@ -84,9 +84,9 @@ class PromptEOL(SentenceTransformer):
         ConnectionError: If files are not in the cache and cannot be downloaded.
 
     Example:
-        >>> model = PromptEOL("facebook/opt-125m")  # doctest: +SKIP
-        >>> model.encode(["A jockey riding a horse.", "It rains."]).shape  # doctest: +SKIP
-        (2, 768)
+        >>> model = PromptEOL("tiny")  # or the name of any other LLM: "facebook/opt-125m"
+        >>> model.encode(["A jockey riding a horse.", "It rains."]).shape
+        (2, 256)
     """
 
     default_huggingface_organization = None
@@ -169,7 +169,7 @@ class PromptEOL(SentenceTransformer):
 
     @property
     def layer(self) -> int:
-        """Which hidden state is read: -1 is the last one, after the final norm. Assign another one to change it."""
+        """The hidden state that is read, -1 is the last, after the final norm. Assign another one to change it."""
         layer: int = self[0].layer
         return layer
 
@@ -275,7 +275,7 @@ class PromptEOL(SentenceTransformer):
             **kwargs: Likewise.
 
         Returns:
-            Likewise: by default an array `(len(inputs), embedding_dimension)`.
+            Likewise, by default an array `(len(inputs), embedding_dimension)`.
 
         Raises:
             ValueError: If the model was moved to the device `meta`, where it has no weights.

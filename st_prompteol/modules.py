@@ -46,6 +46,13 @@ class PromptEOLTransformer(DecoderTransformer):
             `max_seq_length` tokens or cannot become part of this tokenizer, an adapter does not fit, or a saved
             sentence-transformers model is not in this form.
         FileNotFoundError: If the base model of an adapter cannot be found.
+
+    Example:
+        >>> transformer = PromptEOLTransformer(TINY, template="prompt", layer=-2)
+        >>> transformer.template.text
+        'This sentence : "{sentence}" means'
+        >>> transformer.count_template_tokens()
+        6
     """
 
     forward_kwargs: set[str] = {"reading"}  # noqa: RUF012 - as upstream declares it
@@ -151,7 +158,7 @@ class PromptEOLTransformer(DecoderTransformer):
 
     @property
     def layer(self) -> int:
-        """Which hidden state is read: -1 is the last one, after the final norm. Assign another one to change it."""
+        """The hidden state that is read, -1 is the last, after the final norm. Assign another one to change it."""
         return layer_of(self.modality_config)
 
     @layer.setter

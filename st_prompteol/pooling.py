@@ -18,6 +18,13 @@ class LastTokenPooling(Pooling):
 
     Raises:
         ValueError: If `pooling_mode` is another one.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> transformer = PromptEOLTransformer(TINY)
+        >>> pooling = LastTokenPooling(transformer.get_embedding_dimension())
+        >>> SentenceTransformer(modules=[transformer, pooling]).encode("It rains.").shape
+        (256,)
     """
 
     def __init__(self, embedding_dimension: int, pooling_mode: str = "lasttoken", include_prompt: bool = True) -> None:

@@ -9,8 +9,14 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# The folder of `prompteol-tiny`, which plain sentence-transformers opens too
 TINY = str(Path(__file__).with_name("tiny"))
+"""The folder of `prompteol-tiny`, which plain sentence-transformers opens too.
+
+Example:
+    >>> from sentence_transformers import SentenceTransformer
+    >>> SentenceTransformer(TINY).encode("It rains.").shape
+    (256,)
+"""
 
 
 def find_released(model_name_or_path: str | None) -> str | None:

@@ -37,6 +37,10 @@ class Demonstration:
     Raises:
         ValueError: If either is empty or holds a line break, or the word holds a double quote, which would end the
             quotation that the template opened.
+
+    Example:
+        >>> Demonstration("A jockey riding a horse.", "Equestrian").word
+        'Equestrian'
     """
 
     sentence: str
@@ -125,7 +129,7 @@ class PromptTemplate:
 
     @property
     def head(self) -> str:
-        """The text in front of every sentence: the demonstrations and the template up to the hole."""
+        """The text in front of every sentence, which is the demonstrations and the template up to the hole."""
         shown = (
             self._before + self._clean(shot.sentence) + self._after + self._gap + shot.word + self._stop
             for shot in self.demonstrations
@@ -196,6 +200,12 @@ TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
 PromptEOL, the prompt without its one-word limit, and the bare sentence (Jiang et al. 2023); Pretended CoT and
 Knowledge Enhancement (Zhang et al., https://arxiv.org/abs/2404.03921), whose authors read layer -2; EmbedFilter's
 (CentreChen/EmbFilter), whose authors read layer -1 and do not prepare sentences.
+
+Example:
+    >>> list(TEMPLATES)
+    ['prompteol', 'prompt', 'none', 'pretended-cot', 'knowledge', 'summarize']
+    >>> TEMPLATES["prompt"].render("It rains")
+    'This sentence : "It rains." means'
 """
 
 

@@ -56,13 +56,17 @@ def encode_file(
         show_progress_bar: Whether to show one. Defaults to False.
 
     Returns:
-        The shape of what was written: rows, numbers per row.
+        How many rows were written, and how many numbers each has.
 
     Raises:
         ValueError: If a format is unknown, a column is missing, there is no sentence, or something is not UTF-8 or
             not text; the message names file and line.
         OSError: If a file cannot be read or written.
         ImportError: If Parquet is asked for and pyarrow is not installed.
+
+    Example:
+        >>> encode_file(PromptEOL("tiny"), "examples/sentences.tsv", "embeddings.npy", column="sentence")
+        (230, 256)
     """
     destination = Path(destination)
     if destination.suffix not in _WRITERS:

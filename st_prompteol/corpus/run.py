@@ -39,6 +39,11 @@ class CorpusReport:
         seconds: Time that this run took.
         padding: The share of padding in the batches that this run tokenised; None where other processes did.
         failures: What could not be read, a sentence each; its rows are missing, and the same call tries again.
+
+    Example:
+        >>> report = encode_corpus("tiny", "examples/sentences.tsv", "embedded", column="sentence")
+        >>> report.bad_rows, report.failures
+        (0, ())
     """
 
     rows: int
@@ -112,6 +117,11 @@ def encode_corpus(
         OSError: If the destination cannot be written; a full disk is named.
         ImportError: If an extra is missing.
         KeyboardInterrupt: When interrupted; parts that are done stay.
+
+    Example:
+        >>> report = encode_corpus("tiny", "examples/sentences.tsv", "embedded", column="sentence")
+        >>> report.rows, report.parts
+        (230, 1)
     """
     start = time.perf_counter()
     _check(model, engine, keep, batch_size, fragment_rows)

@@ -19,6 +19,11 @@ class EmbeddingCache:
 
     Args:
         model: Any sentence-transformers model.
+
+    Example:
+        >>> cache = EmbeddingCache(PromptEOL("tiny"))
+        >>> sts = evaluate_sts(cache, "senteval", ["STSBenchmark"])
+        >>> transfer = evaluate_transfer(cache, "senteval", ["MR"])
     """
 
     def __init__(self, model: SentenceTransformer) -> None:

@@ -43,6 +43,11 @@ class Comparison:
         ensembles: Templates whose embeddings `methods` averages, several for each mean. Defaults to none.
         rerun: Whether to run finished tasks again. Defaults to False.
         batch_size: The models' batch size. Defaults to 32.
+
+    Example:
+        >>> comparison = Comparison(tasks=("STSBenchmark",), data_dir="senteval", methods=True)
+        >>> [row.method for row in comparison.run("tiny", {})][:2]
+        ['mean of tokens', 'last token']
     """
 
     tasks: tuple[str, ...] = ("all",)

@@ -25,6 +25,10 @@ def senteval_folder(data_dir: str | Path | None = None, *, token: str | None = N
         FileNotFoundError: If `data_dir` is not a folder, or the archive holds no such layout.
         ValueError: If a path in the archive would leave the folder.
         ConnectionError: If the archive is not in the cache and cannot be downloaded.
+
+    Example:
+        >>> senteval_folder("senteval").name  # without a folder, the archive is downloaded once
+        'senteval'
     """
     if data_dir is not None:
         if not Path(data_dir).is_dir():

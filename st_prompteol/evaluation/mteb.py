@@ -43,6 +43,10 @@ def evaluate_mteb(
     Raises:
         ValueError: If a task or benchmark is unknown; the nearest name is named.
         ImportError: If mteb is not installed.
+
+    Example:
+        >>> result = evaluate_mteb(PromptEOL("tiny"), ["STS12"])  # doctest: +SKIP
+        >>> [task.get_score() for task in result.task_results]  # doctest: +SKIP
     """
     try:
         import mteb

@@ -56,6 +56,15 @@ DEFAULT_DEMONSTRATION = DEMONSTRATIONS["facebook/opt-2.7b"]
 
 
 def published_rows(rows: Iterable[Row]) -> list[Row]:
-    """Returns the published rows of the models among `rows`."""
+    """Returns the published rows of the models among `rows`.
+
+    Args:
+        rows: Rows that were measured.
+
+    Example:
+        >>> published = published_rows([Row("facebook/opt-6.7b", "mine", {})])
+        >>> [(row.method, row.average("STS avg")) for row in published]
+        [('PromptEOL + demonstration (published)', 79.08), ('PromptEOL + CSE (published)', 85.82)]
+    """
     models = {row.model for row in rows}
     return [row for row in PUBLISHED if row.model in models]

@@ -36,6 +36,11 @@ class Run:
         method: What tables call the way the vector is taken.
         settings: What the embeddings depend on, as `identify` says it, and the method.
         parameters: Number of parameters.
+
+    Example:
+        >>> run = Run.of(PromptEOL("tiny"), TINY)
+        >>> run.method, run.folder("results").parts[:2]
+        ('as saved', ('results', 'tiny'))
     """
 
     model: str

@@ -35,11 +35,17 @@ def evaluate_sts(
         show_progress_bar: Whether the model shows its progress bar. Defaults to False.
 
     Returns:
-        Task -> result, see `evaluate_sts_task`.
+        Task -> result. `score` is Spearman over all pairs of all subsets together, the aggregation "all" of the paper;
+        `details` hold `pearson`, the means over subsets, each subset and `n`, the number of pairs.
 
     Raises:
         ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
         FileNotFoundError: If a file is missing; nothing has run then.
+
+    Example:
+        >>> results = evaluate_sts(PromptEOL("tiny"), "senteval", ["STSBenchmark"])
+        >>> list(results)
+        ['STSBenchmark']
     """
     tasks = check_tasks(data_dir, tasks, (*STS_TASKS, STS_DEV_TASK))
     return run_tasks(model, None, data_dir, tasks, batch_size=batch_size, show_progress_bar=show_progress_bar)
@@ -63,7 +69,17 @@ def evaluate_transfer(
         show_progress_bar: Whether to show progress bars. Defaults to False.
 
     Returns:
-        Task -> result, see `evaluate_transfer_task`.
+        Task -> result. `score` is the test accuracy (for MR, CR, SUBJ and MPQA the mean of the 10 folds); `details`
+        hold `dev_accuracy`, `l2` and `fold_accuracy`, and `n`, the number of examples of each split.
+
+    Raises:
+        ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
+        FileNotFoundError: If a file is missing; nothing has run then.
+
+    Example:
+        >>> results = evaluate_transfer(PromptEOL("tiny"), "senteval", ["MR"])
+        >>> list(results)
+        ['MR']
     """
     tasks = check_tasks(data_dir, tasks, TRANSFER_TASKS)
     return run_tasks(model, None, data_dir, tasks, batch_size=batch_size, show_progress_bar=show_progress_bar)
@@ -105,6 +121,14 @@ def run_tasks(
     Raises:
         ValueError: If a task is unknown, a file damaged, or the model returns NaN.
         FileNotFoundError: If a file is missing; nothing has run then.
+
+    Example:
+        >>> model = PromptEOL("tiny")
+        >>> run = Run.of(model, TINY)
+        >>> results = run_tasks(model, run, "senteval", ["STSBenchmark"], results_dir="results")
+        >>> again = run_tasks(model, run, "senteval", ["STSBenchmark"], results_dir="results")  # read, not run
+        >>> again == results
+        True
     """
     tasks = check_tasks(data_dir, tasks, (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))
     cache = model if isinstance(model, EmbeddingCache) else EmbeddingCache(model)

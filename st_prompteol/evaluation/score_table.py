@@ -25,6 +25,11 @@ class Row:
         scores: Task -> score, x100.
         parameters: Number of parameters. Defaults to None: not known.
         averages: Averages that are known without their tasks, for published rows. Defaults to none.
+
+    Example:
+        >>> row = Row("tiny", "PromptEOL", {"STS12": 62.9})
+        >>> row.average("STS avg") is None  # the other six tasks are missing
+        True
     """
 
     model: str
@@ -60,8 +65,15 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 def write_scores(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Writes a table to a file, in the format of its suffix: `.md`, `.csv`, or `.json` with unrounded scores.
 
+    Args:
+        rows: What was measured, or published.
+        path: The file.
+
     Raises:
         ValueError: If the suffix is another.
+
+    Example:
+        >>> write_scores([Row("tiny", "PromptEOL", {"STS12": 62.9})], "scores.csv")
     """
     records = [
         {
@@ -87,6 +99,9 @@ def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: If the suffix is another, or no row can be drawn.
         ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> plot_scaling([Row("tiny", "PromptEOL", {"STS12": 62.9}, parameters=3_000_000)], "scaling.png")
     """
     check_output(path, FIGURES)
     sized = [row for row in rows if row.parameters]

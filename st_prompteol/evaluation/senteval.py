@@ -12,9 +12,30 @@ import numpy as np
 import numpy.typing as npt
 
 STS_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
+"""The paper's 7 tasks of semantic textual similarity.
+
+Example:
+    >>> STS_TASKS
+    ('STS12', 'STS13', 'STS14', 'STS15', 'STS16', 'STSBenchmark', 'SICKRelatedness')
+"""
+
 STS_DEV_TASK = "STSBenchmark-dev"
+"""The pairs on which recipes and checkpoints are chosen.
+
+Example:
+    >>> STS_DEV_TASK in STS_TASKS
+    False
+"""
+
 STS_TRAIN_TASK = "STSBenchmark-train"  # read by name only, never evaluated on
 TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+"""The paper's 7 transfer tasks: a classifier on frozen embeddings.
+
+Example:
+    >>> TRANSFER_TASKS
+    ('MR', 'CR', 'SUBJ', 'MPQA', 'SST2', 'TREC', 'MRPC')
+"""
+
 CROSS_VALIDATED_TASKS = ("MR", "CR", "SUBJ", "MPQA")  # they have no test part
 TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
@@ -27,6 +48,11 @@ class TaskResult:
         task: The task's name.
         score: The number that tables show, x100: Spearman over all pairs (STS) or test accuracy (transfer).
         details: Everything else worth keeping, ready for JSON, scores x100.
+
+    Example:
+        >>> result = TaskResult("STS12", 62.9, details={})
+        >>> print(f"{result.task} {result.score:.2f}")
+        STS12 62.90
     """
 
     task: str

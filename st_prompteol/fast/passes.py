@@ -132,7 +132,16 @@ class Captured(Exception):
 
 
 def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Returns the blocks of a decoder, none if it does not keep them in one list."""
+    """Returns the blocks of a decoder, none if it does not keep them in one list.
+
+    Args:
+        model: The body of a decoder LLM.
+
+    Example:
+        >>> body = PromptEOL("tiny")[0].model
+        >>> len(blocks_of(body)) == body.config.num_hidden_layers
+        True
+    """
     count = model.config.get_text_config().num_hidden_layers
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count)
     return next(lists, torch.nn.ModuleList())

@@ -17,7 +17,14 @@ from st_prompteol.fast.passes import Pass, add_hooks
 from st_prompteol.fast.rows import Plan, plan
 from st_prompteol.fast.threads import Lock
 
-PLAN = "plan"  # of the features of a batch: what `FastPath.plan` has made of it
+PLAN = "plan"
+"""The name among the features of a batch of what `FastPath.plan` has made of it.
+
+Example:
+    >>> features = PromptEOL("tiny")[0].preprocess(["It rains.", "Is it raining?"], reading=Reading(last_only=True))
+    >>> features[PLAN].head_length
+    5
+"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,10 @@ class Begun:
         revision: That of the settings of the module.
         layer: The layer that the model reads.
         head_ids: The tokens that every row begins with, `(head_length,)`, on the CPU.
+
+    Example:
+        >>> Begun(revision=1, layer=-1, head_ids=torch.tensor([1, 2])).layer
+        -1
     """
 
     revision: int
@@ -44,6 +55,10 @@ class Reading:
         inner_layers: Layers below the model's own whose last tokens are read from the same pass. Defaults to none.
         begun: What the call has begun with; filled in by the first batch. Defaults to None.
         head: What rows share in this call; filled in by the first batch that has a use for it. Defaults to None.
+
+    Example:
+        >>> Reading(last_only=True, inner_layers=(-2,)).inner_layers
+        (-2,)
     """
 
     last_only: bool = False
@@ -68,6 +83,16 @@ class FastPath:
     Args:
         model: The body of a decoder LLM. It gets hooks and a choice of matrix products now; another attention when it
             has been seen to compute the same with it.
+
+    Example:
+        >>> body = PromptEOL("tiny", fast=False)[0].model
+        >>> fast_path = FastPath(body)
+        >>> ids = torch.tensor([[1, 50, 60], [1, 50, 70]])
+        >>> reading = Reading(last_only=True, begun=Begun(revision=0, layer=-1, head_ids=torch.tensor([1, 50])))
+        >>> with torch.inference_mode():
+        ...     states = fast_path.run({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, reading)
+        >>> states[-1].shape  # (batch_size, 1, hidden_size)
+        torch.Size([2, 1, 256])
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -185,5 +210,13 @@ def _unpack(ids: Tensor, batch: Plan, head: SharedHead, states: list[Tensor]) ->
 
 
 def inner_embeddings(layer: int) -> str:
-    """Returns the name under which the features hold what is read of an inner layer."""
+    """Returns the name under which the features hold what is read of an inner layer.
+
+    Args:
+        layer: Counted from the end, as `PromptEOL` counts layers.
+
+    Example:
+        >>> inner_embeddings(-2)
+        'layer_-2_embedding'
+    """
     return f"layer_{layer}_embedding"

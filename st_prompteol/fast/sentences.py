@@ -17,6 +17,10 @@ def encode_distinct(sentences: list[Any], encode: Callable[[list[Any]], Any], ch
         encode: Returns an array, a tensor or a list with a row for each sentence.
         chunk: How many sentences at most are encoded in one call, so that rows are not held twice in the end. None
             for all of them.
+
+    Example:
+        >>> encode_distinct(["b", "a", "b"], lambda letters: [letter.upper() for letter in letters], None)
+        ['B', 'A', 'B']
     """
     if not all(isinstance(sentence, str) for sentence in sentences):
         return encode(sentences)

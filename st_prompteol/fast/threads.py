@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 
 class Lock:
-    """A lock that the thread which holds it may take again."""
+    """A lock that the thread which holds it may take again.
+
+    Example:
+        >>> import copy
+        >>> lock = Lock()
+        >>> with lock, lock, copy.deepcopy(lock):
+        ...     pass
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

@@ -44,6 +44,11 @@ def build_model_card(
     Raises:
         ValueError: If the results are of another model.
         FileNotFoundError: If the results' folder does not exist.
+
+    Example:
+        >>> card = build_model_card(PromptEOL("tiny"), "user/my-model", CardOptions(license="apache-2.0"))
+        >>> card.data.license
+        'apache-2.0'
     """
     options = options or CardOptions()
     facts = collect_facts(model, repo_id, options, source=source, run=run_of(model, source), token=token)

@@ -29,6 +29,11 @@ class CardOptions:
 
     Raises:
         ValueError: If one of them is not valid in a card's metadata.
+
+    Example:
+        >>> options = CardOptions(license="apache-2.0", language="en", limits="English only.")
+        >>> options.languages
+        ['en']
     """
 
     base_model: str | None = None

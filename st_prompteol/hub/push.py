@@ -49,6 +49,11 @@ class PushReport:
         url: The page of the commit or pull request. Defaults to None: a dry run has none.
         commit: The commit. Defaults to None: a dry run has none.
         merged: The report of the merged model. Defaults to None: none was asked for.
+
+    Example:
+        >>> report = PushReport("user/my-model", {"model.safetensors": 6_691_176})
+        >>> print(report)  # of a dry run
+        1 files, 6,691,176 bytes would go to user/my-model
     """
 
     repo_id: str
@@ -115,6 +120,10 @@ def push_to_hub(
         PermissionError: If there is no token, or it may not write there.
         FileExistsError: If the repository holds another kind of model, the tag exists, or someone else just pushed.
         ConnectionError: If the Hub cannot be reached, or is in trouble for longer than a few tries.
+
+    Example:
+        >>> card = CardOptions(license="apache-2.0", language="en")
+        >>> push_to_hub("runs/mine", "user/my-model", card, dry_run=True)  # doctest: +SKIP
     """
     if create_pr and (revision not in (None, "main") or tag is not None):
         raise ValueError("A pull request goes to main and has no commit to tag yet: leave out the branch and the tag.")
@@ -164,6 +173,9 @@ def check_push(
         token: As in `push_to_hub`. Defaults to None.
         private: As in `push_to_hub`. Defaults to None.
         revision: As in `push_to_hub`. Defaults to None.
+
+    Example:
+        >>> check_push(PromptEOL("tiny"), "user/my-model")  # doctest: +SKIP
     """
     _new_base(model, repo_id, None, token)
     _Push(model, repo_id, token=token, private=private, revision=revision).check(is_adapter=bool(model.adapters))

@@ -60,6 +60,11 @@ def build_demonstrations(
         ValueError: If neither dictionary nor LLM is given, a count is below 1 or above what there is, no candidate
             came of it, or a file is damaged; and as the LLM raises.
         OSError: If a file cannot be read or written, or as the LLM raises.
+
+    Example:
+        >>> built = build_demonstrations("mine.jsonl", dictionary="examples/candidates.tsv", dictionary_count=5)
+        >>> len(built), len(read_candidates("mine.jsonl"))
+        (5, 5)
     """
     path = Path(output)
     check_output(path, FORMATS)

@@ -29,6 +29,10 @@ class Candidate:
     Args:
         demonstration: The sentence and its word.
         source: What tables and plots call its origin, e.g. `"wordnet"`. Defaults to nothing.
+
+    Example:
+        >>> Candidate(Demonstration("A jockey riding a horse.", "Equestrian"), source="paper").demonstration.word
+        'Equestrian'
     """
 
     demonstration: Demonstration
@@ -47,6 +51,11 @@ def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
     Raises:
         ValueError: If the file holds no candidate, or a line is not one; the message names the line.
         OSError: If it cannot be read.
+
+    Example:
+        >>> candidates = read_candidates("examples/candidates.tsv")
+        >>> candidates[0].demonstration
+        Demonstration(sentence='A jockey riding a horse.', word='Equestrian')
     """
     path = Path(path)
     candidates = []
@@ -68,9 +77,19 @@ def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
 def write_candidates(candidates: Iterable[Candidate], path: str | os.PathLike[str]) -> None:
     """Writes candidates as `.jsonl` or `.tsv`; the file appears when it is complete.
 
+    Args:
+        candidates: What to write.
+        path: The file, `.jsonl` or `.tsv`.
+
     Raises:
         ValueError: If the suffix is another, or a candidate holds a tab, which a `.tsv` file cannot hold.
         OSError: If it cannot be written.
+
+    Example:
+        >>> jockey = Candidate(Demonstration("A jockey riding a horse.", "Equestrian"))
+        >>> write_candidates([jockey], "mine.jsonl")
+        >>> [candidate.demonstration.word for candidate in read_candidates("mine.jsonl")]
+        ['Equestrian']
     """
     rows = [(one.demonstration.sentence, one.demonstration.word, one.source) for one in candidates]
     check_output(path, FORMATS)

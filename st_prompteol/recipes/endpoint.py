@@ -35,6 +35,11 @@ class Endpoint:
             provider, none for a `base_url`.
         timeout: How long an answer may take, in seconds. Defaults to 60.
         concurrency: How many questions are under way at once. Defaults to 8.
+        prompt: What is asked about `{sentence}`. Defaults to a question for its one word.
+
+    Example:
+        >>> llm = Endpoint("my-chat-model", base_url="http://localhost:8000/v1")
+        >>> build_demonstrations("candidates.jsonl", llm=llm)  # doctest: +SKIP
     """
 
     name: str

@@ -25,6 +25,10 @@ class LocalLM:
         name: Its repository or folder.
         device: Where it runs. Defaults to None: the accelerator if there is one.
         batch_size: Sentences per forward pass. Defaults to 16.
+
+    Example:
+        >>> llm = LocalLM("facebook/opt-6.7b", batch_size=4)
+        >>> build_demonstrations("candidates.jsonl", llm=llm)  # doctest: +SKIP
     """
 
     name: str

@@ -20,6 +20,11 @@ def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
     Args:
         result: What a search found.
         model_name_or_path: The model, for the code that uses the recipe.
+
+    Example:
+        >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompt"], layers=[-1])
+        >>> print(summarize(result, "tiny")[0])  # doctest: +ELLIPSIS
+        best recipe: prompt, layer -1...
     """
     winner, start = result.winner, result.start
     lines = []
@@ -55,7 +60,16 @@ def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
 
 
 def write_table(result: SearchResult, path: str | Path) -> None:
-    """Writes all trials to a Markdown file, in front of them the winner on the pairs that were held out."""
+    """Writes all trials to a Markdown file, in front of them the winner on the pairs that were held out.
+
+    Args:
+        result: What a search found.
+        path: The file, `.md`.
+
+    Example:
+        >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompt"], layers=[-1])
+        >>> write_table(result, "search.md")
+    """
     rows = [[*_TEXT, *_NUMBERS]]
     for trial in result.trials:
         recipe, gain = trial.recipe, trial.gain
@@ -87,6 +101,10 @@ def plot(result: SearchResult, path: str | Path) -> None:
     Raises:
         ValueError: If the suffix is another.
         ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompt"])
+        >>> plot(result, "search.png")
     """
     check_output(path, FIGURES)
     shown = [trial for trial in result.trials if trial.recipe.demonstrations]

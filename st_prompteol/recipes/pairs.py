@@ -18,7 +18,16 @@ _FEWEST_PAIRS = 10
 
 
 def sts_b_dev(data_dir: str | Path | None = None) -> list[ScoredPair]:
-    """Returns the pairs of STS-B dev, from a folder in SentEval's layout, or downloaded once."""
+    """Returns the pairs of STS-B dev.
+
+    Args:
+        data_dir: A folder in SentEval's layout. Defaults to None: downloaded once.
+
+    Example:
+        >>> pairs = sts_b_dev("senteval")  # without a folder, they are downloaded once
+        >>> [type(value).__name__ for value in pairs[0]]
+        ['str', 'str', 'float']
+    """
     (examples,) = read_task(senteval_folder(data_dir), STS_DEV_TASK).values()
     first, second = examples.columns
     return list(zip(first, second, map(float, examples.labels), strict=True))
@@ -27,10 +36,18 @@ def sts_b_dev(data_dir: str | Path | None = None) -> list[ScoredPair]:
 def read_pairs(path: str | Path) -> list[ScoredPair]:
     """Reads pairs from a `.jsonl`, `.csv`, `.tsv` or `.parquet` file with columns `sentence1`, `sentence2`, `score`.
 
+    Args:
+        path: The file.
+
     Raises:
         ValueError: If the suffix is another, a column is missing, a score is not a number or there is no pair; the
             message names the line.
         OSError: If the file cannot be read.
+
+    Example:
+        >>> pairs = read_pairs("examples/pairs.tsv")
+        >>> len(pairs)
+        40
     """
     path = Path(path)
     if path.suffix not in (".jsonl", ".csv", ".tsv", ".parquet"):

@@ -16,6 +16,13 @@ class Recipe:
         template: The text around a sentence, with its demonstrations and preprocessing.
         layer: Which hidden state is read, -1 being the last.
         center: Whether the mean embedding is subtracted. Defaults to False.
+
+    Example:
+        >>> recipe = Recipe(TEMPLATES["prompt"], layer=-2, center=True)
+        >>> print(recipe)
+        prompt, layer -2, centred
+        >>> recipe.to_code("tiny")
+        "model = PromptEOL('tiny', template='prompt', layer=-2); model.center(sentences)"
     """
 
     template: PromptTemplate

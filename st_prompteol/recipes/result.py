@@ -18,6 +18,11 @@ class Trial:
         pairs: On how many pairs it was tried.
         score: Spearman on these pairs, x100.
         gain: Over the recipe that the search started from, on the same pairs.
+
+    Example:
+        >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompteol"], layers=[-1])
+        >>> result.winner.score >= result.start.score
+        True
     """
 
     recipe: Recipe
@@ -36,6 +41,11 @@ class Step:
         recipe: The recipe with it.
         score: Spearman of this recipe on all pairs, x100.
         gain: Over the recipe without it.
+
+    Example:
+        >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), layers=[-1], center=False)
+        >>> {step.ingredient for step in result.steps} <= {"template"}
+        True
     """
 
     ingredient: str
@@ -59,6 +69,11 @@ class SearchResult:
         tokens: How many tokens BOS, demonstrations and template of the winner add to a sentence.
         start_tokens: Those of the start.
         encodings: How many sentences the search encoded, those of an earlier run that the log knew included.
+
+    Example:
+        >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompteol"], layers=[-1])
+        >>> [trial.recipe.center for trial in result.trials] in ([True, False], [False, True])
+        True
     """
 
     winner: Trial

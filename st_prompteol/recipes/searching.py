@@ -89,6 +89,14 @@ def search(
             if embeddings are not finite, an argument is out of range, or the model has modules that the search would
             pass by.
         OSError: If the log cannot be read or written.
+
+    Example:
+        >>> model, pairs = PromptEOL("tiny"), read_pairs("examples/pairs.tsv")
+        >>> result = search(model, pairs, templates=["prompteol", "prompt"], layers=[-1, -2])
+        >>> len(result.trials), result.winner.pairs
+        (8, 40)
+        >>> model.template == result.winner.recipe.template and model.layer == result.winner.recipe.layer
+        True
     """
     if shots < 1:
         raise ValueError(f"shots={shots} is not a number of demonstrations: choose 1 or more.")

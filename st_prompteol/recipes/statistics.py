@@ -20,6 +20,11 @@ class Gain:
         value: The difference.
         low: The lower end of its 95 % interval.
         high: The upper end.
+
+    Example:
+        >>> gain = Gain(0.8, low=-0.3, high=1.9)
+        >>> print(gain, gain.is_noise)
+        +0.80 [-0.30, +1.90] True
     """
 
     value: float
