@@ -51,8 +51,6 @@ class PromptEOLTransformer(DecoderTransformer):
         >>> transformer = PromptEOLTransformer(TINY, template="prompt", layer=-2)
         >>> transformer.template.text
         'This sentence : "{sentence}" means'
-        >>> transformer.count_template_tokens()
-        6
     """
 
     forward_kwargs: set[str] = {"reading"}  # noqa: RUF012 - as upstream declares it
@@ -71,16 +69,12 @@ class PromptEOLTransformer(DecoderTransformer):
         config_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if layer is None:
-            layer = saved_layer(modality_config)
-        if layer is None:
-            if template is None:
-                raise ValueError(foreign(model_name_or_path))
-            layer = -1
-
+        layer = saved_layer(modality_config) if layer is None else layer
+        if layer is None and template is None:
+            raise ValueError(foreign(model_name_or_path))
         super().__init__(
             model_name_or_path,
-            layer=layer,
+            layer=-1 if layer is None else layer,
             model_kwargs=model_kwargs or {},
             processor_kwargs=processor_kwargs or {},
             config_kwargs=config_kwargs or {},
