@@ -56,6 +56,7 @@ SMALL = {
     0: "pad_token_id",
 }
 VALUES = {name: number for number, names in SMALL.items() for name in names.split()}
+_DERIVED = {"head_dim", "num_key_value_heads"}  # None in some families, which then take it from other numbers
 LENGTHS = set(
     "sliding_window attention_chunk_size window_size keep_window_size index_topk local_attention sliding_window_size "
     "attention_window_size original_max_position_embeddings".split()
@@ -67,14 +68,17 @@ def build(config_class: Any, vocabulary: int, length: int) -> Any:
     known = vars(config_class().get_text_config())
     parameters = inspect.signature(config_class.__init__).parameters
     names = {name for name in (*known, *parameters) if not name.startswith("_")}
-    values = {name: value for name, value in VALUES.items() if name in names and known.get(name, 0) is not None}
+    values = {name: value for name, value in VALUES.items() if name in names}
+    values = {name: value for name, value in values.items() if known.get(name, 0) is not None or name in _DERIVED}
+    if "attention_types" in names:  # GPT-Neo's, one for each of its layers
+        values["attention_types"] = [[["global", "local"], 2]]
     values |= {name: length for name in LENGTHS & names if known.get(name) is not None}
     config = config_class(**values, vocab_size=vocabulary).get_text_config()
     if hasattr(config, "use_sliding_window") and known.get("sliding_window") is not None:
         config.use_sliding_window = True
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
-    if size > 5_000_000:
+    if size > 7_000_000:
         raise ValueError(f"it stays large: {size:,} parameters")
     torch.manual_seed(0)
     body = AutoModel.from_config(config)
