@@ -19,34 +19,34 @@ from st_prompteol.output import to_markdown, write_table
 from st_prompteol.recipes.measure import encode_layers
 from st_prompteol.recipes.statistics import spearman
 
-TASKS = (STS_DEV_TASK, *STS_TASKS)
-
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a decoder LLM")
     parser.add_argument("--data-dir", required=True, help="folder in SentEval's layout")
+    parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, default=STS_TASKS, help="beside STS-B dev")
     parser.add_argument("--output", help="table of all tasks to write: .md, .csv or .json")
     arguments = parser.parse_args()
 
+    tasks = (STS_DEV_TASK, *arguments.tasks)
     columns: dict[str, list[list[str]]] = {}  # task -> first sentences, second sentences, of all subsets together
     gold = {}
-    for task in TASKS:
+    for task in tasks:
         subsets = read_task(arguments.data_dir, task).values()
         columns[task] = [[text for subset in subsets for text in subset.columns[side]] for side in (0, 1)]
         gold[task] = np.concatenate([subset.labels for subset in subsets])
     place: dict[str, int] = {}  # those of STS-B dev first
-    for task in TASKS:
+    for task in tasks:
         for text in [*columns[task][0], *columns[task][1]]:
             place.setdefault(text, len(place))
-    pairs = {task: [[place[text] for text in side] for side in columns[task]] for task in TASKS}
+    pairs = {task: [[place[text] for text in side] for side in columns[task]] for task in tasks}
     of_dev = 1 + max(map(max, pairs[STS_DEV_TASK]))
 
     model = PromptEOL(arguments.model)
     model = PromptEOL(modules=[model[0], model[1]])  # without a centring of its own
     layers = range(-1, -model[0].config.get_text_config().num_hidden_layers - 1, -1)
-    lines = [["template", "layer", "centred", *TASKS, "STS avg"]]
+    lines = [["template", "layer", "centred", *tasks, "STS avg"]]
     averages = [["template", "layer", "STS-B dev", "centred", "STS avg", "centred"]]
     for name in (name for name in TEMPLATES if name != "none"):
         vectors = encode_layers(model, TEMPLATES[name], layers, list(place))
@@ -56,9 +56,12 @@ def main() -> None:
                 embeddings = vectors[layer] - mean
                 scores = [
                     spearman(cosine_similarities(*(embeddings[side] for side in pairs[task])), gold[task])
-                    for task in TASKS
+                    for task in tasks
                 ]
-                told = [f"{score:.2f}" for score in [*scores, sum(round(one, 2) for one in scores[1:]) / 7]]
+                told = [
+                    f"{score:.2f}"
+                    for score in [*scores, sum(round(one, 2) for one in scores[1:]) / len(arguments.tasks)]
+                ]
                 lines.append([name, str(layer), "yes" if both else "no", *told])
                 both.append([told[0], told[-1]])
             averages.append([name, str(layer), both[0][0], both[1][0], both[0][1], both[1][1]])

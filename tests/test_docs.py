@@ -60,6 +60,7 @@ SMALLER = {
     " --output encode",
     r"(python benchmarks/train\.py .*)": r"\1 --shape tiny --steps 1",
     r"(python benchmarks/corpus\.py .*)": r"\1 --rows 8 --workers 1 --fragment-rows 4",
+    r"(python benchmarks/recipes\.py .*)": r"\1 --tasks STSBenchmark",
     r"(python benchmarks/search\.py .*)": r"\1 --sentences 4 --reference-sentences 4 --candidates 1",
 }
 OFFLINE = {r"(st-prompteol evaluate (?!.*--data-dir).*)": r"\1 --data-dir senteval"}

@@ -35,6 +35,7 @@ def test_a_recipe_is_found_saved_and_scores_elsewhere_what_the_search_printed(
     log = out / "search.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-c", "from st_prompteol.cli import app; app()", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as here: two threads add in another order
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
