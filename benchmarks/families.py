@@ -68,8 +68,8 @@ def build(config_class: Any, vocabulary: int, length: int) -> Any:
     known = vars(config_class().get_text_config())
     parameters = inspect.signature(config_class.__init__).parameters
     names = {name for name in (*known, *parameters) if not name.startswith("_")}
-    values = {name: value for name, value in VALUES.items() if name in names}
-    values = {name: value for name, value in values.items() if known.get(name, 0) is not None or name in _DERIVED}
+    settable = {name for name in names if known.get(name, 0) is not None or name in _DERIVED}
+    values = {name: value for name, value in VALUES.items() if name in settable}
     if "attention_types" in names:  # GPT-Neo's, one for each of its layers
         values["attention_types"] = [[["global", "local"], 2]]
     values |= {name: length for name in LENGTHS & names if known.get(name) is not None}

@@ -45,7 +45,7 @@ _FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
     (OfflineModeIsEnabled, ConnectionError, "{name} is asked for on the Hub, but HF_HUB_OFFLINE is set: unset it."),
 )
 # What a server's answer means to a user, in opening and in pushing alike; what is a ConnectionError may pass
-_STATUSES: dict[int, tuple[type[Exception], str]] = {
+STATUSES: dict[int, tuple[type[Exception], str]] = {
     401: (PermissionError, "the Hub does not know the token (401): log in anew with `hf auth login`."),
     403: (PermissionError, "the Hub forbids it (403): use a token of someone who may."),
     429: (ConnectionError, "the Hub asks for fewer requests (429): wait a few minutes, then do it again."),
@@ -55,7 +55,7 @@ _STATUSES: dict[int, tuple[type[Exception], str]] = {
     },
 }
 _PUSH_STATUSES: dict[int, tuple[type[Exception], str]] = {
-    **_STATUSES,
+    **STATUSES,
     400: (ValueError, "the Hub calls the metadata or a file invalid (400): {error}"),
     403: (
         PermissionError,
@@ -89,8 +89,8 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
             for cause in (error, error.__cause__):
                 if isinstance(cause, kind):
                     raise builtin(sentence.format(name=name, error=cause)) from error
-        if (status := status_of(error)) is not None and status in _STATUSES:
-            builtin, sentence = _STATUSES[status]
+        if (status := status_of(error)) is not None and status in STATUSES:
+            builtin, sentence = STATUSES[status]
             raise builtin(f"{name} could not be read: {sentence}") from error
         if type(error) is OSError:  # transformers' own, of several lines
             raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error

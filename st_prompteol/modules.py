@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +16,6 @@ from st_prompteol.fast import PLAN, Begun, FastPath, Lock, Reading, inner_embedd
 from st_prompteol.stock import check_tokenizer, stock_body
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import TemplateTokenizer, tokenizable
-
-_FILLERS = ("0.", "1 2 3'")  # sentences that begin and end differently, after preprocessing too
 
 
 class PromptEOLTransformer(DecoderTransformer):
@@ -177,11 +174,7 @@ class PromptEOLTransformer(DecoderTransformer):
 
     def count_template_tokens(self) -> int:
         """Returns how many tokens BOS, demonstrations and template take in front of and after every sentence."""
-        first, second = self.tokenizer(list(_FILLERS))["input_ids"]
-        return sum(
-            len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
-            for one, other in ((first, second), (first[::-1], second[::-1]))
-        )
+        return sum(map(len, self.tokenizer.tokenize_template()))
 
     def _check_length(self, template: PromptTemplate, max_seq_length: int | None) -> None:
         if max_seq_length is None:
@@ -282,9 +275,7 @@ class PromptEOLTransformer(DecoderTransformer):
             return reading.begun
         with self._settings:
             if self._head[0] != self._revision:
-                first, second = self.tokenizer(list(_FILLERS))["input_ids"]
-                shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
-                self._head = self._revision, torch.tensor([token for token, _ in shared])
+                self._head = self._revision, torch.tensor(self.tokenizer.tokenize_template()[0])
             begun = Begun(self._revision, self.layer, self._head[1])
         if reading is not None:
             reading.begun = begun

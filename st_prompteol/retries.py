@@ -9,36 +9,19 @@ from typing import TypeVar
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from st_prompteol.failures import causes, is_broken_connection, status_of
+from st_prompteol.failures import STATUSES, causes, is_broken_connection, status_of
 
 T = TypeVar("T")
 
 RETRY_WAITS = (1.0, 4.0, 16.0)  # seconds
-_PASSING = (408, 429, 500, 502, 503, 504)
-
-
-def retrying(call: Callable[[], T], is_passing: Callable[[BaseException], bool] | None = None) -> T:
-    """Calls until it succeeds, a few times, as long as the failures may pass.
-
-    Args:
-        call: What to call.
-        is_passing: Whether a failure may pass. Defaults to `may_pass`.
-    """
-    for wait in RETRY_WAITS:
-        try:
-            return call()
-        except Exception as error:
-            if not (is_passing or may_pass)(error):
-                raise
-            time.sleep(max(wait, retry_after(error)))
-    return call()
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same request can succeed a little later."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return False
-    return status_of(error) in _PASSING or is_broken_connection(error)
+    kind, _ = STATUSES.get(status_of(error) or 0, (None, ""))
+    return kind is ConnectionError or is_broken_connection(error)
 
 
 def was_turned_away(error: BaseException) -> bool:
@@ -51,3 +34,15 @@ def retry_after(error: BaseException) -> float:
     response = getattr(error, "response", None)
     value = "" if response is None else response.headers.get("Retry-After", "")
     return min(float(value), 60.0) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
+
+
+def retrying(call: Callable[[], T], is_passing: Callable[[BaseException], bool] = may_pass) -> T:
+    """Calls until it succeeds, a few times, as long as the failures may pass."""
+    for wait in RETRY_WAITS:
+        try:
+            return call()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            time.sleep(max(wait, retry_after(error)))
+    return call()

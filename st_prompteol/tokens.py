@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
@@ -40,6 +40,7 @@ _PROBES = (
     "é", "e\u0301", "\t", "\u00a0", "\u3000", "▁", "▁x▁", "Ġ", "Ġx", "##a", "$A", "10%", "x=1", "Ünïcödé", "मूल",
     "שלום", "\u200b",
 )  # fmt: skip
+_FILLERS = ["0.", "1 2 3'"]  # sentences that begin and end differently, after preprocessing too
 _BATCH = {"padding": True, "truncation": "longest_first", "return_tensors": "pt"}  # as sentence-transformers asks
 _NO_LIMIT = 2**31  # tokens
 _SEAMS = 6  # places at which the tail is tried to be cut
@@ -176,6 +177,15 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             if probe.strip()
         ):
             self._behind = head, behind
+
+    def tokenize_template(self) -> tuple[list[int], list[int]]:
+        """Returns the token ids in front of every sentence (BOS, demonstrations, template) and those behind it."""
+        first, second = self(_FILLERS)["input_ids"]
+        front, behind = (
+            [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*rows, strict=False))]
+            for rows in ((first, second), (first[::-1], second[::-1]))
+        )
+        return front, behind[::-1]
 
     def tokenize_plainly(self, text: str) -> list[int]:
         """Returns the token ids of `text`, without a template, behind the BOS."""

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from st_prompteol import PromptEOLTransformer
 
-_FILLERS = ["0.", "1 2 3'"]  # sentences that begin and end differently
-
 
 @dataclass(frozen=True)
 class Token:
@@ -29,12 +27,11 @@ class Token:
 def read_tokens(transformer: PromptEOLTransformer, sentences: list[str]) -> list[list[Token]]:
     """Returns the tokens of each sentence in the template that the model has now."""
     tokenizer = transformer.tokenizer
-    one, other = tokenizer(_FILLERS)["input_ids"]
-    head, tail = _count_shared(one, other), _count_shared(one[::-1], other[::-1])
-    rows = []
+    head, behind = tokenizer.tokenize_template()
+    tail, rows = len(behind), []
     for sentence in sentences:
         ids = tokenizer([sentence])["input_ids"][0]
-        begun = min(head, _count_shared(ids, one))
+        begun = _count_shared(ids, head)
         ended = len(ids) - tail
         lost = max(0, len(ids) - (transformer.max_seq_length or len(ids)))
         parts = ["head"] * begun + ["sentence"] * (ended - begun - lost) + ["cut"] * lost + ["tail"] * tail
