@@ -31,8 +31,6 @@ from st_prompteol.corpus.formats import read_batches
 from st_prompteol.corpus.fragments import cut, list_sources
 
 from .conftest import SENTENCES, WORDS
-from .hubserver import Hub
-from .test_evaluation_data import hub_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -434,27 +432,6 @@ def test_addresses_that_fsspec_opens(model: PromptEOL, tmp_path: Path) -> None:
         encode_corpus(model, "gopher://corpus", tmp_path / "other")
 
 
-def test_a_dataset_of_the_hub(causal_lms: dict[str, str], tmp_path: Path) -> None:
-    """Read over real HTTP by the real client, from a Hub on loopback."""
-    data = tmp_path / "data"
-    data.mkdir()
-    texts = sentences(30)
-    write_parquet(data / "train.parquet", list(texts), row_group_size=10)
-    hub = Hub()
-    hub.seed("dataset", "user/corpus", tmp_path / "data")
-    command = ["corpus", causal_lms["opt"], "hf://datasets/user/corpus", "-o", str(tmp_path / "out")]
-    command += ["--column", "text"]
-    with hub:
-        done = subprocess.run(
-            [sys.executable, "-c", "from st_prompteol.cli import app; app()", *command],
-            env={**hub_environment(hub.url, tmp_path / "home"), "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-    assert done.returncode == 0, done.stderr
-    assert read(tmp_path / "out")["text"].to_pylist() == texts
-
-
 FULL_AND_FIXED = """
 import os, sys
 from pathlib import Path
@@ -471,6 +448,7 @@ print(sorted(os.listdir(out)), sum(pq.read_table(path).num_rows for path in out.
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_one_that_may_not_be_written_to_are_named(causal_lms: dict[str, str], tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "in.parquet", list(sentences(4000)))
     small, fixed = tmp_path / "small", tmp_path / "fixed"

@@ -31,11 +31,11 @@ from st_prompteol import TINY
 from st_prompteol.cli import app
 from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
 from st_prompteol.evaluation.score_table import SHORT_NAMES
+from training import train
 
 from .conftest import build_senteval, build_tokenizer
-from .hubserver import Hub
+from .hubserver import Hub, hub_environment
 from .test_adapters import publish_adapter
-from .test_evaluation_data import hub_environment
 from .test_recipes_candidates import write_wordnet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,6 +137,11 @@ def run_command(command: str) -> str:
         assert result.exit_code == 0, (command, result.output, result.exception)
         return result.output
     assert program == "python", f"unknown command: {command}"
+    if arguments[0] == "training/train.py":
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            train.main(arguments[1:])
+        return printed.getvalue()
     done = subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},

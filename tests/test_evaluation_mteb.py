@@ -12,7 +12,7 @@ import pytest
 
 from st_prompteol import TINY, Demonstration, PromptEOL
 
-from .test_evaluation_data import hub_environment, load_hub_server
+from .hubserver import Hub, hub_environment
 
 pytestmark = pytest.mark.shared
 
@@ -66,7 +66,7 @@ def test_scores_over_the_loopback_hub(
         stories if model == "stories" else model,
         demonstrations=[Demonstration("A jockey riding a horse.", "Equestrian")],
     ).save_pretrained(str(folder))
-    hub = load_hub_server(shared).Hub()
+    hub = Hub()
     hub.seed_root(shared / "hub", json.loads((shared / "hub/revisions.json").read_text(encoding="utf-8")))
     with hub:
         done = subprocess.run(

@@ -27,6 +27,8 @@ from st_prompteol.hub.upload import check_no_secrets
 from .conftest import SENTENCES, build_causal_lm, build_senteval
 from .hubserver import Hub
 from .test_adapters import peft_oracle, publish_adapter
+from .test_corpus_runs import read, sentences, write_parquet
+from .test_evaluation_data import archive
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"hf_AliceSecretWrite": "alice"}
@@ -606,6 +608,7 @@ def test_an_adapter_stays_with_the_base_it_was_made_on_when_that_moves(
     assert not close(bare["embeddings"], before["embeddings"])
 
 
+@pytest.mark.slow
 def test_xet_and_a_private_repository_without_its_token(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
@@ -640,6 +643,50 @@ def test_xet_and_a_private_repository_without_its_token(
     assert close(opened["alice/xet"], pushed["alice/xet"])
     assert close(opened["alice/xet-adapter"], pushed["alice/xet-adapter"])
     assert "without" in opened
+
+
+def test_a_dataset_is_encoded(hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    texts = sentences(30)
+    write_parquet(tmp_path / "data/train.parquet", list(texts), row_group_size=10)
+    hub.seed("dataset", "bob/corpus", tmp_path / "data")
+    client.run(
+        """
+        from st_prompteol.corpus import encode_corpus
+        encode_corpus(ARGUMENTS[0], "hf://datasets/bob/corpus", ARGUMENTS[1], column="text")
+        """,
+        causal_lms["opt"],
+        str(tmp_path / "out"),
+    )
+    assert read(tmp_path / "out")["text"].to_pylist() == texts
+
+
+def test_senteval_s_archive_is_fetched_once(hub: Any, client: Client, tmp_path: Path) -> None:
+    archive(tmp_path / "senteval.tar", downstream__STS__x="1", downstream__MR__y="2")
+    hub.seed("dataset", "princeton-nlp/datasets-for-simcse", tmp_path)
+    found = client.run(
+        """
+        from st_prompteol.evaluation import senteval_folder
+        RESULT["folders"] = [str(senteval_folder()), str(senteval_folder())]
+        """
+    )
+    first, second = found["folders"]
+    assert first == second
+    assert sorted(os.listdir(first)) == ["MR", "STS"]
+    downloads = [line for line in map(str, hub.log) if "senteval.tar" in line and "GET" in line]
+    assert len(downloads) <= 2  # one, and the content delivery network's
+
+
+def test_results_of_a_model_of_the_hub_lie_under_its_commit(hub: Any, client: Client) -> None:
+    found = client.run(
+        """
+        from st_prompteol import PromptEOL
+        from st_prompteol.evaluation import Run
+        RESULT["folder"] = str(Run.of(PromptEOL("tiny/llama"), "tiny/llama", "x").folder("results"))
+        """
+    )
+    commit = hub.repos["model", "tiny/llama"].branches["main"]
+    assert found["folder"].startswith(f"results/tiny__llama/{commit[:18]}/x-")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "utf-32"])

@@ -48,7 +48,7 @@ def texts(chooser: random.Random) -> list[str]:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "llama3")) for name in TOKENIZERS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("llama")) for name in TOKENIZERS]
 )
 def test_a_text_that_is_cut_before_has_the_same_tokens(name: str) -> None:
     tokenizer = TemplateTokenizer.of(AutoTokenizer.from_pretrained(TOKENIZERS[name]))

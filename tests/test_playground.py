@@ -32,8 +32,7 @@ import yaml
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 
 from .conftest import SENTENCES
-from .hubserver import Hub
-from .test_evaluation_data import hub_environment
+from .hubserver import Hub, hub_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "hub_cards/space"

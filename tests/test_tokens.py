@@ -121,7 +121,7 @@ def test_odd_strings_have_the_ids_of_the_rendered_text(name: str, shots: int, pr
     template = PromptTemplate(demonstrations=SHOTS[:shots], preprocessing=preprocessing)
     tokenizer = ours(name)
     tokenizer.template = template
-    sentences = worded(template, [*ODD, *SPECIAL, *odd_strings(300 if shots < 16 else 50, seed=shots)])
+    sentences = worded(template, [*ODD, *SPECIAL, *odd_strings(100 if shots < 16 else 30, seed=shots)])
     assert tokenizer(sentences)["input_ids"] == oracle(name, template, sentences)
 
 
@@ -178,11 +178,10 @@ def test_a_sentence_that_is_too_long_loses_its_own_end(name: str, shots: int) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shots", [1, 16])
-@pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[5], TEXTS[8]])
+@pytest.mark.parametrize(("text", "shots"), [(TEXTS[0], 16), (TEXTS[2], 1), (TEXTS[5], 1), (TEXTS[8], 2)])
 @BOTH
 def test_demonstrations_that_are_tokenised_once_give_the_same_ids(
-    name: str, shots: int, text: str, preprocessing: Any
+    name: str, text: str, shots: int, preprocessing: Any
 ) -> None:
     tokenizer = ours(name)
     tokenizer.template = PromptTemplate(text, SHOTS[:shots], preprocessing)

@@ -20,8 +20,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from st_prompteol import PromptEOL
 
 from .conftest import PlainProcess
-from .hubserver import Hub
-from .test_evaluation_data import hub_environment
+from .hubserver import Hub, hub_environment
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -57,6 +56,7 @@ def spearman(encode: Any, pairs: EmbeddingSimilarityEvaluator) -> float:
     return float(np.corrcoef(rankdata(cosines), rankdata(pairs.scores))[0, 1] * 100)
 
 
+@pytest.mark.slow
 def test_a_few_steps_on_real_data_raise_the_score(shared: Path, stories: str, tmp_path: Path) -> None:
     lines = {}
     for split in ("dev", "test"):
