@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_prompteol.adapters import lora_config, quantization_config
+    from st_prompteol.adapters import lora_config
     from st_prompteol.model import PromptEOL
     from st_prompteol.modules import PromptEOLTransformer
     from st_prompteol.pooling import LastTokenPooling
+    from st_prompteol.quantization import quantization_config
     from st_prompteol.released import TINY
     from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
 
@@ -36,7 +37,7 @@ _HOMES = {
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "template",
     "lora_config": "adapters",
-    "quantization_config": "adapters",
+    "quantization_config": "quantization",
 }
 
 

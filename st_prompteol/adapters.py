@@ -1,11 +1,9 @@
-"""LoRA adapters and quantisation: opening published adapters, every tensor accounted for; merging; bitsandbytes."""
+"""LoRA adapters: opening published ones, every tensor accounted for; merging."""
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -13,15 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
-from transformers import AutoModel, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
-
-logger = logging.getLogger(__name__)
-
-Quantization = Literal["nf4", "int8"]
-
-# bitsandbytes' block of weights that share one scale, and the rows that its packed CPU kernel takes at a time
-_NF4_BLOCK_SIZE = 64
-_CPU_PACK_ROWS = 32
+from transformers import PreTrainedModel
 
 
 def lora_config(
@@ -204,115 +194,3 @@ def merge_adapter(model: PreTrainedModel) -> None:
     # transformers saves under the names that it loaded the last tensors from, which were the adapter's; without its
     # note it saves under the architecture's own.
     model.__dict__.pop("_weight_conversions", None)
-
-
-def quantization_config(
-    quantization: Quantization, *, compute_dtype: torch.dtype = torch.float32
-) -> BitsAndBytesConfig:
-    """Returns upstream's configuration with the paper's values: nf4, double quantisation, computing in float32.
-
-    Args:
-        quantization: `"nf4"` (4 bit) or `"int8"` (8 bit).
-        compute_dtype: The dtype that nf4 weights are multiplied in. Defaults to `torch.float32`, as the paper's
-            training does; its 4-bit evaluation used `torch.float16`.
-
-    Raises:
-        ValueError: If `quantization` is neither.
-        ImportError: If bitsandbytes is not installed.
-
-    Example:
-        >>> quantization_config("nf4").bnb_4bit_quant_type
-        'nf4'
-    """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"quantization={quantization!r} needs the package bitsandbytes: pip install 'st-prompteol[train]'."
-        ) from error
-    if quantization == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype,
-        )
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    raise ValueError(f"Unknown quantization {quantization!r}: choose 'nf4' or 'int8', or leave it out.")
-
-
-def skip_unpackable_modules(config: PretrainedConfig, model_kwargs: dict[str, Any]) -> None:
-    """Leaves linear layers unquantised whose nf4 weights bitsandbytes cannot pack for this CPU, and says which.
-
-    On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference, which breaks unless the rows
-    are a multiple of 32 and the columns of the block size 64.
-
-    Args:
-        config: The configuration of the model that is about to be loaded.
-        model_kwargs: What `from_pretrained` is about to be called with; its `quantization_config` is replaced.
-    """
-    quantization = model_kwargs.get("quantization_config")
-    on_cpu = model_kwargs.get("device_map") in ("cpu", {"": "cpu"}) or not torch.accelerator.is_available()
-    if not isinstance(quantization, BitsAndBytesConfig) or not quantization.load_in_4bit or not on_cpu:
-        return
-    from bitsandbytes.functional import has_avx512bf16
-
-    if not has_avx512bf16():
-        return
-    with torch.device("meta"):
-        body = AutoModel.from_config(config)
-    unpackable = [
-        name
-        for name, module in body.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and (module.out_features % _CPU_PACK_ROWS or module.in_features % _NF4_BLOCK_SIZE)
-    ]
-    if unpackable:
-        logger.warning(
-            "bitsandbytes cannot pack these layers in 4 bit for this CPU, so they stay unquantised: %s.",
-            _some(unpackable),
-        )
-        quantization = copy.copy(quantization)
-        quantization.llm_int8_skip_modules = [*(quantization.llm_int8_skip_modules or []), *unpackable]
-        model_kwargs["quantization_config"] = quantization
-
-
-def keep_nf4_scales(model: PreTrainedModel) -> None:
-    """Keeps the scales of 4-bit weights as they were loaded, for `unpack_nf4`; call it before the first inference."""
-    for module in _nf4_layers(model):
-        module.loaded_quant_state = copy.copy(module.weight.quant_state)
-
-
-def unpack_nf4(model: PreTrainedModel) -> None:
-    """Undoes bitsandbytes' packing of 4-bit weights for a CPU, exactly, so that what is saved is what was loaded.
-
-    Packing rounds the scales to bfloat16, and bitsandbytes' own way back keeps the rounded ones. The next inference
-    packs again.
-    """
-    for module in _nf4_layers(model):
-        weight = module.weight
-        if getattr(weight.quant_state, "packing_format_for_cpu", False):
-            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-
-            weight.data, _ = _convert_weight_packed_for_cpu_inverse(weight.data, weight.quant_state)
-            weight.quant_state = module.quant_state = copy.copy(module.loaded_quant_state)
-
-
-def keep_nf4_unpacked(model: PreTrainedModel) -> None:
-    """Makes 4-bit weights ready for gradients, and keeps them so through every evaluation in between.
-
-    No gradient passes through a weight that bitsandbytes has packed for a CPU, so those below it would silently be
-    zero. What was packed is unpacked, and packing is turned off, which costs later inference on this model speed.
-    """
-    unpack_nf4(model)
-    for module in _nf4_layers(model):
-        module.support_avx512bf16_for_cpu = False
-
-
-def _nf4_layers(model: PreTrainedModel) -> list[Any]:
-    if not getattr(model, "is_loaded_in_4bit", False):
-        return []
-    from bitsandbytes.nn import Linear4bit
-
-    return [module for module in model.modules() if isinstance(module, Linear4bit)]

@@ -9,7 +9,7 @@ from sentence_transformers.base.modules import Transformer
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from st_prompteol.adapters import keep_nf4_scales, load_adapter, skip_unpackable_modules
+from st_prompteol.adapters import load_adapter
 from st_prompteol.decoders import (
     check_complete,
     check_layer,
@@ -19,6 +19,14 @@ from st_prompteol.decoders import (
     load_decoder_config,
     opened_commit,
     warn_if_base_moved,
+)
+from st_prompteol.quantization import (
+    body_of,
+    check_read,
+    describe_quantization,
+    is_saved_with_head,
+    opening_quantized,
+    settle,
 )
 
 # Of `sentence_bert_config.json`: what sentence-transformers before 5.4 does not know, and what an inner layer needs
@@ -36,10 +44,16 @@ class DecoderTransformer(Transformer):
         config_kwargs: Likewise.
         **kwargs: Likewise.
 
+    Attributes:
+        quantization: How the weights are, or came, quantised, in a few words; None for floats.
+
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, or an adapter does not fit.
         FileNotFoundError: If the base model of an adapter cannot be found.
+        ImportError: If the model comes quantised, and a package that its format needs is missing.
     """
+
+    quantization: str | None
 
     def __init__(
         self,
@@ -51,6 +65,10 @@ class DecoderTransformer(Transformer):
         config_kwargs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
+        if gguf_file := model_kwargs.get("gguf_file"):  # which holds configuration and tokenizer too
+            processor_kwargs, config_kwargs = (
+                {"gguf_file": gguf_file, **options} for options in (processor_kwargs, config_kwargs)
+            )
         hub_kwargs = hub_kwargs_of(model_kwargs)
         adapter = load_adapter_config(model_name_or_path, hub_kwargs)
         config = load_decoder_config(model_name_or_path, adapter, config_kwargs)
@@ -99,18 +117,25 @@ class DecoderTransformer(Transformer):
         **model_kwargs: Any,
     ) -> PreTrainedModel:
         """Loads the body; a quantised one so that this CPU can run it, an adapter with every tensor accounted for."""
-        skip_unpackable_modules(config, model_kwargs)
         source, hub_kwargs = model_name_or_path, hub_kwargs_of(model_kwargs)
         if is_peft_model:
             adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
             source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
-        model, report = super()._load_model(
-            source, transformer_task, config, backend, False, output_loading_info=True, **model_kwargs
+        stated = getattr(config, "quantization_config", None) or (
+            {"quant_method": "gguf"} if "gguf_file" in model_kwargs else None
         )
+        task = "text-generation" if is_saved_with_head(config) else transformer_task
+        with opening_quantized(source, config, model_kwargs):
+            model, report = super()._load_model(
+                source, task, config, backend, False, output_loading_info=True, **model_kwargs
+            )
+            model = body_of(model)
+            settle(model, stated)
         check_complete(source, report["missing_keys"])
+        check_read(source, model, report["unexpected_keys"])
         # upstream's own attribute, which it no longer fills: adapters and results are recorded with it
         model.config._commit_hash = opened_commit(source, hub_kwargs_of(model_kwargs))
-        keep_nf4_scales(model)
+        self.quantization = describe_quantization(stated, model)
         if is_peft_model:
             load_adapter(model, model_name_or_path, **hub_kwargs)
         return model

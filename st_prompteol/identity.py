@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from st_prompteol.quantization import parts_of
 from st_prompteol.tokens import TemplateTokenizer, read_template
 
 _THREADS = 4  # that hash weights: hashlib lets others run meanwhile
@@ -85,7 +86,8 @@ def _digest_of_tensor(name: str, tensor: Any) -> bytes:
     if tensor.is_meta:
         raise ValueError(f"The weights {name!r} are on the device 'meta', so they hold nothing: open it on another.")
     digest = hashlib.sha256(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-    digest.update(tensor.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
+    for part in parts_of(tensor):
+        digest.update(part.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

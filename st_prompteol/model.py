@@ -17,13 +17,14 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 from sentence_transformers.util import get_device_name
 from sentence_transformers.util.decorators import deprecated_kwargs
 
-from st_prompteol.adapters import Quantization, load_adapter, merge_adapter, quantization_config
+from st_prompteol.adapters import load_adapter, merge_adapter
 from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
 from st_prompteol.files import replacing_folder
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
+from st_prompteol.quantization import Quantization, quantization_config
 from st_prompteol.released import find_released
 from st_prompteol.stock import write_stock_form
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
@@ -366,6 +367,7 @@ class PromptEOL(SentenceTransformer):
             "behind the pooling": self._describe_modules_behind(),
             "parameters": transformer.model.num_parameters(),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "quantization": transformer.quantization,
             "device": str(self.device),
         }
 

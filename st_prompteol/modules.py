@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from st_prompteol.adapters import keep_nf4_unpacked, record_base_revision, unpack_nf4
+from st_prompteol.adapters import record_base_revision
 from st_prompteol.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.decoders import check_layer
 from st_prompteol.fast import PLAN, Begun, FastPath, Lock, Reading, inner_embeddings
+from st_prompteol.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
 from st_prompteol.stock import check_tokenizer, stock_body
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import TemplateTokenizer, tokenizable
@@ -121,6 +122,7 @@ class PromptEOLTransformer(DecoderTransformer):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
+        check_saving(self.model)
         unpack_nf4(self.model)
         record_base_revision(self.model)
         stock_body(self.model).save_pretrained(output_path)

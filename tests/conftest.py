@@ -63,6 +63,9 @@ ARCHITECTURES: dict[str, Callable[[int], Any]] = {
     "opt-64": lambda vocab: OPTConfig(
         vocab_size=vocab, ffn_dim=128, word_embed_proj_dim=64, **{**SIZES, "hidden_size": 64}
     ),
+    "llama-64": lambda vocab: LlamaConfig(
+        vocab_size=vocab, intermediate_size=128, num_key_value_heads=2, **{**SIZES, "hidden_size": 64}
+    ),
     "gpt2": lambda vocab: GPT2Config(vocab_size=vocab, n_embd=32, n_layer=3, n_head=4, n_positions=256),
     "gpt-neox": lambda vocab: GPTNeoXConfig(vocab_size=vocab, intermediate_size=64, **SIZES),
     "llama": lambda vocab: LlamaConfig(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **SIZES),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -241,10 +240,11 @@ def test_quantised_models_encode_save_and_open(
     embeddings = model.encode(SENTENCES)
     assert model.similarity_pairwise(embeddings, expected).min() > 0.99
     model.save_pretrained(str(tmp_path))
-    again = PromptEOL(str(tmp_path)).encode(SENTENCES)
     scale = np.abs(embeddings).max()
-    np.testing.assert_allclose(again / scale, embeddings / scale, atol=1e-5)
-    np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES) / scale, embeddings / scale, atol=1e-5)
+    np.testing.assert_allclose(PromptEOL(str(tmp_path)).encode(SENTENCES) / scale, embeddings / scale, atol=1e-5)
+    whole = PromptEOL(str(tmp_path), fast=False).encode(SENTENCES)
+    np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES) / scale, whole / scale, atol=1e-5)
+    np.testing.assert_allclose(embeddings / scale, whole / scale, atol=1e-2)  # nf4 is multiplied in half precision
 
 
 def test_an_adapter_opens_on_a_quantised_base_but_is_not_merged_into_it(quantizable: str, tmp_path: Path) -> None:
@@ -259,20 +259,11 @@ def test_an_adapter_opens_on_a_quantised_base_but_is_not_merged_into_it(quantiza
 
 
 @pytest.mark.shared
-def test_layers_that_this_cpu_cannot_pack_stay_unquantised_and_are_named(
-    stories: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    functional = pytest.importorskip("bitsandbytes.functional")
-    if not functional.has_avx512bf16():
-        pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes packs nothing")
-    with caplog.at_level(logging.WARNING, logger="st_prompteol"):
-        model = PromptEOL(stories, quantization="nf4")
-    assert "stay unquantised: layers.0.mlp.down_proj" in caplog.text
-    body = model[0].model
-    assert type(body.layers[0].mlp.down_proj) is torch.nn.Linear
-    assert type(body.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
-    exact = PromptEOL(stories).encode(SENTENCES)  # real weights hardly change
-    assert model.similarity_pairwise(model.encode(SENTENCES), exact).min() > 0.9
+def test_layers_that_this_cpu_cannot_pack_are_computed_unpacked(stories: str) -> None:
+    model = PromptEOL(stories, quantization="nf4")
+    assert type(model[0].model.layers[0].mlp.down_proj).__name__ == "Linear4bit"  # of 172 columns
+    expected = dequantised(stories, model).encode(SENTENCES)
+    assert model.similarity_pairwise(model.encode(SENTENCES), expected).min() > 0.99
 
 
 def test_the_quantisation_is_the_paper_s() -> None:

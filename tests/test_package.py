@@ -30,6 +30,7 @@ RANKS = [
         "adapters",
         "decoders",
         "pooling",
+        "quantization",
         "released",
         "spelling",
     },

@@ -10,7 +10,6 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig
 
-from st_prompteol.adapters import quantization_config
 from st_prompteol.decoders import has_file, is_decoder
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.ensemble import apply_ensembles
@@ -23,6 +22,7 @@ from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_T
 from st_prompteol.failures import explain_opening
 from st_prompteol.model import PromptEOL
 from st_prompteol.output import FIGURES, TABLES, check_output
+from st_prompteol.quantization import quantization_config
 from st_prompteol.released import find_released
 
 _OWN = {"template", "demonstrations", "layer", "max_seq_length"}  # options that only `PromptEOL` takes

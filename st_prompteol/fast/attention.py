@@ -45,13 +45,8 @@ def own_name(model: PreTrainedModel) -> str:
 
 
 def can_install(model: PreTrainedModel) -> bool:
-    """Says whether ours can stand in for the model's attention.
-
-    It is transformers' own `sdpa` or `eager` and goes through the interface; and weights are not quantised, for there
-    a row's result depends on the rows that it is computed with.
-    """
-    quantised = getattr(model, "is_quantized", False)
-    return own_name(model) in ("sdpa", "eager") and not quantised and bool(model.is_backend_compatible())
+    """Says whether ours can stand in for the model's attention: `sdpa` or `eager`, by the interface."""
+    return own_name(model) in ("sdpa", "eager") and bool(model.is_backend_compatible())
 
 
 def install(model: PreTrainedModel) -> None:

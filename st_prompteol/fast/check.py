@@ -29,7 +29,11 @@ _NO_LENGTH = re.compile(r"layers|pattern|feed_forward|lm_head|dropout|type|mamba
 _PROBES = ((18, (66, 5)), (4, (7, 3)))
 _SHORTEST = 8  # tokens of a probe; a family that changes below is computed whole
 _WORK = 2**31  # multiplications that checking may take beside one block of each kind
+_ROWS = 9  # of the layers' inputs that are computed together and apart
+_OUTLIER = 50.0  # times as large as others, as single activations of LLMs are
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the largest number; 1e-2 in half precision
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative to the largest number; 5e-2 in half precision
+_QUANTISED = 1e-2  # likewise: 4-bit weights are multiplied in half precision; activations of 8 bits differ by more
 
 
 def longest_row(config: PretrainedConfig) -> int:
@@ -72,6 +76,37 @@ def _kind(model: PreTrainedModel, index: int, block: torch.nn.Module) -> Any:
     return types[index : index + 1], settings, [parameter.shape for parameter in block.parameters()]
 
 
+def mixes_rows(model: PreTrainedModel) -> bool:
+    """Tries whether a quantised layer's result for a row depends on the rows that it is computed with.
+
+    Activations that are rounded together, as bitsandbytes' int8 does, are one reason; other ways of multiplying for
+    few rows than for many another one.
+
+    Args:
+        model: The body.
+    """
+    if not getattr(model, "is_quantized", False):
+        return False
+    layers = {
+        (type(layer), layer.in_features, layer.out_features): layer
+        for layer in model.modules()
+        if isinstance(getattr(layer, "in_features", None), int) and isinstance(layer.out_features, int)
+    }
+    with torch.no_grad():
+        return any(_mixes_rows(layer, width, model) for (_, width, _), layer in layers.items())
+
+
+def _mixes_rows(layer: torch.nn.Module, width: int, model: PreTrainedModel) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(_ROWS, width, generator=generator)
+    rows[0, ::7] *= _OUTLIER
+    rows = rows.to(model.device, model.dtype)
+    together = layer(rows)
+    parts = torch.cat([layer(rows[:1]), layer(rows[1:3]), layer(rows[3:])])
+    difference = (parts - together).abs().max() / together.abs().max()
+    return bool(difference > _ROUNDING.get(together.dtype, 1e-2))
+
+
 def is_exact(model: PreTrainedModel, layer: int) -> bool:
     """Tries on a few rows whether the model computes them behind a head as it computes them whole.
 
@@ -96,7 +131,8 @@ def is_exact(model: PreTrainedModel, layer: int) -> bool:
             difference = max(
                 _difference(model, probe, whole, layer) for probe, whole in zip(probes, expected, strict=True)
             )
-        exact = difference < _TOLERANCES.get(expected[0].dtype, 5e-2)
+        tolerance = _QUANTISED if getattr(model, "is_quantized", False) else _TOLERANCES.get(expected[0].dtype, 5e-2)
+        exact = difference < tolerance
         reason = f"a shared head differs by {difference:.1g}"
     except Exception as error:  # whatever a family trips over, it has a way that works
         exact, reason = False, f"{type(error).__name__}: {error}"

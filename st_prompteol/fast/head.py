@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from st_prompteol.fast.passes import Pass
+from st_prompteol.quantization import parts_of
 
 # Numbers of each weight that are compared. A change of a whole tensor changes the first one; any run of changed
 # numbers longer than a 64th of the tensor holds one of them.
@@ -72,10 +73,11 @@ class Fingerprint:
         self.facts: list[Any] = []
         samples: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for module in model.modules():
-            for tensor in chain(module._parameters.values(), module._buffers.values()):
-                if tensor is not None and (tensor.is_meta or tensor.is_inference()):
+            weights = chain(module._parameters.values(), module._buffers.values())
+            for tensor in chain.from_iterable(parts_of(weight) for weight in weights if weight is not None):
+                if tensor.is_meta or tensor.is_inference():
                     self.is_complete = False
-                elif tensor is not None:
+                else:
                     self.facts += (tensor.data_ptr(), tensor._version, tensor.dtype)
                     count = tensor.numel()
                     step = max(1, count // _SAMPLES)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from st_prompteol.fast import attention
-from st_prompteol.fast.check import is_exact, longest_row
+from st_prompteol.fast.check import is_exact, longest_row, mixes_rows
 from st_prompteol.fast.head import Fingerprint, SharedHead, compute_head
 from st_prompteol.fast.linear import install_fast_linear, remove_fast_linear
 from st_prompteol.fast.passes import Pass, add_hooks
@@ -177,7 +177,7 @@ class FastPath:
         with self._lock:
             state = attention.own_name(model), model.dtype, model.device, layer
             if state not in self._longest:
-                exact = attention.can_install(model) and is_exact(model, layer)
+                exact = attention.can_install(model) and not mixes_rows(model) and is_exact(model, layer)
                 self._longest[state] = longest_row(model.config) if exact else 0
             if self._longest[state] and not attention.is_installed(model):  # somebody has set it anew
                 attention.install(model)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from st_prompteol.model import PromptEOL
+from st_prompteol.quantization import came_quantized
 
 # Preprocessing, quotes, truncation and odd characters must have the same effect in both processes
 SENTENCES = [
@@ -94,7 +95,7 @@ class CleanProcess:
         model_kwargs: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
         options = {"model_name_or_path": name, "device": str(model.device), "token": token, "revision": revision}
         if model.adapters:
-            if is_quantized:
+            if is_quantized and not came_quantized(body):
                 model_kwargs["quantization_config"] = _plain(body.config.quantization_config)
             if revision is not None:  # sentence-transformers passes `revision` to the adapter's files, not its weights
                 model_kwargs["adapter_kwargs"] = {"revision": revision}

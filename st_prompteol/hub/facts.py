@@ -17,6 +17,7 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.hub.markdown import code, escape, fence, one_line, one_line_each, section
 from st_prompteol.hub.options import CardOptions, check_repository, is_repository
 from st_prompteol.model import PromptEOL
+from st_prompteol.quantization import came_quantized
 from st_prompteol.template import HOLE
 
 TAG = "prompteol"
@@ -109,7 +110,9 @@ def collect_facts(
     revision = _base_revision(model, adapter, base)
     base_card = _card_data_of(base, revision, token)
     license = options.license or known.get("license") or base_card.get("license")
-    relation = "adapter" if adapter else "quantized" if getattr(model[0].model, "is_quantized", False) else "finetune"
+    body = model[0].model
+    is_quantized_here = getattr(body, "is_quantized", False) and not came_quantized(body)
+    relation = "adapter" if adapter else "quantized" if is_quantized_here else "finetune"
     listed = known.get("datasets") or []
     known["datasets"] = [name for name in ([listed] if isinstance(listed, str) else listed) if is_repository(name)]
     name = model.model_card_data.model_name

@@ -1,0 +1,399 @@
+"""Checkpoints that come quantised, against transformers' causal LM of the same checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    CompressedTensorsConfig,
+    TorchAoConfig,
+)
+
+from st_prompteol import Demonstration, PromptEOL, lora_config
+from st_prompteol.fast.check import mixes_rows
+from st_prompteol.identity import identify
+
+from .conftest import SENTENCES, PlainProcess, build_causal_lm
+
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+BLOCK = 32  # numbers that share a scale
+
+
+def save_quantized(base: Path, folder: Path, config: Any) -> None:
+    options = {"quantization_config": config, "device_map": {"": "cpu"}, "dtype": torch.float32}
+    AutoModelForCausalLM.from_pretrained(base, **options).save_pretrained(folder)
+
+
+def save_bitsandbytes(base: Path, folder: Path, kind: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    save_quantized(base, folder, BitsAndBytesConfig(**(nf4 if kind == "nf4" else {"load_in_8bit": True})))
+
+
+def save_torchao(base: Path, folder: Path, kind: str) -> None:
+    save_quantized(base, folder, TorchAoConfig(getattr(pytest.importorskip("torchao.quantization"), kind)()))
+
+
+def save_compressed(base: Path, folder: Path, kind: str) -> None:
+    """As llm-compressor does it, rounding to the nearest."""
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    from compressed_tensors.compressors import ModelCompressor
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    scheme = quantization.preset_name_to_scheme(kind, targets=["Linear"])
+    if scheme.weights.strategy == "group":
+        scheme.weights.group_size = BLOCK
+    forms = {"W4A16": "pack-quantized", "W8A8": "int-quantized", "FP8_DYNAMIC": "float-quantized"}
+    config = quantization.QuantizationConfig(
+        config_groups={"group_0": scheme}, ignore=["lm_head"], format=forms[kind], quantization_status="frozen"
+    )
+    quantization.apply_quantization_config(model, config)
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            groups = module.weight.detach().reshape(len(module.weight), -1, BLOCK if kind == "W4A16" else 64)
+            if kind != "W4A16":
+                groups = groups.reshape(len(module.weight), 1, -1)
+            low, high = groups.amin(-1), groups.amax(-1)
+            scale, zero = quantization.utils.calculate_qparams(low, high, scheme.weights)
+            module.weight_scale.data.copy_(scale)
+            if hasattr(module, "weight_zero_point"):
+                module.weight_zero_point.data.copy_(zero)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(str(folder))
+
+
+def save_fp8(base: Path, folder: Path, kind: str) -> None:
+    """DeepSeek's layout: numbers of 8 bits and a scale for each block of them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        if name.endswith(("proj.weight", "fc1.weight", "fc2.weight")):
+            rows, columns = weight.shape
+            blocks = weight.reshape(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+            scales = blocks.abs().amax((1, 3)) / 448
+            numbers = (blocks / scales[:, None, :, None]).reshape(rows, columns)
+            tensors |= {name: numbers.to(torch.float8_e4m3fn), f"{name}_scale_inv": scales}
+        else:
+            tensors[name] = weight
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "fmt": kind,
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+# Who saves it and as what -> what `info` says, how near to the oracle, and whether rows share what they begin with
+FORMATS: dict[str, tuple[Callable[[Path, Path, str], None], str, str, float, bool]] = {
+    "nf4": (save_bitsandbytes, "nf4", "bitsandbytes nf4", 1e-2, True),
+    "int8": (save_bitsandbytes, "int8", "bitsandbytes int8", 6e-2, False),
+    "torchao int8": (save_torchao, "Int8WeightOnlyConfig", "torchao Int8WeightOnlyConfig", 1e-5, True),
+    "torchao fp8": (save_torchao, "Float8WeightOnlyConfig", "torchao Float8WeightOnlyConfig", 1e-5, True),
+    "torchao dynamic": (
+        save_torchao,
+        "Int8DynamicActivationInt8WeightConfig",
+        "torchao Int8DynamicActivationInt8WeightConfig",
+        6e-2,
+        False,
+    ),
+    "W4A16": (save_compressed, "W4A16", "compressed-tensors pack-quantized, opened as floats", 1e-5, True),
+    "W8A8": (save_compressed, "W8A8", "compressed-tensors int-quantized, opened as floats", 1e-5, True),
+    "FP8_DYNAMIC": (
+        save_compressed,
+        "FP8_DYNAMIC",
+        "compressed-tensors float-quantized, opened as floats",
+        1e-5,
+        True,
+    ),
+    "fp8": (save_fp8, "e4m3", "fp8 e4m3, opened as floats", 1e-5, True),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Llama and OPT of rows that are 64 wide, as kernels of quantised weights ask for."""
+    return {
+        name: Path(build_causal_lm(tmp_path_factory.mktemp(name), f"{name}-64", bos=True)) for name in ("llama", "opt")
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoints(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Makes a quantised checkpoint when it is first asked for."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(architecture: str, name: str) -> Path:
+        if (architecture, name) not in made:
+            folder, base = tmp_path_factory.mktemp("quantised"), bases[architecture]
+            save, kind, *_ = FORMATS[name]
+            save(base, folder, kind)
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(base / file, folder)
+            made[architecture, name] = folder
+        return made[architecture, name]
+
+    return make
+
+
+def hidden_states(folder: Path, model: PromptEOL, layer: int, **options: Any) -> np.ndarray[Any, Any]:
+    """The reference's way, on the causal LM and with the plain tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    causal_lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"}, **options)
+    found = []
+    with torch.no_grad():
+        for sentence in SENTENCES:
+            ids = tokenizer(model.template.render(sentence), return_tensors="pt")["input_ids"]
+            found.append(causal_lm(ids, output_hidden_states=True).hidden_states[layer][0, -1].numpy())
+    return np.stack(found)
+
+
+def distance(one: Any, other: Any) -> float:
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")  # to the oracle
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_embeddings_are_those_of_the_causal_lm(
+    checkpoints: Callable[[str, str], Path], architecture: str, name: str
+) -> None:
+    folder = checkpoints(architecture, name)
+    *_, told, tolerance, shares = FORMATS[name]
+    model = PromptEOL(str(folder), demonstrations=[JOCKEY])
+    assert model.describe()["quantization"] == told
+    # transformers turns these weights into floats too, at the first pass, and rounds activations as a server would
+    floats = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if "compressed" in told else {}
+    for layer in (-1, -2):
+        model.layer = layer
+        expected = hidden_states(folder, model, layer, **floats)
+        together = model.encode(SENTENCES)
+        assert distance(together, expected) <= tolerance
+        in_pairs = [model.encode(SENTENCES[start : start + 2]) for start in range(0, len(SENTENCES), 2)]
+        assert distance(np.concatenate(in_pairs), together) <= tolerance
+    assert (max(model[0]._fast_path._longest.values()) > 0) is shares
+    assert mixes_rows(model[0].model) is (name == "int8")
+
+
+@pytest.mark.parametrize("name", ["nf4", "torchao int8", "W4A16", "fp8"])
+def test_saved_it_is_the_same_everywhere(
+    checkpoints: Callable[[str, str], Path], tmp_path: Path, plain: PlainProcess, name: str
+) -> None:
+    model = PromptEOL(str(checkpoints("llama", name)), demonstrations=[JOCKEY], fast=False)
+    expected = model.encode(SENTENCES)
+    model.save_pretrained(str(tmp_path))
+    assert distance(plain.encode(tmp_path, SENTENCES), expected) <= 1e-5
+    assert distance(PromptEOL(str(tmp_path), fast=False).encode(SENTENCES), expected) <= 1e-5
+    if "floats" not in FORMATS[name][2]:
+        assert PromptEOL(str(tmp_path)).describe()["quantization"] == FORMATS[name][2]
+
+
+@pytest.mark.parametrize("name", ["nf4", "torchao int8", "W4A16", "fp8"])
+def test_an_adapter_is_trained_on_it_with_right_gradients(
+    checkpoints: Callable[[str, str], Path], tmp_path: Path, name: str
+) -> None:
+    folder = str(checkpoints("llama", name))
+    model = PromptEOL(folder)
+    floats = PromptEOL(folder)
+    for module in floats[0].model.modules():  # the oracle: float weights of the same values
+        if isinstance(getattr(module, "in_features", None), int):
+            weight = module.weight
+            if name == "nf4":
+                from bitsandbytes.functional import dequantize_4bit
+
+                exact = dequantize_4bit(weight.data, weight.quant_state).reshape(module.out_features, -1)
+            else:
+                exact = weight.dequantize() if "torchao" in name else weight.detach()
+            linear = torch.nn.Linear(module.in_features, module.out_features, bias=False)
+            linear.weight.data = exact.float().clone()
+            module.__class__, module.__dict__ = torch.nn.Linear, linear.__dict__
+    floats[0].model.is_quantized = False
+    for some in (model, floats):
+        some.add_adapter(lora_config(r=4, lora_dropout=0.0, init_lora_weights=False))
+    own = {key: value for key, value in model.state_dict().items() if "lora_" in key}
+    floats.load_state_dict(own, strict=False)
+    for some in (model, floats):
+        some.train()
+        first, *others = some(some.preprocess(SENTENCES))["sentence_embedding"]
+        (first @ torch.stack(others).T).sum().backward()
+    expected = {key: value.grad for key, value in floats.named_parameters() if "lora_" in key}
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert len(expected) == 2 * 7 * 3
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            torch.testing.assert_close(parameter.grad / scale, expected[key] / scale, atol=1e-3, rtol=0)
+    model.eval()
+    embeddings = model.encode(SENTENCES)
+    model.save_pretrained(str(tmp_path))
+    assert not (tmp_path / "model.safetensors").exists()
+    again = PromptEOL(str(tmp_path)).encode(SENTENCES)
+    assert model.similarity_pairwise(again, embeddings).min() > 0.99
+    if "floats" in FORMATS[name][2]:
+        model.merge_adapter()
+        assert distance(model.encode(SENTENCES), embeddings) <= 1e-5
+    else:
+        with pytest.raises(ValueError, match="is quantised, and merging would round the adapter away"):
+            model.merge_adapter()
+
+
+def test_identity_sees_the_weights(checkpoints: Callable[[str, str], Path]) -> None:
+    folder = str(checkpoints("llama", "torchao int8"))
+    one, other = PromptEOL(folder), PromptEOL(folder)
+    assert identify(one) == identify(other)
+    one.encode(SENTENCES)
+    weight = other[0].model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        getattr(weight, weight.__tensor_flatten__()[0][0]).add_(1)
+    assert identify(one) != identify(other)
+
+
+def test_rounded_activations_are_told(
+    checkpoints: Callable[[str, str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="st_prompteol"):
+        PromptEOL(str(checkpoints("llama", "W4A16")))
+        assert not [record for record in caplog.records if record.name.startswith("st_prompteol")]
+        PromptEOL(str(checkpoints("llama", "W8A8")))
+    assert "rounds activations too where it is served; here they stay floats" in caplog.text
+
+
+def write_gguf(base: Path, path: Path, kind: str) -> None:
+    """As llama.cpp's converter writes a Llama, whose rotary rows stand in another order there."""
+    gguf = pytest.importorskip("gguf")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    tokenizer = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    names = {index: token for token, index in tokenizer["model"]["vocab"].items()}
+    tokens = [names.get(index, f"<unused{index}>") for index in range(config["vocab_size"])]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if index < 3 else 1 for index in range(len(tokens))])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    places = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, tensor in load_file(base / "model.safetensors").items():
+        weight = tensor.float().numpy()
+        if "q_proj" in name or "k_proj" in name:
+            count = heads if "q_proj" in name else kv_heads
+            split = weight.reshape(count, 2, len(weight) // count // 2, -1)
+            weight = split.swapaxes(1, 2).reshape(weight.shape)
+        place = places.get_name(name, try_suffixes=(".weight",))
+        if weight.ndim == 2 and kind != "F32":
+            form = getattr(gguf.GGMLQuantizationType, kind)
+            writer.add_tensor(place, gguf.quantize(weight, form), raw_dtype=form)
+        else:
+            writer.add_tensor(place, weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of its reader
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
+def test_a_gguf_file_is_opened_as_floats(
+    bases: dict[str, Path], tmp_path: Path, plain: PlainProcess, kind: str
+) -> None:
+    (tmp_path / "repository").mkdir()
+    write_gguf(bases["llama"], tmp_path / "repository/model.gguf", kind)
+    options = {"gguf_file": "model.gguf"}
+    model = PromptEOL(str(tmp_path / "repository"), model_kwargs=options, demonstrations=[JOCKEY])
+    causal_lm = AutoModelForCausalLM.from_pretrained(tmp_path / "repository", dtype=torch.float32, **options)
+    tokenizer = AutoTokenizer.from_pretrained(bases["llama"])
+    with torch.no_grad():
+        rows = [tokenizer(model.template.render(text), return_tensors="pt")["input_ids"] for text in SENTENCES]
+        states = [causal_lm(ids, output_hidden_states=True).hidden_states[-1][0, -1].numpy() for ids in rows]
+    embeddings = model.encode(SENTENCES)
+    assert distance(embeddings, np.stack(states)) <= 1e-5
+    if kind == "F32":
+        exact = PromptEOL(str(bases["llama"]), demonstrations=[JOCKEY])
+        assert distance(embeddings, exact.encode(SENTENCES)) <= 1e-5
+    assert str(model.describe()["quantization"]).startswith("gguf")
+    model.save_pretrained(str(tmp_path / "saved"))
+    assert distance(plain.encode(tmp_path / "saved", SENTENCES), embeddings) <= 1e-5
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot be opened: .* does not appear to have a file named none\.gguf"
+    ):
+        PromptEOL(str(tmp_path / "repository"), model_kwargs={"gguf_file": "none.gguf"})
+
+
+@pytest.mark.parametrize(
+    ("stated", "kind", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, ImportError, "needs a package: pip install gptqmodel optimum$"),
+        ({"quant_method": "awq", "bits": 4}, ImportError, "is quantised by awq, which needs a package: pip install"),
+        ({"quant_method": "aqlm"}, ImportError, "is quantised by aqlm, which cannot be read here: .*pip install aqlm"),
+        ({"quant_method": "fbgemm_fp8"}, ImportError, "cannot be read here: .* requires a GPU"),
+        ({"bits": 4}, ValueError, "does not hold what its config.json says of its quantisation, no quant_method"),
+        ({"quant_method": "torchao", "quant_type": {"default": {}}}, ValueError, "of its quantisation, torchao"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, ValueError, "of its quantisation, bitsandbytes"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(
+    bases: dict[str, Path], tmp_path: Path, stated: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    if stated.get("quant_method") in ("gptq", "awq") and find_spec("gptqmodel"):
+        pytest.skip("gptqmodel is installed")
+    shutil.copytree(bases["llama"], tmp_path / "base")
+    state(tmp_path / "base", stated)
+    with pytest.raises(kind, match=message) as caught:
+        PromptEOL(str(tmp_path / "base"))
+    assert "\n" not in str(caught.value)
+
+
+def state(folder: Path, stated: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text(encoding="utf-8")), "quantization_config": stated}
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize("claimed", ["nf4", "torchao int8", "W4A16", "fp8"])
+@pytest.mark.parametrize("held", ["nf4", "torchao int8", "W4A16", "fp8"])
+def test_a_configuration_that_lies_is_refused(
+    checkpoints: Callable[[str, str], Path], tmp_path: Path, claimed: str, held: str
+) -> None:
+    if claimed == held:
+        pytest.skip("no lie")
+    config = json.loads((checkpoints("llama", claimed) / "config.json").read_text(encoding="utf-8"))
+    shutil.copytree(checkpoints("llama", held), tmp_path / "lie")
+    state(tmp_path / "lie", config["quantization_config"])
+    with pytest.raises((ValueError, ImportError)) as caught:
+        PromptEOL(str(tmp_path / "lie"))
+    assert str(tmp_path / "lie") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_comes_quantised_is_not_quantised_once_more(checkpoints: Callable[[str, str], Path]) -> None:
+    assert PromptEOL(str(checkpoints("llama", "nf4")), quantization="nf4").encode("x").shape == (64,)
+    for name, quantization in (("nf4", "int8"), ("fp8", "nf4")):
+        with pytest.raises(ValueError, match=f"comes quantised .*, and cannot be quantised to {quantization} as well"):
+            PromptEOL(str(checkpoints("llama", name)), quantization=quantization)  # type: ignore[arg-type]
