@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,20 @@ def lora_config(
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     options = {"bias": "none", "task_type": "FEATURE_EXTRACTION", **kwargs}
     return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets, **options)
+
+
+def name_linear_layers(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
+    """Spells `"all-linear"` out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ)."""
+    linear = {
+        path.rpartition(".")[2]: module
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "in_features", None), int)
+    }
+    if getattr(config, "target_modules", None) != "all-linear":
+        return config
+    if any(isinstance(module, torch.nn.Linear) for module in linear.values()):
+        return config
+    return replace(config, target_modules=list(linear))
 
 
 def load_adapter(

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from peft import PeftConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
 from sentence_transformers.util import get_device_name
 from sentence_transformers.util.decorators import deprecated_kwargs
 
-from st_prompteol.adapters import load_adapter, merge_adapter
+from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layers
 from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
@@ -322,6 +323,15 @@ class PromptEOL(SentenceTransformer):
         """
         with explain_opening(peft_model_id):
             load_adapter(self[0].model, peft_model_id, adapter_name, **kwargs)
+
+    def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
+        """Puts a new adapter on the model, to be trained, and makes it the active one.
+
+        Args:
+            adapter_config: For example what `lora_config` returns.
+            adapter_name: The name that it gets in the model. Defaults to None: `"default"`.
+        """
+        super().add_adapter(name_linear_layers(adapter_config, self[0].model), adapter_name)
 
     @property
     def adapters(self) -> list[str]:

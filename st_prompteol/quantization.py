@@ -28,7 +28,7 @@ _PACKAGES = {
     "torchao": {"torchao": "torchao"},
 }
 # What a configuration calls its kind of numbers, in the order in which it says most
-_KINDS = ("bnb_4bit_quant_type", "format", "bits", "quant_type", "fmt")
+_KINDS = ("bnb_4bit_quant_type", "bits", "format", "quant_type", "fmt")
 # bitsandbytes' block of weights that share one scale, and the rows that its packed CPU kernel takes at a time
 _NF4_BLOCK_SIZE = 64
 _CPU_PACK_ROWS = 32

@@ -29,6 +29,7 @@ from .hubserver import Hub
 from .test_adapters import peft_oracle, publish_adapter
 from .test_corpus_runs import read, sentences, write_parquet
 from .test_evaluation_data import archive
+from .test_quantization import save_bitsandbytes, save_compressed
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"hf_AliceSecretWrite": "alice"}
@@ -574,6 +575,36 @@ def test_a_quantised_model_is_published_as_such_and_opens(
     assert hub.repos["model", "alice/nf4"].branches["main"] == result["commit"]
     assert "base_model_relation: quantized" in text_of(hub, "alice/nf4", "README.md")
     assert json.loads(text_of(hub, "alice/nf4", "config.json"))["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+
+
+@pytest.mark.parametrize(("save", "kind"), [(save_bitsandbytes, "nf4"), (save_compressed, "W4A16")])
+def test_an_adapter_on_a_base_that_comes_quantised(
+    hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path, save: Any, kind: str
+) -> None:
+    save(Path(causal_lms["llama-64"]), tmp_path, kind)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(causal_lms["llama-64"]) / file, tmp_path)
+    hub.seed("model", f"tiny/{kind}", tmp_path)
+    result = client.run(
+        """
+        from st_prompteol import PromptEOL, lora_config
+        from st_prompteol.hub import push_to_hub
+        kind = ARGUMENTS[0]
+        model = PromptEOL(f"tiny/{kind}", device="cpu")
+        model.add_adapter(lora_config(r=4, init_lora_weights=False))
+        try:
+            push_to_hub(model, f"alice/on-{kind}")
+        except ValueError as error:
+            RESULT["error"] = str(error)
+        """,
+        kind,
+    )
+    if kind == "nf4":
+        card = text_of(hub, "alice/on-nf4", "README.md")
+        assert "base_model_relation: adapter" in card
+        assert "base_model: tiny/nf4" in card
+    else:
+        assert "compressed-tensors pack-quantized, opened as floats): call merge_adapter() and push" in result["error"]
 
 
 def test_an_adapter_stays_with_the_base_it_was_made_on_when_that_moves(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from st_prompteol.identity import identify
 
 from .conftest import SENTENCES, PlainProcess, build_causal_lm
 
+pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # gptqmodel's
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 BLOCK = 32  # numbers that share a scale
 
@@ -100,6 +101,50 @@ def save_fp8(base: Path, folder: Path, kind: str) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def pack(numbers: torch.Tensor, order: Sequence[int] = range(8)) -> torch.Tensor:
+    """Eight numbers of 4 bits of a row in one of 32."""
+    groups = numbers.long().reshape(len(numbers), -1, 8)
+    packed = sum(groups[:, :, place] << (4 * bits) for bits, place in enumerate(order))
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+
+
+def save_packed(base: Path, folder: Path, kind: str) -> None:
+    """GPTQ's and AWQ's layouts, rounding to the nearest; `floats` holds the weights that they stand for."""
+    pytest.importorskip("gptqmodel", reason="gptqmodel cannot be installed beside this torch by pip's own rules")
+    tensors: dict[str, torch.Tensor] = {}
+    floats = load_file(base / "model.safetensors")
+    for name, weight in list(floats.items()):
+        if not name.endswith(("proj.weight", "fc1.weight", "fc2.weight")):
+            tensors[name] = weight
+            continue
+        columns = weight.T.reshape(-1, BLOCK, len(weight))
+        high, low = columns.amax(1).clamp_min(0), columns.amin(1).clamp_max(0)
+        if kind == "gptq":
+            scales, zeros = (columns.abs().amax(1) / 7).half(), torch.full(high.shape, 8.0)
+        else:
+            scales = ((high - low) / 15).half()
+            zeros = (-low / scales).round()
+        numbers = ((columns / scales[:, None].float()).round() + zeros[:, None]).clamp(0, 15)
+        exact = (numbers - zeros[:, None]) * scales[:, None]
+        floats[name] = exact.reshape(-1, len(weight)).T.half().float().contiguous()
+        numbers, part = numbers.reshape(-1, len(weight)), name.removesuffix("weight")
+        if kind == "gptq":
+            tensors[f"{part}qweight"] = pack(numbers.T).T
+            tensors[f"{part}qzeros"] = pack(zeros - 1)
+            tensors[f"{part}g_idx"] = (torch.arange(len(numbers)) // BLOCK).int()
+        else:
+            order = (0, 2, 4, 6, 1, 3, 5, 7)
+            tensors |= {f"{part}qweight": pack(numbers, order), f"{part}qzeros": pack(zeros, order)}
+        tensors[f"{part}scales"] = scales
+    shutil.copytree(base, folder, dirs_exist_ok=True)
+    shutil.copytree(base, folder / "floats")
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(floats, folder / "floats/model.safetensors", metadata={"format": "pt"})
+    own = {"sym": True, "desc_act": False, "checkpoint_format": "gptq"} if kind == "gptq" else {"zero_point": True}
+    state(folder, {"quant_method": kind, "bits": 4, "group_size": BLOCK, **own})
+
+
 # Who saves it and as what -> what `info` says, how near to the oracle, and whether rows share what they begin with
 FORMATS: dict[str, tuple[Callable[[Path, Path, str], None], str, str, float, bool]] = {
     "nf4": (save_bitsandbytes, "nf4", "bitsandbytes nf4", 1e-2, True),
@@ -123,6 +168,8 @@ FORMATS: dict[str, tuple[Callable[[Path, Path, str], None], str, str, float, boo
         True,
     ),
     "fp8": (save_fp8, "e4m3", "fp8 e4m3, opened as floats", 1e-5, True),
+    "gptq": (save_packed, "gptq", "gptq 4 bit", 1e-5, True),
+    "awq": (save_packed, "awq", "awq 4 bit", 1e-5, True),
 }
 
 
@@ -154,6 +201,7 @@ def checkpoints(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 def hidden_states(folder: Path, model: PromptEOL, layer: int, **options: Any) -> np.ndarray[Any, Any]:
     """The reference's way, on the causal LM and with the plain tokenizer."""
+    folder = folder / "floats" if (folder / "floats").exists() else folder
     tokenizer = AutoTokenizer.from_pretrained(folder)
     causal_lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"}, **options)
     found = []
@@ -204,13 +252,13 @@ def test_saved_it_is_the_same_everywhere(
         assert PromptEOL(str(tmp_path)).describe()["quantization"] == FORMATS[name][2]
 
 
-@pytest.mark.parametrize("name", ["nf4", "torchao int8", "W4A16", "fp8"])
+@pytest.mark.parametrize("name", ["nf4", "torchao int8", "W4A16", "fp8", "gptq", "awq"])
 def test_an_adapter_is_trained_on_it_with_right_gradients(
     checkpoints: Callable[[str, str], Path], tmp_path: Path, name: str
 ) -> None:
-    folder = str(checkpoints("llama", name))
-    model = PromptEOL(folder)
-    floats = PromptEOL(folder)
+    folder = checkpoints("llama", name)
+    model = PromptEOL(str(folder))
+    floats = PromptEOL(str(folder / "floats" if (folder / "floats").exists() else folder))
     for module in floats[0].model.modules():  # the oracle: float weights of the same values
         if isinstance(getattr(module, "in_features", None), int):
             weight = module.weight
@@ -250,6 +298,16 @@ def test_an_adapter_is_trained_on_it_with_right_gradients(
     else:
         with pytest.raises(ValueError, match="is quantised, and merging would round the adapter away"):
             model.merge_adapter()
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_what_would_be_saved_wrong_is_not_saved(
+    checkpoints: Callable[[str, str], Path], tmp_path: Path, name: str
+) -> None:
+    model = PromptEOL(str(checkpoints("llama", name)))
+    with pytest.raises(ValueError, match=f"is quantised by {name}, whose layers .* would be saved wrong"):
+        model.save_pretrained(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved").exists()
 
 
 def test_identity_sees_the_weights(checkpoints: Callable[[str, str], Path]) -> None:

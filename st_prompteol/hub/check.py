@@ -104,7 +104,10 @@ class CleanProcess:
             options["cache_folder"] = self._folder.name
         answer = self._ask({**options, "model_kwargs": model_kwargs, "sentences": SENTENCES})
         if "error" in answer:
-            return f"it does not open: {answer['error'].splitlines()[0]}"
+            remedy = ""
+            if model.adapters and not is_quantized and model[0].quantization:
+                remedy = f"; its base is quantised ({model[0].quantization}): call merge_adapter() and push the whole"
+            return f"it does not open: {answer['error'].splitlines()[0]}{remedy}"
         embeddings = np.array(answer["embeddings"], dtype=np.float32)
         if embeddings.shape != expected.shape:
             return f"its embeddings have the shape {embeddings.shape}, not {expected.shape}"
