@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,30 +18,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, OPTC
 from st_prompteol import TINY, Demonstration, PromptEOL
 from st_prompteol.hub import push_to_hub
 
-from .conftest import ARCHITECTURES, SENTENCES, SIZES, PlainProcess, build_tokenizer
+from .conftest import ARCHITECTURES, SENTENCES, PlainProcess, build_causal_lm, grouped, sized
 from .test_adapters import publish_adapter
 from .test_cli import run
 
 SHOT = Demonstration("A jockey riding a horse.", "Equestrian")
-MORE: dict[str, Callable[[int], Any]] = {
-    "opt without its norm": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, _remove_final_layer_norm=True, **SIZES
-    ),
-    "opt with norms behind": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False, **SIZES
-    ),
+MORE = {
+    "opt without its norm": sized(OPTConfig, ffn_dim=64, word_embed_proj_dim=32, _remove_final_layer_norm=True),
+    "opt with norms behind": sized(OPTConfig, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False),
     # as many tokens that end a text as blocks
-    "qwen3 with windows": lambda vocab: Qwen3Config(
-        vocab_size=vocab,
-        intermediate_size=64,
-        num_key_value_heads=2,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-        eos_token_id=[2, 3, 4],
-        **SIZES,
+    "qwen3 with windows": grouped(
+        Qwen3Config, use_sliding_window=True, sliding_window=8, max_window_layers=1, eos_token_id=[2, 3, 4]
     ),
-    "cohere": lambda vocab: CohereConfig(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **SIZES),
+    "cohere": grouped(CohereConfig),
 }
 KEEPS_LENGTHS = ["opt", "opt without its norm", "opt with norms behind"]
 CUTTABLE = [*KEEPS_LENGTHS, "llama", "mistral", "qwen3 with windows", "qwen3", "gemma2", "gemma3"]
@@ -57,17 +45,12 @@ REFUSED = {
 @pytest.fixture(scope="session")
 def odd_norms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """By architecture a saved causal LM in which nothing is 0 or 1 that could be another number; read only."""
-    folders = {}
-    for name in {*CUTTABLE, *REFUSED}:
-        folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
-        tokenizer = build_tokenizer(folder)
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config({**ARCHITECTURES, **MORE}[name](len(tokenizer) + 8))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.3)
-        model.save_pretrained(folder)
-        folders[name] = str(folder)
-    return folders
+    return {
+        name: build_causal_lm(
+            tmp_path_factory.mktemp(name.replace(" ", "-")), {**ARCHITECTURES, **MORE}[name], odd_norms=True
+        )
+        for name in {*CUTTABLE, *REFUSED}
+    }
 
 
 def oracle(path: str, texts: list[str], layer: int) -> np.ndarray[Any, Any]:
