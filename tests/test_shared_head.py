@@ -195,10 +195,16 @@ def test_the_last_block_computes_last_tokens_only_where_nothing_reads_others(cau
         np.testing.assert_allclose(model.encode(SENTENCES), without_head(model), **SAME)
 
 
-def take_step(model: PromptEOL, **options: Any) -> None:
+def take_step(model: PromptEOL, *, fused: bool) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(model.parameters(), lr=0.05, fused=fused).step()
+
+
+def train(model: PromptEOL) -> None:
     model(model.preprocess(SENTENCES[:3]))["sentence_embedding"].square().mean().backward()
-    assert all(parameter.grad is not None for parameter in model[0].model.layers[0].parameters())
-    torch.optim.AdamW(model.parameters(), lr=0.05, **options).step()
+    assert all(parameter.grad is not None for parameter in block(model, 0).parameters())
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
 def load_other_weights(model: PromptEOL) -> None:
@@ -220,8 +226,10 @@ def replace_data(weight: torch.Tensor) -> None:
 
 # Most leave no version behind; a fused optimizer does not either
 CHANGES: dict[str, Callable[[PromptEOL], Any]] = {
-    "a step": lambda model: take_step(model.train()),
-    "a fused step in evaluation mode": lambda model: take_step(model.eval(), fused=True),
+    "training": lambda model: train(model.train()),
+    "training in evaluation mode": lambda model: train(model.eval()),
+    "a step": lambda model: take_step(model, fused=False),
+    "a fused step": lambda model: take_step(model, fused=True),
     "a moving average": lambda model: [p.data.mul_(0.9).add_(noise(p), alpha=0.1) for p in model.parameters()],
     "a copy": lambda model: [p.data.copy_(p.data + 0.3 * noise(p)) for p in model.parameters()],
     "load_state_dict": load_other_weights,
