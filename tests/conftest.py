@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -144,6 +145,12 @@ def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def build_senteval(folder: Path) -> Path:
     """A tiny folder in SentEval's layout: STS-B and MR, made of a few words."""
     rng = np.random.default_rng(0)
@@ -192,14 +199,11 @@ for line in sys.stdin:
         )
 
     def request(self, path: str | Path, sentences: list[str]) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"path": str(path), "sentences": sentences}) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("ANSWER"):
-                answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER"))
-                return answer
+                return json.loads(line.removeprefix("ANSWER"))
         raise RuntimeError("the process without st_prompteol ended")
 
     def encode(self, path: str | Path, sentences: list[str]) -> np.ndarray[Any, Any]:
