@@ -87,14 +87,6 @@ def test_the_papers_spelling_is_one_demonstration(tmp_path: Path) -> None:
     assert PromptTemplate(demonstrations=(read[0].demonstration,)).render("X") == spelled
 
 
-def test_rendered_prompts_are_those_of_the_reference() -> None:
-    one = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
-    two = 'This sentence : "meat from a deer." means in one word:"Venison".'
-    end = 'This sentence : "It rains." means in one word:"'
-    assert PromptTemplate(demonstrations=(JOCKEY,)).render("It rains") == one + end
-    assert PromptTemplate(demonstrations=(JOCKEY, VENISON, JOCKEY)).render("It rains") == one + two + one + end
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -219,10 +211,8 @@ def test_the_real_wordnet(tmp_path: Path) -> None:
 
 def test_pairs_of_files_and_of_sts_b(tmp_path: Path) -> None:
     rows = [('a "b", c', "d", 1.5), ("e", "f", 0.0)]
-    (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps(dict(zip(("sentence1", "sentence2", "score"), row, strict=True))) + "\n" for row in rows),
-        encoding="utf-8",
-    )
+    lines = (json.dumps(dict(zip(("sentence1", "sentence2", "score"), row, strict=True))) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
     (tmp_path / "a.csv").write_text('sentence1,score,sentence2\n"a ""b"", c",1.5,d\ne,0,f\n', encoding="utf-8")
     assert read_pairs(tmp_path / "a.jsonl") == rows
     assert read_pairs(tmp_path / "a.csv") == rows

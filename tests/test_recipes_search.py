@@ -428,30 +428,3 @@ def test_the_command_writes_log_table_plot_and_model(
     np.testing.assert_allclose(
         plain.encode(tmp_path / "saved", SENTENCES), expected, atol=1e-5 * np.abs(expected).max()
     )
-
-
-def test_mistakes_on_the_command_line_are_one_sentence(causal_lms: dict[str, str], tmp_path: Path) -> None:
-    arguments = write_search(tmp_path, 3)
-    (tmp_path / "empty.tsv").write_text("", encoding="utf-8")
-    run, out, built = ["search", causal_lms["opt"]], ["-o", str(tmp_path / "out")], str(tmp_path / "x.jsonl")
-    key = ["--sentences", str(tmp_path / "c.jsonl"), "--key-variable", "NO_SUCH_KEY"]
-    mistakes = [
-        ([*run, str(tmp_path / "empty.tsv"), *arguments[1:], *out], "holds no demonstration"),
-        ([*run, str(tmp_path / "missing.tsv"), *arguments[1:], *out], "missing.tsv"),
-        ([*run, *arguments, *out, "--layers", "first"], "not a list of layers"),
-        ([*run, *arguments, *out, "--layers", "-1,-7"], "out of range"),
-        ([*run, *arguments, *out, "--templates", "none"], "a demonstration's word has no place"),
-        ([*run, *arguments[1:], *out, "--shots", "2"], "--shots has no effect without candidates"),
-        (["candidates", built], "nothing to build from"),
-        (["candidates", built, "--base-url", "http://x"], "add --llm NAME"),
-        (["candidates", built, "--dictionary", "/missing"], "neither a folder"),
-        (["candidates", built, "--llm", "m", "--provider", "nobody", *key], "NO_SUCH_KEY"),
-    ]
-    for command, message in mistakes:
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 2, (command, result.output)
-        assert isinstance(result.exception, SystemExit)
-        assert message in result.stderr
-        assert result.stdout == ""
-        assert result.stderr.startswith("st-prompteol: ")
-        assert result.stderr.count("\n") == 1, result.stderr
