@@ -21,18 +21,7 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {
-        "template",
-        "files",
-        "failures",
-        "tables",
-        "long_text",
-        "adapters",
-        "decoders",
-        "pooling",
-        "released",
-        "spelling",
-    },
+    set("template files failures tables long_text adapters decoders pooling released spelling".split()),
     {"body", "tokens", "fast", "output", "retries"},
     {"stock"},
     {"modules"},
@@ -126,10 +115,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
     )
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()
-    assert {name.split("/")[0] for name in names} == {
-        "st_prompteol",
-        f"st_prompteol-{st_prompteol.__version__}.dist-info",
-    }
+    information = f"st_prompteol-{st_prompteol.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"st_prompteol", information}
     assert {"st_prompteol/py.typed", "st_prompteol/hub/model_card.md.jinja"} <= set(names)
     shipped = {path.relative_to(ROOT).as_posix() for path in (LIBRARY / "tiny").rglob("*") if path.is_file()}
     assert "st_prompteol/tiny/model.safetensors" in shipped <= set(names)
