@@ -205,30 +205,3 @@ def test_stories260k_on_the_real_tasks(stories, shared, tmp_path, step):
 
 def lines_of(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-@pytest.mark.shared
-@pytest.mark.slow
-def test_stories260k_reproduces_the_score_measured_by_the_reference(stories, shared):
-    """50.56 with the reference's preprocessing of each sentence.
-
-    It was measured on the lines as they are; SentEval joins the tokens of a line by single spaces, which gives 50.57.
-    """
-
-    class Preprocessed(EmbeddingCache):
-        def encode(self, columns, **settings):
-            return super().encode(
-                [[self.preprocess(sentence) for sentence in column] for column in columns], **settings
-            )
-
-        @staticmethod
-        def preprocess(sentence):
-            if sentence and sentence[-1] not in ".?\"'":
-                sentence += "."
-            sentence = sentence.replace('"', "'")
-            return sentence[:-1] + "." if sentence.endswith("?") else sentence
-
-    task = "STSBenchmark-dev"
-    result = evaluate_sts(Preprocessed(mean_pooled(stories)), shared / "senteval", [task], batch_size=128)[task]
-    assert result.score == pytest.approx(50.56, abs=0.02)
-    assert result.details["n"] == 1500

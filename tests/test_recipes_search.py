@@ -95,8 +95,6 @@ def test_the_winner_is_that_of_a_plain_loop_and_saved_with_the_model(
     assert result.winner.score == max(trial.score for trial in result.trials)
     assert result.winner.score >= result.steps[-1].score
     assert sum(step.gain.value for step in result.steps) == pytest.approx(result.winner.gain.value)
-    assert result.runner_up is not None
-    assert result.over_runner_up is not None
     assert result.over_runner_up.value == pytest.approx(result.winner.score - result.runner_up.score)
 
     recipe = result.winner.recipe
@@ -111,20 +109,17 @@ def test_the_winner_is_that_of_a_plain_loop_and_saved_with_the_model(
 def test_the_five_templates_take_a_pass_each(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, tokenised, computed = make_pairs(), [], []
     preprocess, forward = PromptEOL.preprocess, PromptEOL.forward
-    monkeypatch.setattr(
-        PromptEOL,
-        "preprocess",
-        lambda self, inputs, **options: (
-            tokenised.append((self.template, inputs)) or preprocess(self, inputs, **options)
-        ),
-    )
-    monkeypatch.setattr(
-        PromptEOL,
-        "forward",
-        lambda self, features, **options: (
-            computed.append(len(features["input_ids"])) or forward(self, features, **options)
-        ),
-    )
+
+    def noted(self: PromptEOL, inputs: Any, **options: Any) -> Any:
+        tokenised.append((self.template, inputs))
+        return preprocess(self, inputs, **options)
+
+    def counted(self: PromptEOL, features: Any, **options: Any) -> Any:
+        computed.append(len(features["input_ids"]))
+        return forward(self, features, **options)
+
+    monkeypatch.setattr(PromptEOL, "preprocess", noted)
+    monkeypatch.setattr(PromptEOL, "forward", counted)
     result = search(model, pairs)
     names = ["prompteol", "prompt", "pretended-cot", "knowledge", "summarize"]
     for name in names:
@@ -298,7 +293,6 @@ def test_held_out_pairs_are_encoded_at_the_end_only(
     left, right = (
         encode(PromptEOL(modules=[twin[0], twin[1]]), [pair[side] for pair in held_out]) - shift for side in (0, 1)
     )
-    assert result.holdout is not None
     assert result.holdout.score == pytest.approx(correlate(left, right, held_out), abs=0.05)
     start = score_of(PromptEOL(modules=[twin[0], twin[1]]), result.start.recipe, held_out)
     assert result.holdout.gain.value == pytest.approx(result.holdout.score - start, abs=0.05)

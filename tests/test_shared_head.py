@@ -46,6 +46,19 @@ def without_head(model: PromptEOL, sentences: list[str] = SENTENCES, **options: 
     return twin.encode(sentences, **options)
 
 
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """How many sentences and tokens were computed together."""
+    found, build = [], PackedRows.__init__
+
+    def note(rows: PackedRows, ids: Any, *args: Any, **kw: Any) -> None:
+        build(rows, ids, *args, **kw)
+        found.append((len(ids), len(rows.tokens)))
+
+    monkeypatch.setattr(PackedRows, "__init__", note)
+    return found
+
+
 def with_head(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray[Any, Any], list[int]]:
     """The embeddings, and how many tokens of each batch were not computed."""
     lengths = []
@@ -117,42 +130,30 @@ def test_families_that_cannot_share_a_head_do_not(
 
 @pytest.mark.parametrize("architecture", ["opt", "llama", "gemma2-wide"])
 def test_long_sentences_and_large_batches(
-    lms: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, architecture: str
+    lms: Callable[[str], str], packed: list[tuple[int, int]], architecture: str
 ) -> None:
     model = PromptEOL(lms(architecture))
     sentences = [" ".join([*SENTENCES * 4][:count]) for count in range(1, 26)]
     model.encode("checked")
-    parts = []
-    build = PackedRows.__init__
-    monkeypatch.setattr(
-        PackedRows, "__init__", lambda rows, ids, *args, **kw: parts.append(len(ids)) or build(rows, ids, *args, **kw)
-    )
+    packed.clear()
     embeddings = model.encode(sentences, batch_size=25)
-    assert len(parts) > 1
-    assert max(parts) > 1
+    assert len(packed) > 1
+    assert max(packed)[0] > 1
     np.testing.assert_allclose(embeddings, without_head(model, sentences, batch_size=1), **SAME)
 
 
 @pytest.mark.parametrize("words", [2, 40])
 def test_on_a_cpu_numbers_of_tokens_are_few(
-    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, words: int
+    causal_lms: dict[str, str], packed: list[tuple[int, int]], words: int
 ) -> None:
     model = PromptEOL(causal_lms["llama"], demonstrations=SHOTS)
     sentences = [" ".join(["horse"] * (words + number % 3)) + f" {number}" for number in range(50)]
-    counts: set[int] = set()
-    build = PackedRows.__init__
-
-    def count(rows: PackedRows, *args: Any, **kw: Any) -> None:
-        build(rows, *args, **kw)
-        counts.add(len(rows.tokens))
-
-    monkeypatch.setattr(PackedRows, "__init__", count)
     one_by_one = model.encode(sentences, batch_size=1)
-    counts.clear()
+    packed.clear()
     for batch_size in (7, 16, 50):
         np.testing.assert_allclose(model.encode(sentences, batch_size=batch_size), one_by_one, **SAME)
-    assert counts
-    assert all(count % 32 == 0 or count <= 64 for count in counts)
+    assert packed
+    assert all(tokens % 32 == 0 or tokens <= 64 for _, tokens in packed)
 
 
 def test_identical_sentences_are_computed_once(causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
