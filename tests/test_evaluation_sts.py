@@ -70,20 +70,16 @@ def test_all_mean_and_weighted_mean(sts13):
     for kind, correlate in (("spearman", stats.spearmanr), ("pearson", stats.pearsonr)):
         each = {name: 100 * correlate(predicted[name], gold[name])[0] for name in pairs}
         assert result.details[kind] == {
-            "all": pytest.approx(
-                100 * correlate(np.concatenate([*predicted.values()]), np.concatenate([*gold.values()]))[0], abs=1e-3
-            ),
-            "mean": pytest.approx(sum(each.values()) / 3, abs=1e-3),
-            "weighted_mean": pytest.approx(
-                (10 * each["FNWN"] + 40 * each["headlines"] + 25 * each["OnWN"]) / 75, abs=1e-3
-            ),
+            name: pytest.approx(expected, abs=1e-3)
+            for name, expected in {
+                "all": 100 * correlate(np.concatenate([*predicted.values()]), np.concatenate([*gold.values()]))[0],
+                "mean": sum(each.values()) / 3,
+                "weighted_mean": (10 * each["FNWN"] + 40 * each["headlines"] + 25 * each["OnWN"]) / 75,
+            }.items()
         }
-        assert {name: subset[kind] for name, subset in result.details["subsets"].items()} == pytest.approx(
-            each, abs=1e-3
-        )
-    assert {name: subset["n"] for name, subset in result.details["subsets"].items()} == {
-        n: len(pairs[n]) for n in pairs
-    }
+        subsets = result.details["subsets"].items()
+        assert {name: subset[kind] for name, subset in subsets} == pytest.approx(each, abs=1e-3)
+    assert {name: subset["n"] for name, subset in subsets} == {name: len(rows) for name, rows in pairs.items()}
     assert (result.task, result.score, result.details["n"]) == ("STS13", result.details["spearman"]["all"], 75)
 
 

@@ -105,10 +105,8 @@ def test_a_long_sentence_loses_its_own_tail_never_the_template_s(causal_lms: dic
     other_tail = model.tokenizer.plain.encode(' says, at its very end:"').ids
     for expected in (other_tail, tail):
         features = model.preprocess(["word " * 200, "short"])
-        long, short = (
-            ids[mask.bool()].tolist()
-            for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True)
-        )
+        rows = zip(features["input_ids"], features["attention_mask"], strict=True)
+        long, short = (ids[mask.bool()].tolist() for ids, mask in rows)
         assert len(long) == 40 > len(short)
         assert long[-len(expected) :] == short[-len(expected) :] == expected
         model.template = "prompteol"

@@ -77,16 +77,8 @@ def test_halving_finds_what_trying_everything_finds(stories: str, shared: Path, 
     assert len(set(places)) == len(places)
     assert sum(row["encodings"] for row in rows) <= 0.25 * 300 * len(distinct(pairs))
 
-    everything = search(
-        PromptEOL(stories),
-        pairs,
-        read_candidates(candidates),
-        templates=["prompteol"],
-        layers=[-1],
-        center=False,
-        exhaustive=True,
-        log=out / "search.jsonl",
-    )
+    options = {"templates": ["prompteol"], "layers": [-1], "center": False, "exhaustive": True}
+    everything = search(PromptEOL(stories), pairs, read_candidates(candidates), **options, log=out / "search.jsonl")
     assert everything.winner.pairs == 1500
     assert len(everything.trials) == 301
     shown = re.search(r"Spearman (\S+) on 1500 pairs", found.stdout)

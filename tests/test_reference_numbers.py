@@ -19,8 +19,6 @@ from st_prompteol import Demonstration, PromptEOL, PromptEOLTransformer
 from st_prompteol.cli import app
 
 pytestmark = pytest.mark.shared
-
-
 Pairs = tuple[list[str], list[str], list[float]]
 
 

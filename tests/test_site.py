@@ -35,8 +35,6 @@ ROOMS = ["st_prompteol"] + [
     if room.ispkg and "__all__" in vars(importlib.import_module(f"st_prompteol.{room.name}"))
 ]
 NAMES = [f"{room}.{name}" for room in ROOMS for name in importlib.import_module(room).__all__]
-
-
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "st_prompteol").rglob("*.py"))
 
 
