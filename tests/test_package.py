@@ -34,21 +34,21 @@ RANKS = [
 ]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The modules and subpackages of the library that a file imports, at its top or inside a function."""
-    rooms = set()
+def imported(path: Path) -> set[str]:
+    """What a file imports, at its top or inside a function, by full names."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            pytest.fail(f"{path} imports relatively: write the full name")
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "st_prompteol" and len(parts) > 1:
-                rooms.add(parts[1])
+            assert node.level == 0, f"{path} imports relatively: write the full name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_rooms(path: Path) -> set[str]:
+    parts = [name.split(".") for name in imported(path)]
+    rooms = {part[1] for part in parts if part[0] == "st_prompteol" and len(part) > 1}
     return {room for room in rooms if (LIBRARY / room).is_dir() or (LIBRARY / f"{room}.py").is_file()}
 
 
@@ -70,11 +70,8 @@ def test_imports_follow_the_arrows() -> None:
 
 def test_nothing_in_the_library_imports_what_stands_around_it() -> None:
     for path in LIBRARY.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                assert name.split(".")[0] not in {"training", "hub_cards", "benchmarks", "tests", "examples"}
+        around = {"training", "hub_cards", "benchmarks", "tests", "examples"}
+        assert not {name.split(".")[0] for name in imported(path)} & around, path
 
 
 def test_public_names_are_those_of_all_and_come_when_used() -> None:

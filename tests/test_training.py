@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config
 
-from .conftest import SENTENCES, PlainProcess
+from .conftest import SENTENCES, WORDS, PlainProcess, build_senteval
 from .test_adapters import publish_adapter
 from .test_training_loss import run_two, start
 
@@ -45,11 +45,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*lr_scheduler.step.*:UserWarning",  # upstream's order of calls on a step without gradients
     "ignore:.*tokenizers.*fork.*",
 )
-WORDS = "a man woman dog cat horse is was rides sits on the red old mat guitar plays sings near".split()
 
 
 def sentence(draw: random.Random) -> str:
-    return " ".join(draw.choices(WORDS, k=draw.randint(3, 9)))
+    return " ".join(draw.choices(WORDS.split(), k=draw.randint(3, 9)))
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             anchor = sentence(draw)
             row = {"anchor": anchor, "positive": " ".join(anchor.split()[::-1]), "negative": sentence(draw)}
             file.write(json.dumps(row) + "\n")
-    sts = folder / "STS/STSBenchmark"
-    sts.mkdir(parents=True)
-    for split in ("dev", "test"):
-        rows = [(sentence(draw), sentence(draw), draw.random() * 5) for _ in range(20)]
-        lines = [f"g\tf\ty\t{i}\t{score:.3f}\t{first}\t{second}" for i, (first, second, score) in enumerate(rows)]
-        (sts / f"sts-{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    build_senteval(folder)
     return {"train_file": str(folder / "triplets.jsonl"), "sts_data_dir": str(folder)}
 
 
@@ -386,7 +380,6 @@ def test_what_a_user_cannot_mend_keeps_its_traceback() -> None:
         (["--per_device_train_batch_size", "65"], "64 rows do not fill a batch of 65: lower"),
         (["--lora_target_modules", "query"], "lora_target_modules query match no layer of .*: choose among down_proj"),
         (["--streaming"], "A stream has no known end: pass --max_steps"),
-        (["--train_file", "gone.csv"], "'gone.csv' is neither a file nor a folder"),
         (["--quantization", "int3"], "Unknown quantization 'int3'"),
         (["--matryoshka_dims", "64"], "cannot exceed the model's embedding dimension of 32"),
         (["--push_to_hub"], "The adapter 'run' sits on '.*', a folder that nobody else has: give `st-prompteol push`"),
