@@ -29,11 +29,17 @@ from transformers import (
     Qwen3Config,
 )
 
+from st_prompteol import Demonstration
+
 # tiny models and tiny classifiers: two threads only wait for each other
 torch.set_num_threads(1)
 threadpool_limits(limits=1)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+VENISON = Demonstration("meat from a deer.", "Venison")
+SHOTS = (JOCKEY, VENISON)
 TEXT = [
     "This sentence : means in one word:",
     "A jockey riding a horse.",
@@ -143,6 +149,11 @@ def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         name: build_causal_lm(tmp_path_factory.mktemp(name), name, bos=name not in ("gpt2", "gpt-neox", "qwen2"))
         for name in ARCHITECTURES
     }
+
+
+def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
+    """That numbers differ by no more than a share of the largest."""
+    np.testing.assert_allclose(one, other, rtol=0, atol=atol * np.abs(other).max())
 
 
 def free_port() -> int:

@@ -33,12 +33,11 @@ from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
 from st_prompteol.evaluation.score_table import SHORT_NAMES
 from training import train
 
-from .conftest import build_senteval, build_tokenizer
+from .conftest import ROOT, build_senteval, build_tokenizer
 from .hubserver import Hub, hub_environment
 from .test_adapters import publish_adapter
 from .test_recipes_candidates import write_wordnet
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

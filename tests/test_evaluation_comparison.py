@@ -24,14 +24,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from st_prompteol import Demonstration, PromptEOL, PromptTemplate
+from st_prompteol import PromptEOL, PromptTemplate
 from st_prompteol.cli import app
 from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Run, run_tasks
 from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import MaskTokenPooling, apply_decoder_methods, apply_encoder_methods
 from st_prompteol.evaluation.runner import expand_tasks
 
-from .conftest import SENTENCES, WORDS, build_causal_lm, build_senteval, sized
+from .conftest import SENTENCES, VENISON, WORDS, assert_alike, build_causal_lm, build_senteval, sized
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_decoder_methods_are_the_pipelines_that_they_say(causal_lms: dict[str, str]) -> None:
     path = causal_lms["llama"]
-    shot = Demonstration("meat from a deer.", "Venison")
+    shot = VENISON
     embeddings = {
         name: model.encode(SENTENCES)
         for name, model in apply_decoder_methods(PromptEOL(path), "facebook/opt-13b", layers=(-1, -2))
@@ -295,7 +295,7 @@ def test_an_ensemble_is_the_mean_over_templates_and_is_not_saved(
         assert name == "mean of knowledge and pretended-cot" + (", layer -2" if layer == -2 else "")
         alone = [PromptEOL(causal_lms["opt-350m"], template=one, layer=layer).encode(SENTENCES) for one in templates]
         expected = (alone[0] + alone[1]) / 2
-        np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5 * np.abs(expected).max())
+        assert_alike(model.encode(SENTENCES), expected)
         with pytest.raises(ValueError, match="cannot be saved"):
             model.save_pretrained("mean")
     options = ("--data-dir", str(data_dir), "--task", "STSBenchmark", "--methods", "--ensemble", ",".join(templates))

@@ -21,13 +21,12 @@ from st_prompteol.cli import app
 from st_prompteol.hub import push
 from st_prompteol.hub.upload import check_no_secrets
 
-from .conftest import SENTENCES, build_causal_lm, build_senteval
+from .conftest import ROOT, SENTENCES, build_causal_lm, build_senteval
 from .hubserver import Hub, hub_environment
 from .test_adapters import peft_oracle, publish_adapter
 from .test_corpus_runs import read, sentences, write_parquet
 from .test_evaluation_data import archive
 
-ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"hf_AliceSecretWrite": "alice"}
 READ_TOKENS = {"hf_AliceSecretRead": "alice"}
 WRITE, READ, WRONG = "hf_AliceSecretWrite", "hf_AliceSecretRead", "hf_NobodyKnowsThis"

@@ -20,12 +20,19 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
-from st_prompteol import Demonstration, LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
+from st_prompteol import LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
 
-from .conftest import ARCHITECTURES, SENTENCES, PlainProcess, build_causal_lm, build_tokenizer
+from .conftest import (
+    ARCHITECTURES,
+    JOCKEY,
+    SENTENCES,
+    VENISON,
+    PlainProcess,
+    assert_alike,
+    build_causal_lm,
+    build_tokenizer,
+)
 from .test_template import ODD_TEXT, templates
-
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 
 
 def read_json(path: Path) -> Any:
@@ -41,10 +48,9 @@ def test_a_saved_model_opens_without_this_package(
         sentences = [*SENTENCES, "long " * 300]
         expected = model.encode(sentences)
         model.save_pretrained(str(tmp_path))
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(plain.encode(tmp_path, sentences) / scale, expected / scale, atol=1e-5)
+        assert_alike(plain.encode(tmp_path, sentences), expected)
         ours = PromptEOL(str(tmp_path))
-        np.testing.assert_allclose(ours.encode(sentences) / scale, expected / scale, atol=1e-5)
+        assert_alike(ours.encode(sentences), expected)
         assert (ours.template, ours.layer, ours.max_seq_length) == (model.template, layer, 100)
     assert not list(tmp_path.rglob("*.bin"))
     if architecture == "qwen2":  # which is a Llama with biases
@@ -81,8 +87,7 @@ def test_saved_equals_in_memory_for_odd_templates_and_sentences(
     expected = model.encode(sentences)
     assert np.isfinite(expected).all()
     model.save_pretrained(str(tmp_path), create_model_card=False)
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(plain.encode(tmp_path, sentences) / scale, expected / scale, atol=1e-5)
+    assert_alike(plain.encode(tmp_path, sentences), expected)
     assert PromptEOL(str(tmp_path)).template == template
 
 
@@ -107,7 +112,7 @@ def test_options_given_at_opening_win_over_saved_ones(causal_lms: dict[str, str]
     expected = PromptEOL(path, template="prompt")
     np.testing.assert_allclose(opened.encode(SENTENCES), expected.encode(SENTENCES), atol=1e-5)
     assert opened.get_embedding_dimension() == expected.get_embedding_dimension() == 16
-    other = Demonstration("meat from a deer.", "Venison")
+    other = VENISON
     kept = PromptEOL(str(tmp_path), demonstrations=[other])
     assert kept.template == replace(PromptTemplate(), demonstrations=(other,))
     assert kept.layer == PromptEOL(str(tmp_path), template="prompt").layer == -2
@@ -322,7 +327,7 @@ def test_many_sentences_in_chunks_come_back_in_their_order(
     monkeypatch.setattr("st_prompteol.model._CHUNK_BATCHES", 3)
     for show_progress_bar in (False, True):
         got = model.encode(sentences, batch_size=4, show_progress_bar=show_progress_bar, **options)
-        np.testing.assert_allclose(np.asarray(got), expected, atol=1e-5 * np.abs(expected).max())
+        assert_alike(np.asarray(got), expected)
 
 
 def test_a_family_whose_tokenizer_transformers_replaces_is_refused(tmp_path: Path) -> None:

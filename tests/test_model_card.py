@@ -22,7 +22,7 @@ from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
 from st_prompteol.hub.results import ModelResults, eval_result_files, eval_results, read_results
 
-from .conftest import build_senteval
+from .conftest import ROOT, build_senteval
 from .test_adapters import publish_adapter
 
 EVIL = [
@@ -220,7 +220,7 @@ def test_what_was_known_of_training_stays_when_a_model_is_opened_and_published_a
 
 
 def released() -> dict[str, Any]:
-    return runpy.run_path(str(Path(__file__).resolve().parents[1] / "hub_cards/push.py"))
+    return runpy.run_path(str(ROOT / "hub_cards/push.py"))
 
 
 def test_the_cards_of_released_models_are_those_that_their_facts_and_results_give() -> None:

@@ -18,16 +18,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, T5Config, T5Model
 
 from st_prompteol import (
-    Demonstration,
     LastTokenPooling,
     PromptEOL,
     PromptEOLTransformer,
     PromptTemplate,
 )
 
-from .conftest import ARCHITECTURES, SENTENCES, build_tokenizer
-
-SHOTS = (Demonstration("A jockey riding a horse.", "Equestrian"), Demonstration("meat from a deer.", "Venison"))
+from .conftest import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_tokenizer
 
 
 def oracle(path: str, texts: list[str], layer: int = -1) -> np.ndarray[Any, Any]:
@@ -51,12 +48,11 @@ def test_embeddings_equal_the_reference_s(causal_lms: dict[str, str], architectu
     template = PromptTemplate(demonstrations=SHOTS[: -layer - 1])
     model = PromptEOL(path, template=template, layer=layer)
     expected = oracle(path, [template.render(sentence) for sentence in SENTENCES], layer)
-    scale = np.abs(expected).max()
     for batch_size in (1, 3, 32):
-        np.testing.assert_allclose(model.encode(SENTENCES, batch_size=batch_size) / scale, expected / scale, atol=1e-5)
+        assert_alike(model.encode(SENTENCES, batch_size=batch_size), expected)
     order = np.random.default_rng(0).permutation(len(SENTENCES))
     shuffled = model.encode([SENTENCES[index] for index in order])
-    np.testing.assert_allclose(shuffled / scale, expected[order] / scale, atol=1e-5)
+    assert_alike(shuffled, expected[order])
     assert model.get_embedding_dimension() == expected.shape[1]
 
 

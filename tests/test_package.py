@@ -14,7 +14,8 @@ import pytest
 
 import st_prompteol
 
-ROOT = Path(__file__).resolve().parents[1]
+from .conftest import ROOT
+
 LIBRARY = ROOT / "st_prompteol"
 
 # Against the arrow: upstream's method `push_to_hub` of a model is ours when it is called

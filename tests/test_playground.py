@@ -30,13 +30,11 @@ import yaml
 
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 
-from .conftest import SENTENCES, free_port
+from .conftest import JOCKEY, ROOT, SENTENCES, free_port
 from .hubserver import Hub, hub_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "hub_cards/space"
 LINES = [*SENTENCES, "A man is playing a guitar.", "Somebody plays the guitar."]
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from st_prompteol.cli import app
 from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, summarize, write_candidates
 from st_prompteol.recipes.measure import encode_layers
 
-from .conftest import SENTENCES, WORDS, PlainProcess
+from .conftest import SENTENCES, WORDS, PlainProcess, assert_alike
 
 LETTERS = [one + other for one in "abcdefghij" for other in "abcdefghij"]
 OLD: dict[str, Any] = {"templates": ["prompteol"], "layers": [-1], "center": False}  # demonstrations alone
@@ -203,7 +203,7 @@ def test_embeddings_of_several_layers_are_those_of_encode(causal_lms: dict[str, 
         for layer in (-1, -2):
             twin.layer = layer
             expected = twin.encode(sentences)
-            np.testing.assert_allclose(found[layer], expected, atol=1e-5 * np.abs(expected).max())
+            assert_alike(found[layer], expected)
 
 
 def test_more_shots_are_added_while_they_gain(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,6 +419,4 @@ def test_the_command_writes_log_table_plot_and_model(
     exec(code, names)
     assert (names["model"].template, names["model"].layer) == (model.template, model.layer)
     expected = model.encode(SENTENCES)
-    np.testing.assert_allclose(
-        plain.encode(tmp_path / "saved", SENTENCES), expected, atol=1e-5 * np.abs(expected).max()
-    )
+    assert_alike(plain.encode(tmp_path / "saved", SENTENCES), expected)

@@ -25,17 +25,16 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from st_prompteol import Demonstration, PromptEOL, PromptTemplate
+from st_prompteol import PromptEOL, PromptTemplate
 from st_prompteol.fast.head import SharedHead
 from st_prompteol.fast.rows import PackedRows
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
 
-from .conftest import ARCHITECTURES, SENTENCES, build_causal_lm, grouped, sized
+from .conftest import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, grouped, sized
 from .test_adapters import publish_adapter
 from .test_fast import assert_right
 
-SHOTS = (Demonstration("A jockey riding a horse.", "Equestrian"), Demonstration("meat from a deer.", "Venison"))
 SAME = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -90,8 +89,7 @@ def test_embeddings_are_those_without_it(
     model = PromptEOL(lms(architecture), layer=layer, demonstrations=SHOTS)
     embeddings, lengths = with_head(model, monkeypatch)
     expected = without_head(model)
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(embeddings / scale, expected / scale, atol=1e-5)
+    assert_alike(embeddings, expected)
     if architecture in ("mistral", "gemma2", "gemma3"):
         assert lengths == []  # the window of 8 tokens is shorter than the prompt
     else:
@@ -102,7 +100,7 @@ def test_embeddings_are_those_without_it(
         for encode in (model.encode, partial(without_head, model))
     )
     for ours, theirs in zip(*sides, strict=True):
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(expected).max())
 
 
 # Families whose tokens meet otherwise than by plain attention to all tokens before them
@@ -345,7 +343,7 @@ def test_a_pool_of_processes_has_it_too(causal_lms: dict[str, str]) -> None:
     pool = model.start_multi_process_pool(["cpu", "cpu"])
     try:
         embeddings = model.encode(SENTENCES, pool=pool, chunk_size=3)
-        np.testing.assert_allclose(embeddings, expected, atol=1e-5 * np.abs(expected).max())
+        assert_alike(embeddings, expected)
     finally:
         model.stop_multi_process_pool(pool)
 

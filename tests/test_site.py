@@ -26,9 +26,8 @@ import torch
 import st_prompteol
 from st_prompteol.cli import app
 
-from .conftest import build_senteval
+from .conftest import ROOT, build_senteval
 
-ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["st_prompteol"] + [
     f"st_prompteol.{room.name}"
     for room in pkgutil.iter_modules(st_prompteol.__path__)

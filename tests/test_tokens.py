@@ -22,14 +22,9 @@ from st_prompteol import TINY, Demonstration, PromptTemplate
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, read_task
 from st_prompteol.tokens import TemplateTokenizer, read_template
 
-from .conftest import SHARED, build_tokenizer
+from .conftest import JOCKEY, SHARED, VENISON, build_tokenizer
 
-SHOTS = (
-    Demonstration("A jockey riding a horse.", "Equestrian"),
-    Demonstration("meat from a deer.", "Venison"),
-    Demonstration('He said: "no"', "Refusal"),
-    Demonstration("un café à 3,50 €", "Boisson"),
-) * 4
+SHOTS = (JOCKEY, VENISON, Demonstration('He said: "no"', "Refusal"), Demonstration("un café à 3,50 €", "Boisson")) * 4
 FOLDERS = {
     "tiny": TINY,
     "stories260k": str(SHARED / "hub/models/tinyllamas/stories260k"),

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 
 from st_prompteol import PromptEOL
 
-from .conftest import PlainProcess
+from .conftest import ROOT, PlainProcess
 from .hubserver import Hub, hub_environment
 
 pytest.importorskip("datasets")
@@ -29,7 +29,6 @@ from training import train as script
 from training.data import sts_benchmark
 
 pytestmark = pytest.mark.shared
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def words(shared: Path, stories: str, output_dir: Path, *more: str) -> list[str]:
