@@ -54,10 +54,8 @@ def odd_text(chooser: random.Random) -> str:
 def strings(count: int, folder: Path) -> list[str]:
     """Each string has a finite embedding, the same alone, in a batch and from plain sentence-transformers."""
     chooser, failures = random.Random(0), []
-    model, plain = (
-        PromptEOL(TINY, device="cpu"),
-        SentenceTransformer(TINY, device="cpu", model_kwargs={"dtype": torch.float32}),
-    )
+    model = PromptEOL(TINY, device="cpu")
+    plain = SentenceTransformer(TINY, device="cpu", model_kwargs={"dtype": torch.float32})
     for start in range(0, count, 50):
         texts = [odd_text(chooser) for _ in range(min(50, count - start))]
         embeddings = model.encode(texts)
@@ -65,9 +63,8 @@ def strings(count: int, folder: Path) -> list[str]:
         scale = np.abs(embeddings).max()
         for text, one, other in zip(texts, embeddings, plain.encode(repaired), strict=True):
             if not (np.isfinite(one).all() and np.abs(one - other).max() <= 1e-4 * scale):
-                failures.append(
-                    f"{text!r:.80}: {np.abs(one - other).max() / scale:.1e} beside plain sentence-transformers"
-                )
+                off = np.abs(one - other).max() / scale
+                failures.append(f"{text!r:.80}: {off:.1e} beside plain sentence-transformers")
         alone = model.encode(texts[0])
         if not np.abs(alone - embeddings[0]).max() <= 1e-4 * scale:
             failures.append(f"{texts[0]!r:.80}: another embedding alone")
@@ -79,10 +76,9 @@ def templates(count: int, folder: Path) -> list[str]:
     chooser, failures = random.Random(1), []
     for number in range(count):
         text = odd_text(chooser)[:300] + chooser.choice(["{sentence}", ' "{sentence}"']) + odd_text(chooser)[:300]
+        preprocessing = chooser.choice(["paper", "none"])
         try:
-            model = PromptEOL(
-                TINY, device="cpu", template=PromptTemplate(text, preprocessing=chooser.choice(["paper", "none"]))
-            )
+            model = PromptEOL(TINY, device="cpu", template=PromptTemplate(text, preprocessing=preprocessing))
         except ValueError:
             continue
         model.save_pretrained(str(folder / f"{number}"))
@@ -114,9 +110,8 @@ def files(count: int, folder: Path) -> list[str]:
         content = bytearray(contents[suffix])
         for _ in range(chooser.randrange(1, 6)):
             place = chooser.randrange(len(content))
-            new = chooser.choice(
-                [b'"', b"\n", b"\r", b"\0", b"\xff", b",", b"\t", b"", b'"\n"', bytes(content[: place // 4])]
-            )
+            pieces = [b'"', b"\n", b"\r", b"\0", b"\xff", b",", b"\t", b"", b'"\n"', bytes(content[: place // 4])]
+            new = chooser.choice(pieces)
             content[place : place + chooser.randrange(3)] = new
         path = folder / f"damaged{suffix}"
         path.write_bytes(content)
@@ -196,9 +191,8 @@ def kills(count: int, folder: Path) -> list[str]:
         process.wait()
         if _start(source, out).wait() or not np.allclose(_embeddings(out), expected, atol=1e-4):
             failures.append(f"kill {number}: the run that went on is not the unbroken one")
-        if not json.loads((out / "_manifest.json").read_text(encoding="utf-8"))["complete"] or list(
-            out.glob(".*.tmp")
-        ):
+        complete = json.loads((out / "_manifest.json").read_text(encoding="utf-8"))["complete"]
+        if not complete or list(out.glob(".*.tmp")):
             failures.append(f"kill {number}: not complete, or something half written is left")
     return failures
 
@@ -220,14 +214,8 @@ def races(count: int, folder: Path) -> list[str]:
 
 
 # What is tried -> how often in the long form
-TABLE: dict[Callable[[int, Path], list[str]], int] = {
-    strings: 10_000,
-    templates: 150,
-    files: 20_000,
-    folders: 300,
-    kills: 12,
-    races: 12,
-}
+TABLE: dict[Callable[[int, Path], list[str]], int] = {strings: 10_000, templates: 150, files: 20_000, folders: 300}
+TABLE |= {kills: 12, races: 12}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,11 +29,17 @@ from transformers import (
     Qwen3Config,
 )
 
+from st_prompteol import Demonstration
+
 # tiny models and tiny classifiers: two threads only wait for each other
 torch.set_num_threads(1)
 threadpool_limits(limits=1)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+VENISON = Demonstration("meat from a deer.", "Venison")
+SHOTS = (JOCKEY, VENISON)
 TEXT = [
     "This sentence : means in one word:",
     "A jockey riding a horse.",
@@ -53,35 +60,33 @@ SENTENCES = [
 
 WORDS = "a the man woman dog cat horse plays rides sings walks small big red guitar beach this sentence means in"
 
-_GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 256}
-ARCHITECTURES: dict[str, Callable[[int], Any]] = {
-    "opt": lambda vocab: OPTConfig(vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, **SIZES),
-    "opt-350m": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False, **SIZES
-    ),
-    "opt-64": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=128, word_embed_proj_dim=64, **{**SIZES, "hidden_size": 64}
-    ),
-    "llama-64": lambda vocab: LlamaConfig(
-        vocab_size=vocab, intermediate_size=128, num_key_value_heads=2, **{**SIZES, "hidden_size": 64}
-    ),
+Config = Callable[[int], Any]  # of a number of tokens
+
+
+def sized(kind: Any, **more: Any) -> Config:
+    return lambda vocab: kind(**{"vocab_size": vocab, **SIZES, **more})
+
+
+def grouped(kind: Any, **more: Any) -> Config:
+    """Of a family whose heads share keys and values."""
+    return sized(kind, **{"intermediate_size": 64, "num_key_value_heads": 2, **more})
+
+
+_GEMMA = {"sliding_window": 8, "head_dim": 8, "query_pre_attn_scalar": 8}
+ARCHITECTURES: dict[str, Config] = {
+    "opt": sized(OPTConfig, ffn_dim=64, word_embed_proj_dim=32),
+    "opt-350m": sized(OPTConfig, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "opt-64": sized(OPTConfig, ffn_dim=128, word_embed_proj_dim=64, hidden_size=64),
+    "llama-64": grouped(LlamaConfig, intermediate_size=128, hidden_size=64),
     "gpt2": lambda vocab: GPT2Config(vocab_size=vocab, n_embd=32, n_layer=3, n_head=4, n_positions=256),
-    "gpt-neox": lambda vocab: GPTNeoXConfig(vocab_size=vocab, intermediate_size=64, **SIZES),
-    "llama": lambda vocab: LlamaConfig(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **SIZES),
-    "mistral": lambda vocab: MistralConfig(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **SIZES
-    ),
-    "qwen2": lambda vocab: Qwen2Config(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **SIZES),
-    "qwen3": lambda vocab: Qwen3Config(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, **SIZES
-    ),
-    "gemma2": lambda vocab: Gemma2Config(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **SIZES
-    ),
-    "gemma3": lambda vocab: Gemma3TextConfig(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, sliding_window=8, **_GEMMA, **SIZES
-    ),
+    "gpt-neox": sized(GPTNeoXConfig, intermediate_size=64),
+    "llama": grouped(LlamaConfig),
+    "mistral": grouped(MistralConfig, sliding_window=8),
+    "qwen2": grouped(Qwen2Config),
+    "qwen3": grouped(Qwen3Config, head_dim=8),
+    "gemma2": grouped(Gemma2Config, **_GEMMA),
+    "gemma3": grouped(Gemma3TextConfig, **_GEMMA),
 }
 
 
@@ -122,15 +127,18 @@ def build_tokenizer(folder: Path, *, bos: bool = True) -> PreTrainedTokenizerFas
     return fast
 
 
-def build_causal_lm(folder: Path, architecture: str = "opt", *, seed: int = 0, bos: bool = True) -> str:
+def build_causal_lm(
+    folder: Path, architecture: str | Config = "opt", *, seed: int = 0, bos: bool = True, odd_norms: bool = False
+) -> str:
     """A random causal LM of a few thousand parameters with its tokenizer, saved as its authors would publish it."""
     tokenizer = build_tokenizer(folder, bos=bos)
     torch.manual_seed(seed)
     # a few rows more than tokens: some families add special tokens of their own when the tokenizer is opened
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](len(tokenizer) + 8))
+    config = ARCHITECTURES[architecture] if isinstance(architecture, str) else architecture
+    model = AutoModelForCausalLM.from_config(config(len(tokenizer) + 8))
     for parameter in model.parameters():  # the default initialisation makes all sentences alike
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+        if parameter.ndim > 1 or odd_norms:
+            torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.3)
     model.save_pretrained(folder)
     return str(folder)
 
@@ -142,6 +150,17 @@ def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         name: build_causal_lm(tmp_path_factory.mktemp(name), name, bos=name not in ("gpt2", "gpt-neox", "qwen2"))
         for name in ARCHITECTURES
     }
+
+
+def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
+    """That numbers differ by no more than a share of the largest."""
+    np.testing.assert_allclose(one, other, rtol=0, atol=atol * np.abs(other).max())
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def build_senteval(folder: Path) -> Path:
@@ -192,14 +211,11 @@ for line in sys.stdin:
         )
 
     def request(self, path: str | Path, sentences: list[str]) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"path": str(path), "sentences": sentences}) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("ANSWER"):
-                answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER"))
-                return answer
+                return json.loads(line.removeprefix("ANSWER"))
         raise RuntimeError("the process without st_prompteol ended")
 
     def encode(self, path: str | Path, sentences: list[str]) -> np.ndarray[Any, Any]:

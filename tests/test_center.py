@@ -11,9 +11,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 
-from st_prompteol import TINY, Demonstration, PromptEOL
+from st_prompteol import TINY, PromptEOL
 
-from .conftest import SENTENCES, PlainProcess
+from .conftest import JOCKEY, SENTENCES, PlainProcess
 
 SAMPLE = [f"{who} {does} in the {place}" for who in ("a man", "dogs", "it") for does in ("sings", "is") for place in
           ("garden", "sea", "year 1990")]  # fmt: skip
@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 def test_centred_embeddings_are_those_minus_the_mean(
     causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str, scale: bool
 ) -> None:
-    shots = [Demonstration("A jockey riding a horse.", "Equestrian")]
+    shots = [JOCKEY]
     model = PromptEOL(causal_lms[architecture], demonstrations=shots, layer=-2)
     whole, sample = (model.encode(sentences).astype(np.float64) for sentences in (SENTENCES, SAMPLE))
     expected = (whole - sample.mean(axis=0)) / (sample.std(axis=0) if scale else 1)

@@ -18,10 +18,11 @@ from st_prompteol import TINY, PromptEOL, released
 from st_prompteol.cli import app
 from st_prompteol.cli.options import read_model_options
 
-from .conftest import SENTENCES, PlainProcess
+from .conftest import ROOT, SENTENCES, PlainProcess, assert_alike
 from .test_adapters import publish_adapter
+from .test_recipes_search import write_search
 
-CANDIDATES = str(Path(__file__).resolve().parents[1] / "examples/candidates.tsv")
+CANDIDATES = str(ROOT / "examples/candidates.tsv")
 
 
 def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
@@ -74,12 +75,8 @@ def test_a_model_is_opened_as_its_options_say(causal_lms: dict[str, str], tmp_pa
     assert code == 0, error
     assert "A jockey riding a horse" in out
     facts = dict(line.split(maxsplit=1) for line in out.splitlines() if line.split()[0] not in ("template", "behind"))
-    assert [facts[name].strip() for name in ("demonstrations", "dtype", "max_seq_length", "dimension")] == [
-        "1",
-        "bfloat16",
-        "99",
-        "8",
-    ]
+    found = [facts[name].strip() for name in ("demonstrations", "dtype", "max_seq_length", "dimension")]
+    assert found == ["1", "bfloat16", "99", "8"]
 
 
 def test_encode_streams_lines_to_a_file(causal_lms: dict[str, str], tmp_path: Path) -> None:
@@ -123,8 +120,7 @@ def test_export_merges_an_adapter_into_a_folder_for_anyone(
     assert "open it with SentenceTransformer" in message
     assert not (tmp_path / "full" / "adapter_config.json").exists()
     expected = PromptEOL(adapter).encode(SENTENCES)
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(plain.encode(tmp_path / "full", SENTENCES) / scale, expected / scale, atol=1e-5)
+    assert_alike(plain.encode(tmp_path / "full", SENTENCES), expected)
 
 
 def test_export_centres(causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess) -> None:
@@ -143,6 +139,10 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
     (tmp_path / "fine.txt").write_text("fine\n", encoding="utf-8")
     latin, fine = str(tmp_path / "latin1.txt"), str(tmp_path / "fine.txt")
     build, search = ["candidates", "c.tsv"], ["search", "tiny", CANDIDATES]
+    (tmp_path / "empty.tsv").touch()
+    shown, *pairs = write_search(tmp_path, 3)
+    (tmp_path / "found").mkdir()
+    found = ["search", model, shown, *pairs, "-o", str(tmp_path / "found")]
     mistakes = [
         (["info", missing], "not found"),
         (["info", model, "--template", "no hole"], "Unknown template 'no hole': choose one of prompteol, prompt"),
@@ -171,6 +171,16 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
         ([*search, "--pairs", "p.tsv", "--data-dir", "d"], "--data-dir has no effect"),
         (["search", "tiny", "--pairs", "p.tsv", "--exhaustive"], "--exhaustive has no effect without candidates"),
         ([*search, "--demonstrations", CANDIDATES], "--demonstrations has no effect where they are searched for"),
+        (["search", model, *pairs, "--shots", "2"], "--shots has no effect without candidates"),
+        (["search", model, str(tmp_path / "empty.tsv"), *pairs], "holds no demonstration"),
+        (["search", model, missing + ".tsv", *pairs], "missing.tsv"),
+        ([*found, "--layers", "first"], "not a list of layers"),
+        ([*found, "--layers", "-1,-7"], "out of range"),
+        ([*found, "--templates", "none"], "a demonstration's word has no place"),
+        (build, "nothing to build from"),
+        ([*build, "--base-url", "http://x"], "add --llm NAME"),
+        ([*build, "--dictionary", "/missing"], "neither a folder"),
+        ([*build, "--llm", "m", "--provider", "nobody", "--sentences", shown, "--key-variable", "NONE"], "NONE"),
     ]  # fmt: skip
     before = sorted(os.listdir(tmp_path))
     for arguments, message in mistakes:

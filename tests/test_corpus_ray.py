@@ -60,15 +60,9 @@ def environment() -> Iterator[dict[str, str]]:
 def one_node(environment: dict[str, str]) -> Iterator[None]:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        _node_ip_address=NODE["node_ip_address"],
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    memory, address = 100 * 2**20, NODE["node_ip_address"]
+    ray.init(address="local", num_cpus=2, object_store_memory=memory, _node_ip_address=address, **options)
     yield
     ray.shutdown()
 

@@ -26,14 +26,14 @@ from typer.testing import CliRunner
 
 from st_prompteol import PromptEOL
 from st_prompteol.cli import app
-from st_prompteol.corpus import CorpusReport, encode_corpus
+from st_prompteol.corpus import encode_corpus
 from st_prompteol.corpus.formats import read_batches
 from st_prompteol.corpus.fragments import cut, list_sources
 
-from .conftest import SENTENCES, WORDS
+from .conftest import ROOT, SENTENCES, WORDS
 
-ROOT = Path(__file__).resolve().parents[1]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+TEN: dict[str, Any] = {"column": "text", "fragment_rows": 10}
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,8 @@ def test_rows_without_text_are_null_and_counted(model: PromptEOL, tmp_path: Path
     )
     (tmp_path / "b.csv").write_bytes(b"id,text\n1,ten\n2\n3,\xff\n4,\n")
     write_parquet(tmp_path / "c.parquet", ["x", None, None, "y"])
-    report = encode_corpus(
-        model,
-        [tmp_path / name for name in ("a.jsonl", "b.csv", "c.parquet")],
-        tmp_path / "out",
-        column="text",
-        fragment_rows=2,
-    )
+    sources = [tmp_path / name for name in ("a.jsonl", "b.csv", "c.parquet")]
+    report = encode_corpus(model, sources, tmp_path / "out", column="text", fragment_rows=2)
     table = read(tmp_path / "out")
     expected = ["one", *[None] * 6, "nine", "ten", None, None, "", "x", None, None, "y"]
     assert table["text"].to_pylist() == expected
@@ -180,23 +175,14 @@ def test_large_row_groups_are_cut_and_small_ones_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["float16", "int8", "uint8", "binary", "ubinary"])
 def test_precisions_are_those_of_sentence_transformers(model: PromptEOL, tmp_path: Path, precision: Any) -> None:
     texts = sentences(40)
-    write_parquet(tmp_path / "in.parquet", [*texts, None])
-    encode_corpus(
-        model,
-        tmp_path / "in.parquet",
-        tmp_path / "out",
-        column="text",
-        precision=precision,
-        normalize_embeddings=True,
-        fragment_rows=10,
-    )
+    source = write_parquet(tmp_path / "in.parquet", [*texts, None])
+    encode_corpus(model, source, tmp_path / "out", precision=precision, normalize_embeddings=True, **TEN)
     table = read(tmp_path / "out").slice(0, 40)
     exact = model.encode(texts, normalize_embeddings=True)
     expected = exact.astype(np.float16) if precision == "float16" else quantize_embeddings(exact, precision)
     got = embeddings_of(table).astype(expected.dtype)
-    assert str(table.schema.field("embedding").type.value_type) == {"float16": "halffloat"}.get(
-        precision, expected.dtype.name
-    )
+    kind = str(table.schema.field("embedding").type.value_type)
+    assert kind == ("halffloat" if precision == "float16" else expected.dtype.name)
     assert got.shape == expected.shape
     if precision == "float16":
         np.testing.assert_allclose(got, expected, atol=1e-3)
@@ -208,7 +194,7 @@ def test_precisions_are_those_of_sentence_transformers(model: PromptEOL, tmp_pat
 
 def test_ranges_are_those_of_the_first_run(model: PromptEOL, tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "in.parquet", list(sentences(30)))
-    arguments = {"column": "text", "precision": "int8", "fragment_rows": 10}
+    arguments = {**TEN, "precision": "int8"}
     encode_corpus(model, source, tmp_path / "out", **arguments)
     before, ranges = read(tmp_path / "out"), manifest_of(tmp_path / "out")["ranges"]
     (tmp_path / "out" / "part-000000-000001.parquet").unlink()
@@ -222,12 +208,11 @@ def test_ranges_are_those_of_the_first_run(model: PromptEOL, tmp_path: Path) -> 
 
 def test_a_run_that_broke_goes_on_and_a_finished_one_does_nothing(causal_lms: dict[str, str], tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "in.parquet", list(sentences(60)))
-    arguments = {"column": "text", "fragment_rows": 10}
     model = Counting(causal_lms["opt"])
-    encode_corpus(model, source, tmp_path / "whole", **arguments)
+    encode_corpus(model, source, tmp_path / "whole", **TEN)
     model.calls, model.fail_at = 0, 4
     with pytest.raises(RuntimeError, match="the machine broke"):
-        encode_corpus(model, source, tmp_path / "out", **arguments)
+        encode_corpus(model, source, tmp_path / "out", **TEN)
     first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert sorted(first) == ["_manifest.json", *(f"part-000000-{number:06d}.parquet" for number in range(3))]
     assert manifest_of(tmp_path / "out")["complete"] is False
@@ -236,14 +221,14 @@ def test_a_run_that_broke_goes_on_and_a_finished_one_does_nothing(causal_lms: di
     (tmp_path / "out" / ".part-000000-000004.parquet.0123.tmp").write_bytes(b"of a process that was killed")
 
     model.calls, model.fail_at = 0, -1
-    report = encode_corpus(model, source, tmp_path / "out", **arguments)
+    report = encode_corpus(model, source, tmp_path / "out", **TEN)
     assert (report.rows, report.encoded_rows, model.calls) == (60, 30, 3)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert all(after[name] == first[name] for name in first if name.startswith("part"))
     assert read(tmp_path / "out").equals(read(tmp_path / "whole"))
 
     model.calls = 0
-    report = encode_corpus(model, source, tmp_path / "out", **arguments)
+    report = encode_corpus(model, source, tmp_path / "out", **TEN)
     assert (report.rows, report.encoded_rows, model.calls) == (60, 0, 0)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == after
 
@@ -253,8 +238,7 @@ def test_a_destination_of_something_else_is_refused(
 ) -> None:
     texts: list[str | None] = list(sentences(20))
     source, out = write_parquet(tmp_path / "in.parquet", texts), tmp_path / "out"
-    arguments = {"column": "text", "fragment_rows": 10}
-    encode_corpus(model, source, out, **arguments)
+    encode_corpus(model, source, out, **TEN)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for other, changed, difference in [
         (PromptEOL(causal_lms["llama"]), {}, "weights '.*' there and '.*' here"),
@@ -264,22 +248,22 @@ def test_a_destination_of_something_else_is_refused(
         (model, {"fragment_rows": 5}, "fragment_rows 10 there and 5 here"),
     ]:
         with pytest.raises(FileExistsError, match=f"made otherwise .*{difference}.*choose another destination"):
-            encode_corpus(other, source, out, **{**arguments, **changed})
+            encode_corpus(other, source, out, **{**TEN, **changed})
     with pytest.raises(FileExistsError, match=r"embeddings of other files \(1 there, 2 here\)"):
-        encode_corpus(model, [source, write_parquet(tmp_path / "more.parquet", texts)], out, **arguments)
+        encode_corpus(model, [source, write_parquet(tmp_path / "more.parquet", texts)], out, **TEN)
     os.utime(source, (1, 1))
     with pytest.raises(FileExistsError, match=r"in\.parquet' has changed since .*part-000000-\*, to encode it anew"):
-        encode_corpus(model, source, out, **arguments)
+        encode_corpus(model, source, out, **TEN)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "tables").mkdir()
     write_parquet(tmp_path / "tables" / "mine.parquet", texts)
     with pytest.raises(FileExistsError, match="holds Parquet files, but not of an encoded corpus"):
-        encode_corpus(model, source, tmp_path / "tables", **arguments)
+        encode_corpus(model, source, tmp_path / "tables", **TEN)
     with pytest.raises(ValueError, match="lies in the source"):
-        encode_corpus(model, tmp_path, out, **arguments)
+        encode_corpus(model, tmp_path, out, **TEN)
     (out / "_manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest .* is damaged"):
-        encode_corpus(model, source, out, **arguments)
+        encode_corpus(model, source, out, **TEN)
 
 
 def test_an_unreadable_file_in_the_middle_is_named_and_the_rest_is_done(model: PromptEOL, tmp_path: Path) -> None:
@@ -289,8 +273,7 @@ def test_an_unreadable_file_in_the_middle_is_named_and_the_rest_is_done(model: P
         write_parquet(source / f"{name}.parquet", list(sentences(20, seed=ord(name))), row_group_size=10)
     whole = (source / "b.parquet").read_bytes()
     (source / "b.parquet").write_bytes(whole[:100])  # no footer
-    arguments = {"column": "text", "fragment_rows": 10}
-    report = encode_corpus(model, source, out, **arguments)
+    report = encode_corpus(model, source, out, **TEN)
     assert len(report.failures) == 1
     assert "b.parquet' cannot be read: " in report.failures[0]
     assert (report.rows, report.parts, manifest_of(out)["complete"]) == (40, 4, False)
@@ -300,13 +283,13 @@ def test_an_unreadable_file_in_the_middle_is_named_and_the_rest_is_done(model: P
     place = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(0).column(1).data_page_offset
     damaged[place : place + 20] = bytes(20)  # of the first row group only
     (source / "b.parquet").write_bytes(damaged)
-    report = encode_corpus(model, source, out, **arguments)
+    report = encode_corpus(model, source, out, **TEN)
     assert (report.rows, report.encoded_rows, len(report.failures)) == (50, 10, 1)
     (source / "b.parquet").write_bytes(whole)
     with pytest.raises(FileExistsError, match="has changed since"):  # and half of it was encoded before
-        encode_corpus(model, source, out, **arguments)
+        encode_corpus(model, source, out, **TEN)
     (out / "part-000001-000001.parquet").unlink()
-    report = encode_corpus(model, source, out, **arguments)
+    report = encode_corpus(model, source, out, **TEN)
     assert (report.rows, report.encoded_rows, report.failures) == (60, 20, ())
     expected = [text for name in "abc" for text in sentences(20, seed=ord(name))]
     assert read(out)["text"].to_pylist() == expected
@@ -322,14 +305,13 @@ def test_files_that_ended_the_run_are_named_or_read_and_the_rest_is_done(model: 
     with open(os.fsencode(source) + b"/d/\xff.txt", "wb") as file:
         file.write(b"five\n")
     (source / "e.csv").write_text('text\n"six\n' + "long " * 30_000 + "\n", encoding="utf-8")
-    arguments: dict[str, Any] = {"fragment_rows": 10}
     texts = [source / "d", source / "a.csv", source / "b.parquet", source / "c.jsonl", source / "e.csv"]
     with pytest.raises(ValueError, match="read as one sentence a line"):
-        encode_corpus(model, texts, tmp_path / "out", column="text", **arguments)
-    report = encode_corpus(model, texts[0], tmp_path / "lines", **arguments)
+        encode_corpus(model, texts, tmp_path / "out", **TEN)
+    report = encode_corpus(model, texts[0], tmp_path / "lines", fragment_rows=10)
     assert (report.rows, report.failures) == (1, ())
     assert read(tmp_path / "lines")["sentence"].to_pylist() == ["five"]
-    report = encode_corpus(model, texts[1:], tmp_path / "out", column="text", **arguments)
+    report = encode_corpus(model, texts[1:], tmp_path / "out", **TEN)
     assert [failure.split("' cannot")[0][-5:] for failure in report.failures] == ["a.csv", "rquet"]
     assert "carriage return alone" in report.failures[0]
     assert "has 2 columns 'text'" in report.failures[1]
@@ -461,12 +443,9 @@ def test_a_full_disk_and_one_that_may_not_be_written_to_are_named(causal_lms: di
     inside = ["unshare", "--mount", "sh", "-c", f'{" && ".join(mounts)} && exec "$@"', "sh"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
         pytest.skip("needs to mount small file systems")
-    done = subprocess.run(
-        [*inside, sys.executable, "-c", FULL_AND_FIXED, causal_lms["opt"], str(source), str(small), str(fixed)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    command = [*inside, sys.executable, "-c", FULL_AND_FIXED, causal_lms["opt"], str(source), str(small), str(fixed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     first, second, third, names, rows = done.stdout.splitlines()
     assert first == second == f"OSError: The disk of '{small}/out' is full: free space, and the same call goes on."
     assert third.startswith(f"OSError: The destination '{fixed}/out' cannot be written: ")
@@ -508,13 +487,11 @@ def test_an_interrupted_command_goes_on(stories: str, tmp_path: Path) -> None:
 def test_several_devices_have_a_process_each(causal_lms: dict[str, str], tmp_path: Path) -> None:
     texts = sentences(200)
     source = write_parquet(tmp_path / "in.parquet", [*texts, None])
-    report = encode_corpus(
-        causal_lms["opt"], source, tmp_path / "out", column="text", fragment_rows=100, devices=["cpu", "cpu"]
-    )
+    options = {"column": "text", "fragment_rows": 100, "devices": ["cpu", "cpu"]}
+    report = encode_corpus(causal_lms["opt"], source, tmp_path / "out", **options)
     assert (report.rows, report.bad_rows, report.padding) == (201, 1, None)
-    np.testing.assert_allclose(
-        embeddings_of(read(tmp_path / "out").slice(0, 200)), PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE
-    )
+    got = embeddings_of(read(tmp_path / "out").slice(0, 200))
+    np.testing.assert_allclose(got, PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE)
 
 
 def test_the_command_says_what_came_of_it(causal_lms: dict[str, str], tmp_path: Path) -> None:
@@ -542,7 +519,7 @@ def test_the_command_says_what_came_of_it(causal_lms: dict[str, str], tmp_path: 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     code = (
-        "import re, sys; from pathlib import Path; import numpy as np, torch\n"
+        "import re, sys; from pathlib import Path; import numpy as np\n"
         "from st_prompteol.corpus import encode_corpus\n"
         "from st_prompteol import PromptEOL\n"
         "class Quick(PromptEOL):\n"
@@ -555,23 +532,15 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     )
     small = write_parquet(tmp_path / "s.parquet", ["x"] * 100_000, row_group_size=2_000_000)
     large = write_parquet(tmp_path / "l.parquet", ["x"] * 400_000, row_group_size=2_000_000)
-    done = subprocess.run(
-        [sys.executable, "-c", code, "tiny", str(small), str(large)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", code, "tiny", str(small), str(large)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     before, after = map(int, done.stdout.split())
     assert pq.read_metadata(f"{large}-out/part-000000-000000.parquet").num_rows > 28_000
     assert (after - before) * 1024 < 60e6  # the embeddings alone are 307 MB more; 32 MiB of them are held at a time
 
 
-def test_the_report_is_what_it_says(model: PromptEOL, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("one\ntwo\n", encoding="utf-8")
-    report = encode_corpus(model, tmp_path / "in.txt", tmp_path / "out")
-    assert isinstance(report, CorpusReport)
-    assert read(tmp_path / "out")["sentence"].to_pylist() == ["one", "two"]
+def test_a_file_without_rows_is_done_at_once(model: PromptEOL, tmp_path: Path) -> None:
     (tmp_path / "none.txt").write_text("")
     report = encode_corpus(model, tmp_path / "none.txt", tmp_path / "none")
     assert (report.rows, report.parts, report.failures) == (0, 0, ())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,21 @@ from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, OPTConfig, Qwen3Config
 
-from st_prompteol import TINY, Demonstration, PromptEOL
+from st_prompteol import TINY, PromptEOL
 from st_prompteol.hub import push_to_hub
 
-from .conftest import ARCHITECTURES, SENTENCES, SIZES, PlainProcess, build_tokenizer
+from .conftest import ARCHITECTURES, JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
 from .test_adapters import publish_adapter
 from .test_cli import run
 
-SHOT = Demonstration("A jockey riding a horse.", "Equestrian")
-MORE: dict[str, Callable[[int], Any]] = {
-    "opt without its norm": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, _remove_final_layer_norm=True, **SIZES
-    ),
-    "opt with norms behind": lambda vocab: OPTConfig(
-        vocab_size=vocab, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False, **SIZES
-    ),
+MORE = {
+    "opt without its norm": sized(OPTConfig, ffn_dim=64, word_embed_proj_dim=32, _remove_final_layer_norm=True),
+    "opt with norms behind": sized(OPTConfig, ffn_dim=64, word_embed_proj_dim=32, do_layer_norm_before=False),
     # as many tokens that end a text as blocks
-    "qwen3 with windows": lambda vocab: Qwen3Config(
-        vocab_size=vocab,
-        intermediate_size=64,
-        num_key_value_heads=2,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-        eos_token_id=[2, 3, 4],
-        **SIZES,
+    "qwen3 with windows": grouped(
+        Qwen3Config, use_sliding_window=True, sliding_window=8, max_window_layers=1, eos_token_id=[2, 3, 4]
     ),
-    "cohere": lambda vocab: CohereConfig(vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, **SIZES),
+    "cohere": grouped(CohereConfig),
 }
 KEEPS_LENGTHS = ["opt", "opt without its norm", "opt with norms behind"]
 CUTTABLE = [*KEEPS_LENGTHS, "llama", "mistral", "qwen3 with windows", "qwen3", "gemma2", "gemma3"]
@@ -57,17 +44,12 @@ REFUSED = {
 @pytest.fixture(scope="session")
 def odd_norms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """By architecture a saved causal LM in which nothing is 0 or 1 that could be another number; read only."""
-    folders = {}
-    for name in {*CUTTABLE, *REFUSED}:
-        folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
-        tokenizer = build_tokenizer(folder)
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config({**ARCHITECTURES, **MORE}[name](len(tokenizer) + 8))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.3)
-        model.save_pretrained(folder)
-        folders[name] = str(folder)
-    return folders
+    return {
+        name: build_causal_lm(
+            tmp_path_factory.mktemp(name.replace(" ", "-")), {**ARCHITECTURES, **MORE}[name], odd_norms=True
+        )
+        for name in {*CUTTABLE, *REFUSED}
+    }
 
 
 def oracle(path: str, texts: list[str], layer: int) -> np.ndarray[Any, Any]:
@@ -96,7 +78,7 @@ def test_the_last_layer_is_what_the_inner_one_was(
     odd_norms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str, layer: int
 ) -> None:
     path = odd_norms[architecture]
-    model = PromptEOL(path, layer=layer, demonstrations=[SHOT])
+    model = PromptEOL(path, layer=layer, demonstrations=[JOCKEY])
     expected = oracle(path, [model.template.render(sentence) for sentence in SENTENCES], layer)
     before, parameters = model.encode(SENTENCES), model[0].model.num_parameters()
 
@@ -109,15 +91,14 @@ def test_the_last_layer_is_what_the_inner_one_was(
     assert off(embeddings, before) < 1e-6
     assert cut.keeps_lengths == (architecture in KEEPS_LENGTHS)
     if cut.keeps_lengths:
-        np.testing.assert_allclose(embeddings, expected, atol=1e-5 * np.abs(expected).max())
+        assert_alike(embeddings, expected)
     else:
         assert np.abs(embeddings - expected).max() > 0.1
 
     model.save_pretrained(str(tmp_path))
-    scale = np.abs(embeddings).max()
-    np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES) / scale, embeddings / scale, atol=1e-5)
+    assert_alike(plain.encode(tmp_path, SENTENCES), embeddings)
     opened = PromptEOL(str(tmp_path))
-    np.testing.assert_allclose(opened.encode(SENTENCES) / scale, embeddings / scale, atol=1e-5)
+    assert_alike(opened.encode(SENTENCES), embeddings)
     assert (opened.layer, opened.template) == (-1, model.template)
     config, original = config_of(tmp_path), config_of(Path(path))
     assert config["num_hidden_layers"] == cut.blocks
@@ -159,7 +140,7 @@ def test_a_cut_model_is_a_model_like_others(odd_norms: dict[str, str], tmp_path:
     assert model[0]._fast_path._head  # on the fast path, whose head is not that of the model before
     model.template, model.layer = '"{sentence}" is', -2
     expected = oracle(path, [model.template.render(sentence) for sentence in SENTENCES], -3)
-    np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-5 * np.abs(expected).max())
+    assert_alike(model.encode(SENTENCES), expected)
     model.cut()  # once more
     assert off(model.encode(SENTENCES), expected) < 1e-6
 

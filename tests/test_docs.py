@@ -33,12 +33,11 @@ from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
 from st_prompteol.evaluation.score_table import SHORT_NAMES
 from training import train
 
-from .conftest import build_senteval, build_tokenizer
+from .conftest import ROOT, build_senteval, build_tokenizer
 from .hubserver import Hub, hub_environment
 from .test_adapters import publish_adapter
 from .test_recipes_candidates import write_wordnet
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -205,14 +204,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer = build_tokenizer(base)
     tokenizer.pad_token = "</s>"  # OPT has one, and benchmarks pad as the reference does
     tokenizer.save_pretrained(base)
-    config = OPTConfig(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=2,
-        ffn_dim=64,
-        max_position_embeddings=256,
-        word_embed_proj_dim=768,
-    )
-    OPTForCausalLM(config).save_pretrained(base)
+    sizes = {"num_hidden_layers": 2, "ffn_dim": 64, "max_position_embeddings": 256, "word_embed_proj_dim": 768}
+    OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(base)
     publish_adapter(str(base), tmp_path / "my-adapter")
     build_senteval(tmp_path / "senteval")
     write_wordnet(tmp_path / "wordnet")
@@ -255,10 +248,8 @@ def test_a_page_runs_wholly(page: str, reader: Path, shared: Path) -> None:
             text=True,
         )
     assert done.returncode == 0, (done.stdout, done.stderr[-5000:])
-    pushed = [word for command in shown_commands(page) if command[1] == "push" for word in command]
-    assert {name for _, name in hub.repos if name.startswith("user/")} == {
-        word for word in pushed if word.startswith("user/")
-    }
+    pushed = {word for command in shown_commands(page) if command[1] == "push" for word in command}
+    assert {name for _, name in hub.repos if name.startswith("user/")} == {w for w in pushed if w.startswith("user/")}
 
 
 def test_all_commands_are_shown() -> None:

@@ -21,10 +21,7 @@ def archive(path: Path, **members: str | tarfile.TarInfo) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "member",
-    ["../outside", "/absolute", "link"],
-)
+@pytest.mark.parametrize("member", ["../outside", "/absolute", "link"])
 def test_no_path_may_leave_the_folder(tmp_path: Path, member: str) -> None:
     info = tarfile.TarInfo(member)
     if member == "link":

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from st_prompteol import TINY, Demonstration, PromptEOL
+from st_prompteol import TINY, PromptEOL
 
+from .conftest import JOCKEY
 from .hubserver import Hub, hub_environment
 
 pytestmark = pytest.mark.shared
@@ -62,10 +63,8 @@ def test_scores_over_the_loopback_hub(
     shared: Path, stories: str, tmp_path: Path, model: str, tasks: list[str]
 ) -> None:
     folder, results = tmp_path / "some-prompteol", tmp_path / "ours"
-    PromptEOL(
-        stories if model == "stories" else model,
-        demonstrations=[Demonstration("A jockey riding a horse.", "Equestrian")],
-    ).save_pretrained(str(folder))
+    path = stories if model == "stories" else model
+    PromptEOL(path, demonstrations=[JOCKEY]).save_pretrained(str(folder))
     hub = Hub()
     hub.seed_root(shared / "hub", json.loads((shared / "hub/revisions.json").read_text(encoding="utf-8")))
     with hub:

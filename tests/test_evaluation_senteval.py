@@ -88,19 +88,9 @@ STS13, STSB, SICK = "STS/STS13-en-test/STS.", "STS/STSBenchmark/sts-test.csv", "
         ("SICKRelatedness", SICK, "h\tA\tB\ts\n1\tx\ty\t\n", "line 2: the gold score ''"),
         ("SICKRelatedness", SICK, "h\tA\tB\ts\n", "annotated.txt has no labelled line"),
         ("SST2", "SST/binary/sentiment-train", "fine\t2\n", "line 1: the label '2' is none of 0, 1"),
-        (
-            "TREC",
-            "TREC/train_5500.label",
-            "NUM:x How ?\nXYZ:x What ?\n",
-            "line 2: the label 'XYZ' is none of ABBR",
-        ),
+        ("TREC", "TREC/train_5500.label", "NUM:x A ?\nXYZ:x B ?\n", "line 2: the label 'XYZ' is none of ABBR"),
         ("TREC", "TREC/train_5500.label", "NUM:x How ?\nWhat\n", "line 2, is not of the form 'CLASS:fine question'"),
-        (
-            "MRPC",
-            "MRPC/msr_paraphrase_train.txt",
-            "h\t1\t2\tA\tB\nyes\t1\t2\tA\tB\n",
-            "line 2: the label 'yes'",
-        ),
+        ("MRPC", "MRPC/msr_paraphrase_train.txt", "h\t1\t2\tA\tB\nyes\t1\t2\tA\tB\n", "line 2: the label 'yes'"),
     ],
 )
 def test_damage_is_named(tmp_path, task, name, text, message):

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-import re
 import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
     DeepseekV32Config,
     DogeConfig,
     Gemma3TextConfig,
@@ -29,13 +25,11 @@ from transformers import (
     PretrainedConfig,
 )
 
-from st_prompteol import Demonstration, PromptEOL, PromptEOLTransformer
+from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.fast import Reading, attention, check, linear
 
-from .conftest import SENTENCES, SIZES, PlainProcess, build_tokenizer
+from .conftest import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
 
-ROOT = Path(__file__).resolve().parents[1]
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 LONG = [*SENTENCES, " ".join(SENTENCES * 2)]
 
 
@@ -55,67 +49,7 @@ def oracle(model: PromptEOL, sentences: list[str], name: str = "eager") -> np.nd
 
 def assert_right(model: PromptEOL, sentences: list[str] = SENTENCES, atol: float = 1e-4) -> None:
     expected = oracle(model, sentences)
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(model.encode(sentences) / scale, expected / scale, atol=atol)
-
-
-def ema_step(model: PromptEOL) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data.mul_(0.99).add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
-
-
-def copy_other_weights(model: PromptEOL) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data.copy_(parameter.data + 0.3 * torch.randn(parameter.shape, generator=generator))
-
-
-def scale_all(model: PromptEOL) -> None:
-    for parameter in model.parameters():
-        parameter.data.mul_(1.2)
-
-
-def add_noise(model: PromptEOL) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-
-
-def fused_step(model: PromptEOL) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-
-
-def one_matrix(model: PromptEOL) -> None:
-    model[0].model.layers[1].mlp.down_proj.weight.data.mul_(1.5)
-
-
-def one_bias_of_a_norm(model: PromptEOL) -> None:
-    model[0].model.layers[0].input_layernorm.weight.data.add_(0.5)
-
-
-@pytest.mark.parametrize(
-    "change", [scale_all, add_noise, copy_other_weights, ema_step, fused_step, one_matrix, one_bias_of_a_norm]
-)
-@pytest.mark.parametrize("shots", [0, 4])
-def test_changes_that_leave_no_version_behind_are_seen(
-    causal_lms: dict[str, str], change: Callable[[PromptEOL], None], shots: int
-) -> None:
-    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * shots)
-    before = model.encode(SENTENCES)
-    change(model)
-    assert_right(model)
-    assert np.abs(model.encode(SENTENCES) - before).max() > 0.01
-
-
-def test_a_part_of_a_matrix_that_is_overwritten_is_seen(causal_lms: dict[str, str]) -> None:
-    model = PromptEOL(causal_lms["llama"])
-    model.encode(SENTENCES)
-    model[0].model.layers[0].self_attn.v_proj.weight.data[8:].zero_()  # half of the rows
-    assert_right(model)
+    assert_alike(model.encode(sentences), expected, atol)
 
 
 @pytest.mark.parametrize("shots", [0, 1])
@@ -132,45 +66,27 @@ _MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_h
 _MOE = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32}
 _DSA = {**_MLA, **_MOE, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 12, "first_k_dense_replace": 3}
 # Families that do something else from some length on, which the sentences here reach
-LENGTHS: dict[str, Callable[[int], Any]] = {
-    "phi3 with longrope": lambda vocab: Phi3Config(
-        vocab_size=vocab,
-        intermediate_size=64,
-        num_key_value_heads=2,
+_LONGROPE = {"short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 7.0], "original_max_position_embeddings": 48}
+LENGTHS = {
+    "phi3 with longrope": grouped(
+        Phi3Config,
         pad_token_id=0,
         original_max_position_embeddings=48,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 10000.0,
-            "short_factor": [1.0] * 4,
-            "long_factor": [4.0, 5.0, 6.0, 7.0],
-            "original_max_position_embeddings": 48,
-        },
-        **SIZES,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **_LONGROPE},
     ),
-    "doge": lambda vocab: DogeConfig(
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, keep_window_size=16, **SIZES
-    ),
-    "deepseek-v3.2": lambda vocab: DeepseekV32Config(vocab_size=vocab, intermediate_size=64, **_DSA, **SIZES),
-    "glm-moe-dsa": lambda vocab: GlmMoeDsaConfig(vocab_size=vocab, intermediate_size=64, **_DSA, **SIZES),
+    "doge": grouped(DogeConfig, keep_window_size=16),
+    "deepseek-v3.2": sized(DeepseekV32Config, intermediate_size=64, **_DSA),
+    "glm-moe-dsa": sized(GlmMoeDsaConfig, intermediate_size=64, **_DSA),
 }
 
 
 @pytest.mark.parametrize("shots", [0, 1])
 @pytest.mark.parametrize("family", LENGTHS)
 def test_lengths_at_which_a_family_changes_end_the_sharing(tmp_path: Path, family: str, shots: int) -> None:
-    tokenizer = build_tokenizer(tmp_path)
-    torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(LENGTHS[family](len(tokenizer) + 8))
-    for parameter in lm.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    lm.save_pretrained(tmp_path)
-    model = PromptEOL(str(tmp_path), demonstrations=[JOCKEY] * shots)
+    model = PromptEOL(build_causal_lm(tmp_path, LENGTHS[family]), demonstrations=[JOCKEY] * shots)
     expected = oracle(model, LONG, AutoModel.from_pretrained(tmp_path).config._attn_implementation)
-    scale = np.abs(expected).max()
     # one by one, as some families compute a whole batch as they do its longest row
-    np.testing.assert_allclose(model.encode(LONG, batch_size=1) / scale, expected / scale, atol=1e-4)
+    assert_alike(model.encode(LONG, batch_size=1), expected, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -268,22 +184,6 @@ def test_the_switch_turns_everything_off_and_on(causal_lms: dict[str, str]) -> N
     twin.fast = False
     assert (traces(twin), traces(model) > 0) == (0, True)
     assert PromptEOL(modules=list(model), fast=False).fast is False
-
-
-def test_one_place_knows_of_hooks_and_threads() -> None:
-    found = [
-        (path.relative_to(ROOT).as_posix(), match)
-        for path in (ROOT / "st_prompteol").rglob("*.py")
-        for match in re.findall(r"threading\.local|ContextVar\(", path.read_text(encoding="utf-8"))
-    ]
-    assert found == [("st_prompteol/fast/threads.py", "threading.local")]
-    assert len((ROOT / "st_prompteol/modules.py").read_text(encoding="utf-8").splitlines()) < 300
-
-
-def test_a_plain_pipeline_with_this_module_is_right(causal_lms: dict[str, str]) -> None:
-    model = PromptEOL(causal_lms["llama"])
-    by_hand = SentenceTransformer(modules=list(model))
-    np.testing.assert_allclose(by_hand.encode(SENTENCES), oracle(model, SENTENCES), atol=1e-3)
 
 
 @pytest.mark.parametrize("fault", ["of many queries", "of a head apart"])

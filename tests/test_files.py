@@ -15,10 +15,6 @@ from st_prompteol import files
 from st_prompteol.files import append_lines, replacing_file, replacing_folder
 
 
-def nothing(name: str) -> bool:
-    return False
-
-
 def half_write(path: Path) -> None:
     path.write_text("half", encoding="utf-8")
     raise KeyError
@@ -67,7 +63,7 @@ def test_a_folder_is_swapped_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_symbolic_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    with replacing_folder(tmp_path / "link", keep=nothing) as staged:
+    with replacing_folder(tmp_path / "link", keep=lambda name: False) as staged:
         (staged / "new.txt").touch()
     assert (tmp_path / "link").is_symlink()
     assert os.listdir(tmp_path / "real") == ["new.txt"]
@@ -90,7 +86,6 @@ def test_killed_at_any_moment_the_folder_is_whole(tmp_path: Path) -> None:
     for pause in (0.0, 0.003, 0.01, 0.02, 0.05):
         process = subprocess.Popen([sys.executable, "-c", LOOP, str(target)], stdout=subprocess.PIPE, text=True)
         with process:
-            assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             time.sleep(pause)
             process.send_signal(signal.SIGKILL)

@@ -22,6 +22,7 @@ from st_prompteol.identity import identify
 from st_prompteol.recipes.log import model_key
 
 from .conftest import build_tokenizer
+from .test_corpus_runs import TEN
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +32,6 @@ def saved(causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     for name, options in {"last": {}, "inner": {"layer": -2}, "other": {"template": "prompt"}}.items():
         PromptEOL(causal_lms["opt"], **options).save_pretrained(str(folder / name))
     return {name: str(folder / name) for name in ("last", "inner", "other")}
-
-
-def other_pooling(model: SentenceTransformer) -> None:
-    model[1] = Pooling(32, "mean")
-
-
-def normalised(model: SentenceTransformer) -> None:
-    model.append(Normalize())
 
 
 def one_number(model: SentenceTransformer) -> None:
@@ -53,15 +46,11 @@ def other_tokenizer(model: SentenceTransformer, folder: Path) -> None:
     model[0].processor = tokenizer
 
 
-def prompted(model: SentenceTransformer) -> None:
-    model.prompts, model.default_prompt_name = {"q": "query: "}, "q"
-
-
-CHANGES: dict[str, Callable[[SentenceTransformer], None]] = {
-    "modules": other_pooling,
-    "modules ": normalised,
+CHANGES: dict[str, Callable[[SentenceTransformer], Any]] = {
+    "modules": lambda model: model.__setitem__(1, Pooling(32, "mean")),
+    "modules ": lambda model: model.append(Normalize()),
     "weights": one_number,
-    "prompt": prompted,
+    "prompt": lambda model: vars(model).update(prompts={"q": "query: "}, default_prompt_name="q"),
     "truncate_dim": lambda model: setattr(model, "truncate_dim", 8),
     "max_seq_length": lambda model: setattr(model, "max_seq_length", 40),
 }
@@ -76,27 +65,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", list(CHANGES))
 def test_a_destination_never_holds_two_models(saved: dict[str, str], corpus: Path, tmp_path: Path, name: str) -> None:
-    arguments: dict[str, Any] = {"column": "text", "fragment_rows": 10}
     model = SentenceTransformer(saved["last"], device="cpu")
-    encode_corpus(model, corpus, tmp_path / "out", **arguments)
+    encode_corpus(model, corpus, tmp_path / "out", **TEN)
     CHANGES[name](model)
     with pytest.raises(FileExistsError, match=f"made otherwise .*{name.strip()} "):
-        encode_corpus(model, corpus, tmp_path / "out", **arguments)
+        encode_corpus(model, corpus, tmp_path / "out", **TEN)
 
 
 def test_plain_models_with_another_layer_template_or_tokenizer_are_others(
     saved: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:
-    arguments: dict[str, Any] = {"column": "text", "fragment_rows": 10}
     model = SentenceTransformer(saved["last"], device="cpu")
-    encode_corpus(model, corpus, tmp_path / "out", **arguments)
-    encode_corpus(SentenceTransformer(saved["last"], device="cpu"), corpus, tmp_path / "out", **arguments)
+    encode_corpus(model, corpus, tmp_path / "out", **TEN)
+    encode_corpus(SentenceTransformer(saved["last"], device="cpu"), corpus, tmp_path / "out", **TEN)
     for name in ("inner", "other"):
         with pytest.raises(FileExistsError, match="made otherwise"):
-            encode_corpus(SentenceTransformer(saved[name], device="cpu"), corpus, tmp_path / "out", **arguments)
+            encode_corpus(SentenceTransformer(saved[name], device="cpu"), corpus, tmp_path / "out", **TEN)
     other_tokenizer(model, tmp_path)
     with pytest.raises(FileExistsError, match=r"made otherwise .*tokenizer "):
-        encode_corpus(model, corpus, tmp_path / "out", **arguments)
+        encode_corpus(model, corpus, tmp_path / "out", **TEN)
 
 
 def test_what_does_not_change_embeddings_does_not_change_the_identity(causal_lms: dict[str, str]) -> None:
@@ -152,7 +139,7 @@ class Interrupted(PromptEOL):
 def test_of_two_runs_at_the_same_time_one_gets_the_destination(
     causal_lms: dict[str, str], corpus: Path, tmp_path: Path, precision: Any
 ) -> None:
-    arguments: dict[str, Any] = {"column": "text", "fragment_rows": 10, "precision": precision}
+    arguments: dict[str, Any] = {**TEN, "precision": precision}
     first, second = PromptEOL(causal_lms["opt"], layer=-2), Interrupted(causal_lms["opt"])
     second.meanwhile = lambda: encode_corpus(first, corpus, tmp_path / "out", **arguments)
     with pytest.raises(FileExistsError, match="made otherwise"):
@@ -165,8 +152,7 @@ def test_of_two_runs_at_the_same_time_one_gets_the_destination(
 
 def test_a_part_of_another_run_is_noticed_in_the_end(causal_lms: dict[str, str], corpus: Path, tmp_path: Path) -> None:
     """As two runs leave it in a storage that cannot say who was first."""
-    arguments: dict[str, Any] = {"column": "text", "fragment_rows": 10}
-    encode_corpus(PromptEOL(causal_lms["opt"], layer=-2), corpus, tmp_path / "other", **arguments)
+    encode_corpus(PromptEOL(causal_lms["opt"], layer=-2), corpus, tmp_path / "other", **TEN)
 
     class Overwritten(PromptEOL):
         calls = 0
@@ -179,10 +165,10 @@ def test_a_part_of_another_run_is_noticed_in_the_end(causal_lms: dict[str, str],
             return super().encode(*args, **kwargs)
 
     model = Overwritten(causal_lms["opt"])
-    report = encode_corpus(model, corpus, tmp_path / "out", **arguments)
+    report = encode_corpus(model, corpus, tmp_path / "out", **TEN)
     assert (report.rows, report.parts) == (10, 1)
     assert "part-000000-000000.parquet is of another run" in report.failures[0]
-    assert encode_corpus(model, corpus, tmp_path / "out", **arguments).failures == ()
+    assert encode_corpus(model, corpus, tmp_path / "out", **TEN).failures == ()
 
 
 def test_of_many_that_create_a_file_one_does(tmp_path: Path) -> None:

@@ -91,16 +91,3 @@ def test_what_it_is_not_made_for_is_left_to_pytorch(
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
         layer(rows)
     assert used == []
-
-
-def test_the_choice_is_made_by_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    product = linear._product
-    monkeypatch.setattr(linear, "_SMALL", 0)
-    monkeypatch.setattr(linear, "_product", lambda *tensors: calls.append(len(tensors[0])) or product(*tensors))
-    linear._is_faster.cache_clear()
-    with torch.no_grad():
-        for _ in range(3):
-            build()(torch.randn(40, 24))
-    assert calls.count(256) == linear._TRIES
-    linear._is_faster.cache_clear()

@@ -37,13 +37,7 @@ def texts(chooser: random.Random) -> list[str]:
     ]
     made = ["".join(chooser.choices(one, k=chooser.randrange(900, 5000))) for one in alphabets for _ in range(3)]
     made += ["".join(chooser.choice(made)[: chooser.randrange(400)] for _ in range(20)) for _ in range(20)]
-    return [
-        *made,
-        " " * 3000 + "x" * 3000,
-        "x" * 3001,
-        "ab" * 2000 + "?",
-        *('"' * size for size in (2000, 2001, 2002)),
-    ]
+    return [*made, " " * 3000 + "x" * 3000, "x" * 3001, "ab" * 2000 + "?", *('"' * (2000 + n) for n in range(3))]
 
 
 @pytest.mark.shared

@@ -22,7 +22,7 @@ from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
 from st_prompteol.hub.results import ModelResults, eval_result_files, eval_results, read_results
 
-from .conftest import build_senteval
+from .conftest import ROOT, build_senteval
 from .test_adapters import publish_adapter
 
 EVIL = [
@@ -46,17 +46,14 @@ def test_nothing_that_others_chose_acts_in_a_card(causal_lms: dict[str, str], tm
     model = PromptEOL(causal_lms["opt"])
     shot = Demonstration(" ".join(evil.split()), "Word")
     model.template = PromptTemplate(f"{evil} {{sentence}} means", (shot,), preprocessing="none")
-    model.model_card_data.model_name = evil
-    model.model_card_data.language = [evil]
-    model.model_card_data.license = evil
-    model.model_card_data.tags.append(evil)
-    model.model_card_data.train_datasets = [{"name": evil, "columns": ["a"], "size": 3, "loss": {"fullname": evil}}]
-    model.model_card_data.all_hyperparameters = {"learning_rate": evil, evil: 1}
-    model.model_card_data.non_default_hyperparameters = model.model_card_data.all_hyperparameters
+    data = model.model_card_data
+    data.model_name, data.language, data.license = evil, [evil], evil
+    data.tags.append(evil)
+    data.train_datasets = [{"name": evil, "columns": ["a"], "size": 3, "loss": {"fullname": evil}}]
+    data.all_hyperparameters = data.non_default_hyperparameters = {"learning_rate": evil, evil: 1}
     card = build_model_card(model, "alice/model", CardOptions(hardware=evil))
     (tmp_path / "README.md").write_text(str(card), encoding="utf-8")
     metadata = metadata_load(tmp_path / "README.md")
-    assert metadata is not None
     assert set(metadata) >= {"library_name", "pipeline_tag", "tags", "license"}
     assert metadata["license"] != "stolen"
     assert "\n" not in metadata["license"] + "".join(metadata["tags"])
@@ -109,7 +106,6 @@ def test_results_stand_in_table_metadata_and_result_files(measured: tuple[str, P
     saved, results_dir = measured
     card = card_of(saved, results_dir, license="mit", language="en", datasets=["a/b"])
     results = read_results(results_dir, run_of(PromptEOL(saved), saved), None)
-    assert results is not None
     score = results.own["STSBenchmark"]["score"]
     assert f"| alice/model | this model | {score:.2f} |" in card.text
     data: Any = ModelCard(str(card)).data
@@ -142,7 +138,6 @@ def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_pa
     mteb = pytest.importorskip("mteb")
     saved, _ = measured
     run = run_of(PromptEOL(saved), saved)
-    assert run is not None
     subset = {"main_score": 0.625, "cosine_spearman": 0.625, "hf_subset": "default", "languages": ["eng-Latn"]}
     for revision, score in {run.revision: 0.625, f"{run.revision}-0123abcd": 0.9}.items():  # the other: other settings
         content = mteb.results.TaskResult.from_task_results(
@@ -158,7 +153,6 @@ def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_pa
     (entry,) = ModelCard(str(card)).data.eval_results
     assert (entry.dataset_type, entry.metric_value, entry.metric_type) == ("mteb/sts12-sts", 62.5, "spearman_cosine")
     results = read_results(tmp_path, run, None)
-    assert results is not None
     ((name, text),) = eval_result_files(results).items()
     (parsed,) = parse_eval_result_entries(yaml.safe_load(text))
     assert (name, parsed.dataset_id) == ("sts12-sts.yaml", "mteb/sts12-sts")
@@ -226,7 +220,7 @@ def test_what_was_known_of_training_stays_when_a_model_is_opened_and_published_a
 
 
 def released() -> dict[str, Any]:
-    return runpy.run_path(str(Path(__file__).resolve().parents[1] / "hub_cards/push.py"))
+    return runpy.run_path(str(ROOT / "hub_cards/push.py"))
 
 
 def test_the_cards_of_released_models_are_those_that_their_facts_and_results_give() -> None:

@@ -11,7 +11,9 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "examples/quickstart.ipynb"
+from .conftest import ROOT
+
+NOTEBOOK = ROOT / "examples/quickstart.ipynb"
 
 
 def printed(notebook: NotebookNode) -> str:

@@ -14,26 +14,15 @@ import pytest
 
 import st_prompteol
 
-ROOT = Path(__file__).resolve().parents[1]
+from .conftest import ROOT
+
 LIBRARY = ROOT / "st_prompteol"
 
 # Against the arrow: upstream's method `push_to_hub` of a model is ours when it is called
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {
-        "template",
-        "files",
-        "failures",
-        "tables",
-        "long_text",
-        "adapters",
-        "decoders",
-        "pooling",
-        "quantization",
-        "released",
-        "spelling",
-    },
+    set("template files failures tables long_text adapters decoders pooling quantization released spelling".split()),
     {"body", "tokens", "fast", "output", "retries"},
     {"stock"},
     {"modules"},
@@ -46,21 +35,21 @@ RANKS = [
 ]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The modules and subpackages of the library that a file imports, at its top or inside a function."""
-    rooms = set()
+def imported(path: Path) -> set[str]:
+    """What a file imports, at its top or inside a function, by full names."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            pytest.fail(f"{path} imports relatively: write the full name")
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "st_prompteol" and len(parts) > 1:
-                rooms.add(parts[1])
+            assert node.level == 0, f"{path} imports relatively: write the full name"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_rooms(path: Path) -> set[str]:
+    parts = [name.split(".") for name in imported(path)]
+    rooms = {part[1] for part in parts if part[0] == "st_prompteol" and len(part) > 1}
     return {room for room in rooms if (LIBRARY / room).is_dir() or (LIBRARY / f"{room}.py").is_file()}
 
 
@@ -82,11 +71,8 @@ def test_imports_follow_the_arrows() -> None:
 
 def test_nothing_in_the_library_imports_what_stands_around_it() -> None:
     for path in LIBRARY.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                assert name.split(".")[0] not in {"training", "hub_cards", "benchmarks", "tests", "examples"}
+        around = {"training", "hub_cards", "benchmarks", "tests", "examples"}
+        assert not {name.split(".")[0] for name in imported(path)} & around, path
 
 
 def test_public_names_are_those_of_all_and_come_when_used() -> None:
@@ -127,10 +113,8 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
     )
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()
-    assert {name.split("/")[0] for name in names} == {
-        "st_prompteol",
-        f"st_prompteol-{st_prompteol.__version__}.dist-info",
-    }
+    information = f"st_prompteol-{st_prompteol.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"st_prompteol", information}
     assert {"st_prompteol/py.typed", "st_prompteol/hub/model_card.md.jinja"} <= set(names)
     shipped = {path.relative_to(ROOT).as_posix() for path in (LIBRARY / "tiny").rglob("*") if path.is_file()}
     assert "st_prompteol/tiny/model.safetensors" in shipped <= set(names)

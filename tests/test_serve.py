@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 
 from st_prompteol import TINY, PromptEOL
 
-from .conftest import SENTENCES
+from .conftest import ROOT, SENTENCES
 
-SERVE = Path(__file__).resolve().parents[1] / "examples/serve.py"
+SERVE = ROOT / "examples/serve.py"
 
 
 def test_the_vectors_are_those_of_encode(monkeypatch: pytest.MonkeyPatch) -> None:

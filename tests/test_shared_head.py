@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
@@ -25,25 +25,37 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from st_prompteol import Demonstration, PromptEOL, PromptTemplate
+from st_prompteol import PromptEOL, PromptTemplate
 from st_prompteol.fast.head import SharedHead
 from st_prompteol.fast.rows import PackedRows
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
 
-from . import conftest
-from .conftest import SENTENCES, SIZES, build_tokenizer
+from .conftest import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, grouped, sized
 from .test_adapters import publish_adapter
+from .test_fast import assert_right
 
-SHOTS = (Demonstration("A jockey riding a horse.", "Equestrian"), Demonstration("meat from a deer.", "Venison"))
 SAME = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def without_head(model: PromptEOL) -> np.ndarray[Any, Any]:
+def without_head(model: PromptEOL, sentences: list[str] = SENTENCES, **options: Any) -> Any:
     """The embeddings of upstream's forward pass over all tokens of every row, with all hidden states kept."""
     twin = copy.deepcopy(model)
     twin.fast = False
-    return twin.encode(SENTENCES)
+    return twin.encode(sentences, **options)
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """How many sentences and tokens were computed together."""
+    found, build = [], PackedRows.__init__
+
+    def note(rows: PackedRows, ids: Any, *args: Any, **kw: Any) -> None:
+        build(rows, ids, *args, **kw)
+        found.append((len(ids), len(rows.tokens)))
+
+    monkeypatch.setattr(PackedRows, "__init__", note)
+    return found
 
 
 def with_head(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -55,66 +67,51 @@ def with_head(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> tuple[np.nda
         return model.encode(SENTENCES, batch_size=3), lengths
 
 
+# windows that all rows fit into
+_WIDE = {"head_dim": 8, "sliding_window": 256}
+WIDE = {
+    "mistral-wide": grouped(MistralConfig, **_WIDE),
+    "gemma2-wide": grouped(Gemma2Config, **_WIDE),
+    "gemma3-wide": grouped(Gemma3TextConfig, **_WIDE),
+}
+
+
+@pytest.fixture
+def lms(causal_lms: dict[str, str], tmp_path: Path) -> Callable[[str], str]:
+    return lambda name: build_causal_lm(tmp_path, WIDE[name]) if name in WIDE else causal_lms[name]
+
+
 @pytest.mark.parametrize("layer", [-1, -2, -3])
-@pytest.mark.parametrize("architecture", [*conftest.ARCHITECTURES, "mistral-wide", "gemma2-wide", "gemma3-wide"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WIDE])
 def test_embeddings_are_those_without_it(
-    causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, layer: int
+    lms: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, architecture: str, layer: int
 ) -> None:
-    if architecture.endswith("-wide"):  # a window that all rows fit into
-        tokenizer = build_tokenizer(tmp_path)
-        family = {"mistral": MistralConfig, "gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}
-        config = family[architecture.removesuffix("-wide")](
-            vocab_size=len(tokenizer) + 8,
-            intermediate_size=64,
-            num_key_value_heads=2,
-            head_dim=8,
-            sliding_window=256,
-            **SIZES,
-        )
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-        path = str(tmp_path)
-    else:
-        path = causal_lms[architecture]
-    model = PromptEOL(path, layer=layer, demonstrations=SHOTS)
+    model = PromptEOL(lms(architecture), layer=layer, demonstrations=SHOTS)
     embeddings, lengths = with_head(model, monkeypatch)
     expected = without_head(model)
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(embeddings / scale, expected / scale, atol=1e-5)
+    assert_alike(embeddings, expected)
     if architecture in ("mistral", "gemma2", "gemma3"):
         assert lengths == []  # the window of 8 tokens is shorter than the prompt
     else:
         assert len(lengths) == 3
         assert min(lengths) > 40
-    tokens = model.encode(SENTENCES[:2], output_value="token_embeddings")
-    twin = copy.deepcopy(model)
-    twin.fast = False
-    for ours, theirs in zip(tokens, twin.encode(SENTENCES[:2], output_value="token_embeddings"), strict=True):
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+    sides = (
+        encode(SENTENCES[:2], output_value="token_embeddings")
+        for encode in (model.encode, partial(without_head, model))
+    )
+    for ours, theirs in zip(*sides, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(expected).max())
 
 
 # Families whose tokens meet otherwise than by plain attention to all tokens before them
-ELSEWISE: dict[str, Callable[[int], Any]] = {
-    "gpt-oss": lambda vocab: GptOssConfig(  # attention sinks
-        vocab_size=vocab,
-        intermediate_size=64,
-        num_key_value_heads=2,
-        head_dim=8,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        **SIZES,
-    ),
-    "lfm2": lambda vocab: Lfm2Config(  # convolutions over neighbouring tokens
-        vocab_size=vocab,
-        intermediate_size=64,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention", "conv"],
-        **SIZES,
-    ),
-    "minimax": lambda vocab: MiniMaxConfig(  # linear attention, in a cache of its own
-        vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, num_local_experts=2, **SIZES
-    ),
-    "recurrent-gemma": lambda vocab: RecurrentGemmaConfig(vocab_size=vocab, intermediate_size=64, **SIZES),
+ELSEWISE = {
+    # attention sinks
+    "gpt-oss": grouped(GptOssConfig, head_dim=8, num_local_experts=2, num_experts_per_tok=1),
+    # convolutions over neighbouring tokens
+    "lfm2": grouped(Lfm2Config, layer_types=["conv", "full_attention", "conv"]),
+    # linear attention, in a cache of its own
+    "minimax": grouped(MiniMaxConfig, head_dim=8, num_local_experts=2),
+    "recurrent-gemma": sized(RecurrentGemmaConfig, intermediate_size=64),
 }
 
 
@@ -122,64 +119,39 @@ ELSEWISE: dict[str, Callable[[int], Any]] = {
 def test_families_that_cannot_share_a_head_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    tokenizer = build_tokenizer(tmp_path)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(ELSEWISE[family](len(tokenizer) + 8)).save_pretrained(tmp_path)
-    model = PromptEOL(str(tmp_path), demonstrations=SHOTS)
+    model = PromptEOL(build_causal_lm(tmp_path, ELSEWISE[family]), demonstrations=SHOTS)
     expected = without_head(model)
     embeddings, lengths = with_head(model, monkeypatch)
     np.testing.assert_allclose(embeddings, expected, **SAME)
     assert lengths == []
 
 
-@pytest.mark.parametrize("architecture", ["opt", "llama", "gemma2"])
-def test_long_sentences_and_large_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
-    configs: dict[str, Callable[[int], Any]] = {
-        "opt": conftest.ARCHITECTURES["opt"],
-        "llama": conftest.ARCHITECTURES["llama"],
-        "gemma2": lambda vocab: Gemma2Config(
-            vocab_size=vocab, intermediate_size=64, num_key_value_heads=2, head_dim=8, sliding_window=256, **SIZES
-        ),
-    }
-    tokenizer = build_tokenizer(tmp_path)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(configs[architecture](len(tokenizer) + 8)).save_pretrained(tmp_path)
-    model = PromptEOL(str(tmp_path))
+@pytest.mark.parametrize("architecture", ["opt", "llama", "gemma2-wide"])
+def test_long_sentences_and_large_batches(
+    lms: Callable[[str], str], packed: list[tuple[int, int]], architecture: str
+) -> None:
+    model = PromptEOL(lms(architecture))
     sentences = [" ".join([*SENTENCES * 4][:count]) for count in range(1, 26)]
     model.encode("checked")
-    parts = []
-    build = PackedRows.__init__
-    monkeypatch.setattr(
-        PackedRows, "__init__", lambda rows, ids, *args, **kw: parts.append(len(ids)) or build(rows, ids, *args, **kw)
-    )
+    packed.clear()
     embeddings = model.encode(sentences, batch_size=25)
-    assert len(parts) > 1
-    assert max(parts) > 1
-    twin = copy.deepcopy(model)
-    twin.fast = False
-    np.testing.assert_allclose(embeddings, twin.encode(sentences, batch_size=1), **SAME)
+    assert len(packed) > 1
+    assert max(packed)[0] > 1
+    np.testing.assert_allclose(embeddings, without_head(model, sentences, batch_size=1), **SAME)
 
 
 @pytest.mark.parametrize("words", [2, 40])
 def test_on_a_cpu_numbers_of_tokens_are_few(
-    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, words: int
+    causal_lms: dict[str, str], packed: list[tuple[int, int]], words: int
 ) -> None:
     model = PromptEOL(causal_lms["llama"], demonstrations=SHOTS)
     sentences = [" ".join(["horse"] * (words + number % 3)) + f" {number}" for number in range(50)]
-    counts: set[int] = set()
-    build = PackedRows.__init__
-
-    def count(rows: PackedRows, *args: Any, **kw: Any) -> None:
-        build(rows, *args, **kw)
-        counts.add(len(rows.tokens))
-
-    monkeypatch.setattr(PackedRows, "__init__", count)
     one_by_one = model.encode(sentences, batch_size=1)
-    counts.clear()
+    packed.clear()
     for batch_size in (7, 16, 50):
         np.testing.assert_allclose(model.encode(sentences, batch_size=batch_size), one_by_one, **SAME)
-    assert counts
-    assert all(count % 32 == 0 or count <= 64 for count in counts)
+    assert packed
+    assert all(tokens % 32 == 0 or tokens <= 64 for _, tokens in packed)
 
 
 def test_identical_sentences_are_computed_once(causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,101 +191,73 @@ def test_the_last_block_computes_last_tokens_only_where_nothing_reads_others(cau
         model.encode(SENTENCES, output_value="token_embeddings")
         assert seen[-1] >= tokens
         hook.remove()
-        twin = copy.deepcopy(model)
-        twin.fast = False
-        np.testing.assert_allclose(model.encode(SENTENCES), twin.encode(SENTENCES), **SAME)
+        np.testing.assert_allclose(model.encode(SENTENCES), without_head(model), **SAME)
 
 
-def train_one_step(model: PromptEOL) -> None:
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    features = model.preprocess(SENTENCES[:3])
-    model(features)["sentence_embedding"].square().mean().backward()
-    assert all(p.grad is not None for p in model[0].model.layers[0].parameters())
-    optimizer.step()
+def take_step(model: PromptEOL, *, fused: bool) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(model.parameters(), lr=0.05, fused=fused).step()
 
 
-def train_one_step_in_evaluation_mode(model: PromptEOL) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)  # changes weights without a trace
-    with torch.enable_grad():
-        model(model.preprocess(SENTENCES[:3]))["sentence_embedding"].square().mean().backward()
-    optimizer.step()
+def train(model: PromptEOL) -> None:
+    model(model.preprocess(SENTENCES[:3]))["sentence_embedding"].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in block(model, 0).parameters())
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
 def load_other_weights(model: PromptEOL) -> None:
-    state = model.state_dict()
-    model.load_state_dict(
-        {name: tensor * 1.1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    )
+    state = model.state_dict().items()
+    model.load_state_dict({name: tensor * 1.1 if tensor.is_floating_point() else tensor for name, tensor in state})
 
 
-def edit_in_place(model: PromptEOL) -> None:
-    with torch.no_grad():
-        model[0].model.layers[0].self_attn.k_proj.weight.mul_(1.5)
+def noise(like: torch.Tensor) -> torch.Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
 
 
-def round_trip_through_bfloat16(model: PromptEOL) -> None:
-    model.to(torch.bfloat16)
-    model.to(torch.float32)
+def block(model: PromptEOL, number: int) -> Any:
+    return model[0].model.layers[number]
 
 
-def replace_data(model: PromptEOL) -> None:
-    weight = model[0].model.layers[0].self_attn.v_proj.weight
+def replace_data(weight: torch.Tensor) -> None:
     weight.data = weight.data * 2
 
 
-CHANGES: list[Callable[[PromptEOL], None]] = [
-    train_one_step,
-    train_one_step_in_evaluation_mode,
-    load_other_weights,
-    edit_in_place,
-    round_trip_through_bfloat16,
-    replace_data,
-    lambda model: setattr(model, "template", "prompt"),
-    lambda model: setattr(model, "template", PromptTemplate(demonstrations=SHOTS)),
-    lambda model: setattr(model, "layer", -2),
-    lambda model: model.float().double().float() and None,
-]
+# Most leave no version behind; a fused optimizer does not either
+CHANGES: dict[str, Callable[[PromptEOL], Any]] = {
+    "training": lambda model: train(model.train()),
+    "training in evaluation mode": lambda model: train(model.eval()),
+    "a step": lambda model: take_step(model, fused=False),
+    "a fused step": lambda model: take_step(model, fused=True),
+    "a moving average": lambda model: [p.data.mul_(0.9).add_(noise(p), alpha=0.1) for p in model.parameters()],
+    "a copy": lambda model: [p.data.copy_(p.data + 0.3 * noise(p)) for p in model.parameters()],
+    "load_state_dict": load_other_weights,
+    "one matrix": lambda model: block(model, 1).mlp.down_proj.weight.data.mul_(1.5),
+    "one matrix in place": lambda model: block(model, 0).self_attn.k_proj.weight.requires_grad_(False).mul_(1.5),
+    "half of a matrix": lambda model: block(model, 0).self_attn.v_proj.weight.data[8:].zero_(),
+    "one norm": lambda model: block(model, 0).input_layernorm.weight.data.add_(0.5),
+    "other data": lambda model: replace_data(block(model, 0).self_attn.v_proj.weight),
+    "bfloat16 and back": lambda model: model.to(torch.bfloat16).to(torch.float32),
+    "template": lambda model: setattr(model, "template", "prompt"),
+    "demonstrations": lambda model: setattr(model, "template", PromptTemplate(demonstrations=SHOTS)),
+    "layer": lambda model: setattr(model, "layer", -2),
+    "nothing": lambda model: model.float().double().float(),
+}
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: getattr(change, "__name__", "change"))
+@pytest.mark.parametrize("shots", [0, 4])
+@pytest.mark.parametrize("change", CHANGES)
 def test_it_is_never_stale(
-    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, change: Callable[[PromptEOL], None]
+    causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, change: str, shots: int
 ) -> None:
-    model = PromptEOL(causal_lms["llama"])
+    model = PromptEOL(causal_lms["llama"], demonstrations=SHOTS[:1] * shots)
     before = model.encode(SENTENCES)
-    change(model)
+    CHANGES[change](model)
     after, lengths = with_head(model, monkeypatch)
     assert lengths
     np.testing.assert_allclose(after, without_head(model), **SAME)
-    assert change is CHANGES[-1] or np.abs(after - before).max() > 1e-4
-
-
-def test_it_follows_adapters(causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = causal_lms["llama"]
-    one, two = (publish_adapter(base, tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"), start=1))
-    model = PromptEOL(base)
-    steps: list[Callable[[], Any]] = [
-        lambda: model.load_adapter(one, "one"),
-        lambda: model.load_adapter(two, "two"),
-        lambda: model.set_adapter("one"),
-        model.disable_adapters,
-        model.enable_adapters,
-        lambda: model.delete_adapter("two"),
-        lambda: model.set_adapter("one"),
-        model.merge_adapter,
-    ]
-    seen = [model.encode(SENTENCES)]
-    for step in steps:
-        step()
-        embeddings, lengths = with_head(model, monkeypatch)
-        assert lengths
-        np.testing.assert_allclose(embeddings, without_head(model), **SAME)
-        seen.append(embeddings)
-    assert np.abs(seen[1] - seen[0]).max() > 0.01
-    assert np.abs(seen[2] - seen[1]).max() > 0.01
-    np.testing.assert_allclose(seen[4], seen[0], **SAME)
-    np.testing.assert_allclose(seen[8], seen[1], **SAME)
+    assert_right(model)
+    assert change == "nothing" or np.abs(after - before).max() > 1e-3
 
 
 def test_merging_in_place_by_peft_itself_is_noticed(causal_lms: dict[str, str], tmp_path: Path) -> None:
@@ -399,7 +343,7 @@ def test_a_pool_of_processes_has_it_too(causal_lms: dict[str, str]) -> None:
     pool = model.start_multi_process_pool(["cpu", "cpu"])
     try:
         embeddings = model.encode(SENTENCES, pool=pool, chunk_size=3)
-        np.testing.assert_allclose(embeddings, expected, atol=1e-5 * np.abs(expected).max())
+        assert_alike(embeddings, expected)
     finally:
         model.stop_multi_process_pool(pool)
 

@@ -26,17 +26,14 @@ import torch
 import st_prompteol
 from st_prompteol.cli import app
 
-from .conftest import build_senteval
+from .conftest import ROOT, build_senteval
 
-ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["st_prompteol"] + [
     f"st_prompteol.{room.name}"
     for room in pkgutil.iter_modules(st_prompteol.__path__)
     if room.ispkg and "__all__" in vars(importlib.import_module(f"st_prompteol.{room.name}"))
 ]
 NAMES = [f"{room}.{name}" for room in ROOMS for name in importlib.import_module(room).__all__]
-
-
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "st_prompteol").rglob("*.py"))
 
 

@@ -134,7 +134,6 @@ def rewritten(folder, config):
 def test_the_keys_of_transformers_4_are_added(tmp_path, name):
     model_type, options, old_keys = SAME_SINCE_4_48[name]
     _, config = saved(tmp_path, model_type, options)
-
     assert spell_for_all(config) == {**config, "torch_dtype": "float32", **old_keys}
 
 
@@ -142,7 +141,6 @@ def test_the_keys_of_transformers_4_are_added(tmp_path, name):
 def test_what_early_versions_compute_otherwise_does_not_open_there(tmp_path, name):
     model_type, options, old_keys = SAME_SINCE_4_56[name]
     _, config = saved(tmp_path, model_type, options)
-
     spelled = spell_for_all(config)
 
     # read before 4.56 as `getattr(torch, torch_dtype)`; later the `dtype` beside it counts
@@ -153,9 +151,7 @@ def test_what_early_versions_compute_otherwise_does_not_open_there(tmp_path, nam
 @pytest.mark.parametrize("name", ONLY_IN_5)
 def test_what_transformers_4_computes_otherwise_does_not_open_there(tmp_path, name):
     _, config = saved(tmp_path, *ONLY_IN_5[name])
-
     spelled = spell_for_all(config)
-
     (words,) = spelled["pruned_heads"]
     assert "needs transformers 5" in words
     with pytest.raises(ValueError, match="needs transformers 5"):  # what transformers 4 does with it
@@ -171,7 +167,6 @@ def test_transformers_5_reads_the_same_without_a_word(tmp_path, caplog, monkeypa
     caplog.clear()
     # a warning that is given once was given above
     after = AutoConfig.from_pretrained(rewritten(folder, spell_for_all(config))).to_dict()
-
     ropes = [rope.pop("type", None) for rope in [after.get("rope_parameters") or {}]]
     assert ropes in ([None], ["longrope"])
     assert {key: after[key] for key in before} == before
@@ -189,12 +184,10 @@ def test_saving_again_and_again_changes_nothing(tmp_path, name):
     folder, config = saved(tmp_path, *EVERY[name][:2])
     spelled = spell_for_all(config)
     assert spell_for_all(spelled) == spelled
-
     AutoModel.from_pretrained(rewritten(folder, spelled)).save_pretrained(tmp_path / "again")
     again = spell_for_all(json.loads((tmp_path / "again" / "config.json").read_text()))
     AutoModel.from_pretrained(rewritten(tmp_path / "again", again)).save_pretrained(tmp_path / "third")
     third = spell_for_all(json.loads((tmp_path / "third" / "config.json").read_text()))
-
     assert third == again
     again.get("rope_parameters", {}).pop("type", None)
     assert {key: again[key] for key in spelled} == spelled
@@ -212,7 +205,6 @@ def test_saving_again_and_again_changes_nothing(tmp_path, name):
 def test_an_edit_in_one_spelling_shows(tmp_path, name, edit, theta):
     folder, config = saved(tmp_path, *SAME_SINCE_4_48[name][:2])
     edited = {**spell_for_all(config), **edit}
-
     assert spell_for_all(edited) != edited
     assert AutoConfig.from_pretrained(rewritten(folder, edited)).rope_parameters["rope_theta"] == theta
 
@@ -220,13 +212,10 @@ def test_an_edit_in_one_spelling_shows(tmp_path, name, edit, theta):
 def test_the_dict_that_was_passed_stays_as_it_is(tmp_path):
     _, config = saved(tmp_path, *SAME_SINCE_4_48["phi3"][:2])
     copy = json.loads(json.dumps(config))
-
     spell_for_all(config)
-
     assert config == copy
 
 
 def test_a_checkpoint_keeps_its_dtype():
     config = {"model_type": "opt", "dtype": "float16"}
-
     assert spell_for_all(config) == {**config, "torch_dtype": "float16"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
 from st_prompteol.template import get_template
 
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+from .conftest import JOCKEY
 
 
 def reference_preprocessing(sentence: str) -> str:
@@ -158,6 +158,8 @@ def test_rendering_is_preprocessing_in_a_stripped_template(template: PromptTempl
         (lambda: Demonstration("", "word"), "must be one line of text"),
         (lambda: Demonstration("a\nb", "word"), "must be one line of text"),
         (lambda: Demonstration("a", 'wo"rd'), "must not hold a double quote"),
+        (lambda: PromptTemplate("\ud800 {sentence}"), "holds a lone surrogate, which is no character: drop it"),
+        (lambda: Demonstration("a \udfff.", "B"), "holds a lone surrogate"),
         (lambda: get_template("promteol"), "choose one of prompteol, prompt, none"),
     ],
 )
@@ -173,10 +175,3 @@ def test_needs_the_standard_library_only() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_lone_surrogates_are_refused() -> None:
-    with pytest.raises(ValueError, match="holds a lone surrogate, which is no character: drop it"):
-        PromptTemplate("\ud800 {sentence}")
-    with pytest.raises(ValueError, match="holds a lone surrogate"):
-        Demonstration("a \udfff.", "B")

@@ -6,7 +6,6 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors import safe_open
 from scipy.stats import spearmanr
@@ -14,9 +13,8 @@ from scipy.stats import spearmanr
 from st_prompteol import TINY, PromptEOL
 from st_prompteol.evaluation import evaluate_sts
 from st_prompteol.released import _say_what_it_is_for
-from tests.conftest import SENTENCES, PlainProcess
+from tests.conftest import ROOT, SENTENCES, PlainProcess, assert_alike
 
-ROOT = Path(__file__).resolve().parents[1]
 # pairs and how alike they are, as we see it: 5 the same, 0 nothing in common
 PAIRS = [
     ("A woman is slicing a tomato.", "A lady cuts a tomato into slices.", 4.8),
@@ -53,7 +51,7 @@ def test_it_is_small_and_a_stock_model(tiny: PromptEOL) -> None:
 def test_both_doors_open_the_same_model(tiny: PromptEOL, plain: PlainProcess) -> None:
     embeddings = tiny.encode(SENTENCES)
     assert embeddings.shape == (len(SENTENCES), 256)
-    np.testing.assert_allclose(plain.encode(TINY, SENTENCES), embeddings, atol=1e-5 * np.abs(embeddings).max())
+    assert_alike(plain.encode(TINY, SENTENCES), embeddings)
 
 
 def test_it_says_once_what_it_is_for_and_other_models_say_nothing(

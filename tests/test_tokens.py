@@ -22,14 +22,9 @@ from st_prompteol import TINY, Demonstration, PromptTemplate
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, read_task
 from st_prompteol.tokens import TemplateTokenizer, read_template
 
-from .conftest import SHARED, build_tokenizer
+from .conftest import JOCKEY, SHARED, VENISON, build_tokenizer
 
-SHOTS = (
-    Demonstration("A jockey riding a horse.", "Equestrian"),
-    Demonstration("meat from a deer.", "Venison"),
-    Demonstration('He said: "no"', "Refusal"),
-    Demonstration("un café à 3,50 €", "Boisson"),
-) * 4
+SHOTS = (JOCKEY, VENISON, Demonstration('He said: "no"', "Refusal"), Demonstration("un café à 3,50 €", "Boisson")) * 4
 FOLDERS = {
     "tiny": TINY,
     "stories260k": str(SHARED / "hub/models/tinyllamas/stories260k"),
@@ -71,14 +66,25 @@ def base(name: str) -> PreTrainedTokenizerFast:
 
 
 @cache
-def ours(name: str) -> TemplateTokenizer:
+def opened(name: str) -> TemplateTokenizer:
     return TemplateTokenizer.of(AutoTokenizer.from_pretrained(FOLDERS[name]))
+
+
+def ours(name: str, template: PromptTemplate) -> TemplateTokenizer:
+    tokenizer = opened(name)
+    tokenizer.template = template
+    return tokenizer
 
 
 def oracle(name: str, template: PromptTemplate, sentences: list[str]) -> list[list[int]]:
     texts = [template.render(sentence) for sentence in sentences]
     ids: list[list[int]] = base(name)(texts, split_special_tokens=True)["input_ids"]
     return ids
+
+
+def assert_same(name: str, template: PromptTemplate, sentences: list[str]) -> None:
+    sentences = worded(template, sentences)
+    assert ours(name, template)(sentences)["input_ids"] == oracle(name, template, sentences)
 
 
 def worded(template: PromptTemplate, sentences: list[str]) -> list[str]:
@@ -119,10 +125,7 @@ NAMES = ["tiny", *(pytest.param(name, marks=pytest.mark.shared) for name in list
 @BOTH
 def test_odd_strings_have_the_ids_of_the_rendered_text(name: str, shots: int, preprocessing: Any) -> None:
     template = PromptTemplate(demonstrations=SHOTS[:shots], preprocessing=preprocessing)
-    tokenizer = ours(name)
-    tokenizer.template = template
-    sentences = worded(template, [*ODD, *SPECIAL, *odd_strings(100 if shots < 16 else 30, seed=shots)])
-    assert tokenizer(sentences)["input_ids"] == oracle(name, template, sentences)
+    assert_same(name, template, [*ODD, *SPECIAL, *odd_strings(100 if shots < 16 else 30, seed=shots)])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,44 +133,34 @@ def test_odd_strings_have_the_ids_of_the_rendered_text(name: str, shots: int, pr
 @BOTH
 def test_templates_of_one_s_own_too(name: str, text: str, preprocessing: Any) -> None:
     template = PromptTemplate(text, preprocessing=preprocessing)
-    tokenizer = ours(name)
-    tokenizer.template = template
-    sentences = worded(template, [*ODD, *SPECIAL, *odd_strings(60, seed=len(text))])
-    assert tokenizer(sentences)["input_ids"] == oracle(name, template, sentences)
+    assert_same(name, template, [*ODD, *SPECIAL, *odd_strings(60, seed=len(text))])
 
 
 @settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), st.sampled_from(TEXTS))
 def test_whatever_text(sentence: str, text: str) -> None:
-    template = PromptTemplate(text)
-    tokenizer = ours("tiny")
-    tokenizer.template = template
-    sentences = worded(template, [sentence, f" {sentence}\t", f"x{sentence}"])
-    assert tokenizer(sentences)["input_ids"] == oracle("tiny", template, sentences)
+    assert_same("tiny", PromptTemplate(text), [sentence, f" {sentence}\t", f"x{sentence}"])
 
 
 @pytest.mark.shared
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FOLDERS))
-@pytest.mark.parametrize("shots", [0, 1, 16])
+@pytest.mark.parametrize(
+    ("every", "shots"), [(500, 1), *(pytest.param(1, shots, marks=pytest.mark.slow) for shots in (0, 1, 16))]
+)
 @BOTH
-def test_all_sentences_of_senteval_and_ten_thousand_odd_ones(name: str, shots: int, preprocessing: Any) -> None:
+def test_sentences_of_senteval_and_odd_ones(name: str, shots: int, preprocessing: Any, every: int) -> None:
     template = PromptTemplate(demonstrations=SHOTS[:shots], preprocessing=preprocessing)
-    tokenizer = ours(name)
-    tokenizer.template = template
-    sentences = worded(template, [*senteval_sentences(), *odd_strings(10_000, seed=7)])
     assert len(senteval_sentences()) > 100_000
+    sentences = [*senteval_sentences()[::every], *odd_strings(10_000 // every, seed=7)]
     for start in range(0, len(sentences), 5000):
-        part = sentences[start : start + 5000]
-        assert tokenizer(part)["input_ids"] == oracle(name, template, part)
+        assert_same(name, template, sentences[start : start + 5000])
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shots", [0, 4])
 def test_a_sentence_that_is_too_long_loses_its_own_end(name: str, shots: int) -> None:
     template = PromptTemplate(demonstrations=SHOTS[:shots])
-    tokenizer = ours(name)
-    tokenizer.template = template
+    tokenizer = ours(name, template)
     long = "word and another " * 200
     (whole,) = oracle(name, template, [long])
     # the tail behind the quote, which is tokenised with the sentence's own end
@@ -183,8 +176,7 @@ def test_a_sentence_that_is_too_long_loses_its_own_end(name: str, shots: int) ->
 def test_demonstrations_that_are_tokenised_once_give_the_same_ids(
     name: str, text: str, shots: int, preprocessing: Any
 ) -> None:
-    tokenizer = ours(name)
-    tokenizer.template = PromptTemplate(text, SHOTS[:shots], preprocessing)
+    tokenizer = ours(name, PromptTemplate(text, SHOTS[:shots], preprocessing))
     if name in ("tiny", "opt", "llama3") and text == TEXTS[0]:  # byte-level: a word begins alike wherever it stands
         assert tokenizer._behind is not None
     longest, sentences = tokenizer.model_max_length, [*ODD, *SPECIAL, "", "word " * 300, *odd_strings(30, seed=shots)]
@@ -202,16 +194,14 @@ def test_demonstrations_that_are_tokenised_once_give_the_same_ids(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_string_is_the_bos_and_the_end_of_the_tail(name: str) -> None:
-    tokenizer = ours(name)
-    tokenizer.template = PromptTemplate(demonstrations=SHOTS[:1])
+    tokenizer = ours(name, PromptTemplate(demonstrations=SHOTS[:1]))
     far = base(name)('x" means in one word:"')["input_ids"][len(base(name)('x"')["input_ids"]) :]
     expected = [base(name)("")["input_ids"][0], *far]
     assert tokenizer(["", " ", "\n\t", "\u3000\x1c"])["input_ids"] == [expected] * 4
 
 
 def test_a_saved_tokenizer_does_the_same_without_this_package(tmp_path: Path) -> None:
-    tokenizer = ours("tiny")
-    tokenizer.template = PromptTemplate(TEXTS[7], SHOTS[:2])
+    tokenizer = ours("tiny", PromptTemplate(TEXTS[7], SHOTS[:2]))
     tokenizer("left over", truncation=True, padding="max_length", max_length=90)
     tokenizer.save_pretrained(tmp_path)
     sentences = [*ODD, *SPECIAL, "", *odd_strings(100, seed=1)]
@@ -229,8 +219,7 @@ def test_a_saved_tokenizer_does_the_same_without_this_package(tmp_path: Path) ->
 
 
 def test_the_saved_form_is_one_that_older_readers_know(tmp_path: Path) -> None:
-    tokenizer = ours("tiny")
-    tokenizer.template = PromptTemplate(demonstrations=SHOTS[:1])
+    tokenizer = ours("tiny", PromptTemplate(demonstrations=SHOTS[:1]))
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -248,8 +237,7 @@ def test_the_saved_form_is_one_that_older_readers_know(tmp_path: Path) -> None:
 
 
 def test_what_is_saved_is_opened_changed_and_saved_again(tmp_path: Path) -> None:
-    tokenizer = ours("tiny")
-    tokenizer.template = PromptTemplate(demonstrations=SHOTS[:3])
+    tokenizer = ours("tiny", PromptTemplate(demonstrations=SHOTS[:3]))
     tokenizer.init_kwargs["prompteol"]["note"] = "kept"
     tokenizer.save_pretrained(tmp_path / "one")
     again = TemplateTokenizer.of(AutoTokenizer.from_pretrained(tmp_path / "one"))
@@ -279,8 +267,7 @@ def test_what_is_saved_is_opened_changed_and_saved_again(tmp_path: Path) -> None
 def test_a_template_that_is_not_what_the_tokenizer_does_is_refused(
     tmp_path: Path, file: str, old: str, new: str
 ) -> None:
-    tokenizer = ours("tiny")
-    tokenizer.template = PromptTemplate(demonstrations=SHOTS[:1])
+    tokenizer = ours("tiny", PromptTemplate(demonstrations=SHOTS[:1]))
     tokenizer.save_pretrained(tmp_path)
     content = (tmp_path / file).read_text(encoding="utf-8")
     assert old in content
@@ -343,7 +330,6 @@ def test_an_eos_that_the_base_appends_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_shows_what_the_model_reads(name: str) -> None:
-    tokenizer = ours(name)
-    tokenizer.template = PromptTemplate(demonstrations=SHOTS[:1])
+    tokenizer = ours(name, PromptTemplate(demonstrations=SHOTS[:1]))
     ids = tokenizer("A man plays")["input_ids"][len(tokenizer.bos) :]
     assert tokenizer.decode(ids).strip() == PromptTemplate(demonstrations=SHOTS[:1]).render("A man plays")

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config
 
-from .conftest import SENTENCES, PlainProcess
+from .conftest import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval
 from .test_adapters import publish_adapter
 from .test_training_loss import run_two, start
 
@@ -44,11 +45,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*lr_scheduler.step.*:UserWarning",  # upstream's order of calls on a step without gradients
     "ignore:.*tokenizers.*fork.*",
 )
-WORDS = "a man woman dog cat horse is was rides sits on the red old mat guitar plays sings near".split()
 
 
 def sentence(draw: random.Random) -> str:
-    return " ".join(draw.choices(WORDS, k=draw.randint(3, 9)))
+    return " ".join(draw.choices(WORDS.split(), k=draw.randint(3, 9)))
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             anchor = sentence(draw)
             row = {"anchor": anchor, "positive": " ".join(anchor.split()[::-1]), "negative": sentence(draw)}
             file.write(json.dumps(row) + "\n")
-    sts = folder / "STS/STSBenchmark"
-    sts.mkdir(parents=True)
-    for split in ("dev", "test"):
-        rows = [(sentence(draw), sentence(draw), draw.random() * 5) for _ in range(20)]
-        lines = [f"g\tf\ty\t{i}\t{score:.3f}\t{first}\t{second}" for i, (first, second, score) in enumerate(rows)]
-        (sts / f"sts-{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    build_senteval(folder)
     return {"train_file": str(folder / "triplets.jsonl"), "sts_data_dir": str(folder)}
 
 
@@ -77,9 +72,19 @@ def command_line(world: dict[str, str], base: str, output_dir: Path, *more: str)
     return [*(f"--{key}={value}" for key, value in fixed.items()), *more]
 
 
-def losses(output_dir: Path, step: int) -> dict[int, float]:
-    state = json.loads((output_dir / f"checkpoint-{step}/trainer_state.json").read_text(encoding="utf-8"))
-    return {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
+def state_of(output_dir: Path, step: int) -> Any:
+    return json.loads((output_dir / f"checkpoint-{step}/trainer_state.json").read_text(encoding="utf-8"))
+
+
+def logged(output_dir: Path, step: int, key: str = "loss") -> dict[int, float]:
+    return {row["step"]: row[key] for row in state_of(output_dir, step)["log_history"] if key in row}
+
+
+def run_to_the_end(main: Callable[[list[str]], None], argv: list[str], output_dir: Path) -> tuple[Path, str]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        main([*argv, f"--output_dir={output_dir}"])
+    return output_dir, said.getvalue()
 
 
 def sentence_of_exit(argv: list[str]) -> str:
@@ -96,10 +101,8 @@ def finished(
     world: dict[str, str], causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """An unbroken run, and what it said; read only."""
-    output_dir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
-    with contextlib.redirect_stdout(said):
-        script.main(command_line(world, causal_lms["llama"], output_dir, "--merge"))
-    return output_dir, said.getvalue()
+    output_dir = tmp_path_factory.mktemp("runs") / "finished"
+    return run_to_the_end(script.main, command_line(world, causal_lms["llama"], output_dir, "--merge"), output_dir)
 
 
 @pytest.fixture
@@ -116,17 +119,16 @@ def test_a_run_leaves_an_adapter_that_opens_everywhere(
     embeddings = model.encode(SENTENCES)
     assert model.adapters == ["default"]
     scale = np.abs(embeddings).max()
-    np.testing.assert_allclose(plain.encode(output_dir, SENTENCES) / scale, embeddings / scale, atol=1e-5)
+    assert_alike(plain.encode(output_dir, SENTENCES), embeddings)
     assert np.abs(PromptEOL(causal_lms["llama"]).encode(SENTENCES) - embeddings).max() / scale > 0.01
     merged = PromptEOL(str(output_dir / "merged"))
     assert merged.adapters == []
-    np.testing.assert_allclose(merged.encode(SENTENCES) / scale, embeddings / scale, atol=1e-4)
+    assert_alike(merged.encode(SENTENCES), embeddings, 1e-4)
     config = json.loads((output_dir / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == causal_lms["llama"]
     assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 16, "none")
-    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"} == set(
-        config["target_modules"]
-    )
+    names = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert set(config["target_modules"]) == names
 
 
 def test_a_run_tells_what_it_trains_and_what_it_cost(finished: tuple[Path, str]) -> None:
@@ -143,13 +145,12 @@ def test_a_run_tells_what_it_trains_and_what_it_cost(finished: tuple[Path, str])
         assert re.search(pattern, said), (pattern, said)
     assert (output_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "MultipleNegativesRankingLoss" in (output_dir / "README.md").read_text(encoding="utf-8")
-    assert len(losses(output_dir, 8)) == 8
+    assert len(logged(output_dir, 8)) == 8
 
 
 def test_what_is_kept_is_the_best_checkpoint(finished: tuple[Path, str]) -> None:
     output_dir, _ = finished
-    state = json.loads((output_dir / "checkpoint-8/trainer_state.json").read_text(encoding="utf-8"))
-    dev = {row["step"]: row[DEV_METRIC] for row in state["log_history"] if DEV_METRIC in row}
+    state, dev = state_of(output_dir, 8), logged(output_dir, 8, DEV_METRIC)
     best = max((step for step in dev if step), key=lambda step: dev[step])
     assert state["best_metric"] == pytest.approx(dev[best])
     kept, expected = (
@@ -184,7 +185,7 @@ def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
     process.join()
     assert process.exitcode == -signal.SIGKILL
     script.main(argv)
-    unbroken, resumed = losses(finished[0], 8), losses(tmp_path / "run", 8)
+    unbroken, resumed = logged(finished[0], 8), logged(tmp_path / "run", 8)
     assert resumed.keys() == unbroken.keys()
     np.testing.assert_allclose(list(resumed.values()), list(unbroken.values()), atol=1e-4)
     kept, expected = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "run", finished[0]))
@@ -252,16 +253,16 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(word
     with claimed(str(run)):
         assert [path.parent.exists() for path in leftovers] == [False, False]
         assert all(path.exists() for path in kept)
-        argv = words()
-        assert "Another run is using" in sentence_of_exit(argv)
+        assert "Another run is using" in sentence_of_exit(words())
     with claimed(str(run)):
         pass
 
 
 def test_a_run_that_diverged_ends_in_an_error_and_saves_nothing(words: Words, tmp_path: Path) -> None:
-    argv = words("--learning_rate", "1e30", "--warmup_steps", "0")
-    argv += ["--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"]
-    assert re.search("NaN or infinite numbers, so it is not saved: lower learning_rate", sentence_of_exit(argv))
+    argv = words(
+        "--learning_rate=1e30", "--warmup_steps=0", "--max_steps=1", "--eval_strategy=no", "--save_strategy=no"
+    )
+    assert "NaN or infinite numbers, so it is not saved: lower learning_rate" in sentence_of_exit(argv)
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
@@ -285,8 +286,7 @@ def test_a_published_adapter_is_trained_further(
     changed = {name for name in one if not torch.equal(one[name], other[name])}
     assert changed
     assert all("lora_" in name for name in changed)
-    difference = np.abs(before.encode(SENTENCES) - after.encode(SENTENCES)).max()
-    assert 0 < difference
+    assert np.abs(before.encode(SENTENCES) - after.encode(SENTENCES)).max() > 0
 
 
 def test_all_weights_are_trained_and_saved_small(
@@ -300,7 +300,7 @@ def test_all_weights_are_trained_and_saved_small(
     assert trained.adapters == []
     for name, parameter in trained[0].model.named_parameters():
         assert not torch.equal(parameter, before[0].model.get_parameter(name)), name
-    state = json.loads((run / "checkpoint-4/trainer_state.json").read_text(encoding="utf-8"))
+    state = state_of(run, 4)
     best, kept = (load_file(Path(path) / "model.safetensors") for path in (state["best_model_checkpoint"], run))
     assert all(torch.equal(best[name], kept[name]) for name in best)
     dev = sts_benchmark("dev", world["sts_data_dir"], 64)
@@ -380,9 +380,7 @@ def test_what_a_user_cannot_mend_keeps_its_traceback() -> None:
         (["--per_device_train_batch_size", "65"], "64 rows do not fill a batch of 65: lower"),
         (["--lora_target_modules", "query"], "lora_target_modules query match no layer of .*: choose among down_proj"),
         (["--streaming"], "A stream has no known end: pass --max_steps"),
-        (["--train_file", "gone.csv"], "'gone.csv' is neither a file nor a folder"),
         (["--quantization", "int3"], "Unknown quantization 'int3'"),
-        (["--lorra_r", "3"], "Unknown flag '--lorra_r': did you mean '--lora_r'?"),
         (["--matryoshka_dims", "64"], "cannot exceed the model's embedding dimension of 32"),
         (["--push_to_hub"], "The adapter 'run' sits on '.*', a folder that nobody else has: give `st-prompteol push`"),
         (["--push_to_hub", "--hub_strategy", "every_save"], "hub_strategy='every_save' .* would publish checkpoints"),
@@ -391,7 +389,7 @@ def test_what_a_user_cannot_mend_keeps_its_traceback() -> None:
     ],
 )
 def test_a_mistake_ends_in_a_sentence(words: Words, more: list[str], message: str) -> None:
-    assert re.search(message.replace("?", r"\?"), sentence_of_exit(words(*more)))
+    assert re.search(message, sentence_of_exit(words(*more)))
 
 
 @pytest.mark.parametrize(("method", "packages"), [("gptq", "gptqmodel optimum"), ("awq", "gptqmodel")])
@@ -424,26 +422,6 @@ def test_an_adapter_that_changes_nothing_is_refused(causal_lms: dict[str, str], 
     model.save_pretrained(str(tmp_path))
     script.check_saved(model, str(tmp_path), *arguments)
     assert (model.adapters, model.active_adapters()) == (["default"], ["default"])
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_what_is_encoded_after_a_step_is_of_the_new_weights(causal_lms: dict[str, str], fused: bool) -> None:
-    """transformers' default optimizer is fused, which changes weights without raising their version."""
-    model = PromptEOL(causal_lms["llama"])
-    model.add_adapter(lora_config(r=4, init_lora_weights=False))
-    model.encode(SENTENCES)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=fused)
-    model.train()
-    model(model.preprocess(SENTENCES))["sentence_embedding"].square().sum().backward()
-    optimizer.step()
-    embeddings = model.encode(SENTENCES)
-    with torch.no_grad():
-        rows = [model.eval()(model.preprocess([text]))["sentence_embedding"] for text in SENTENCES]
-    with torch.enable_grad():  # the whole text in one pass
-        whole = [model(model.preprocess([text]))["sentence_embedding"].detach() for text in SENTENCES]
-    scale = np.abs(embeddings).max()
-    np.testing.assert_allclose(torch.cat(whole) / scale, embeddings / scale, atol=1e-5)
-    np.testing.assert_allclose(torch.cat(rows) / scale, embeddings / scale, atol=1e-5)
 
 
 def test_the_paper_s_preprocessing_is_left_out_of_its_training_only(causal_lms: dict[str, str]) -> None:
@@ -493,4 +471,4 @@ def test_two_processes_train_and_save_once(words: Words, tmp_path: Path) -> None
     argv = words("--mini_batch_size", "4", "--max_steps", "4")
     run_two(child, argv)
     assert PromptEOL(str(tmp_path / "run")).adapters == ["default"]
-    assert len(losses(tmp_path / "run", 4)) == 4
+    assert len(logged(tmp_path / "run", 4)) == 4

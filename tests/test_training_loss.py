@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL, lora_config
 
+from .conftest import free_port
+
 pytest.importorskip("datasets")
 
 from training.loss import build_loss
 
 TRIPLETS = [
-    [
-        "A jockey riding a horse.",
-        "The cat sat on the mat.",
-        "It rains.",
-        "A man is singing",
-        "no",
-        "a dog ran far away",
-    ],
-    ["Someone rides a horse.", "A cat is sitting.", "There is rain.", "A man makes music.", "not so", "a dog ran"],
-    ["A jockey sleeps.", "There is no cat.", "The sun shines.", "A man is silent and sits there.", "yes", "a dog lay"],
+    "A jockey riding a horse.|The cat sat on the mat.|It rains.|A man is singing|no|a dog ran far away".split("|"),
+    "Someone rides a horse.|A cat is sitting.|There is rain.|A man makes music.|not so|a dog ran".split("|"),
+    "A jockey sleeps.|There is no cat.|The sun shines.|A man is silent and sits there.|yes|a dog lay".split("|"),
 ]
 
 
@@ -122,13 +116,6 @@ def test_a_cached_loss_has_the_gradient_of_the_uncached(
         uncached_loss, uncached = gradients(model, TRIPLETS, Run(matryoshka_dims=dims))
         assert cached_loss == pytest.approx(uncached_loss, abs=1e-5)
         assert_close(uncached, cached)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def start(function: Callable[..., None], *arguments: Any) -> Any:

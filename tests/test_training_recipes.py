@@ -10,7 +10,8 @@ pytest.importorskip("datasets")
 
 from training.arguments import choose_precision, parse_arguments
 
-ROOT = Path(__file__).resolve().parents[1]
+from .conftest import ROOT
+
 SHARDING = ROOT / "training/recipes/fsdp_qlora.accelerate.yaml"
 RECIPES = sorted(path for path in (ROOT / "training/recipes").glob("*.yaml") if path != SHARDING)
 PAPER = {"opt-125m": 256, "opt-350m": 256, "opt-1.3b": 256, "opt-2.7b": 256, "opt-6.7b": 256, "opt-13b": 200}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import math
 import random
@@ -25,13 +23,13 @@ pytest.importorskip("accelerate")
 
 from st_prompteol import PromptEOL
 from st_prompteol.evaluation.senteval import _TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
-from tests.conftest import SENTENCES, PlainProcess
+from tests.conftest import ROOT, SENTENCES, PlainProcess
+from tests.test_training import logged, run_to_the_end
 from training.arguments import parse_arguments, parse_recipe
 from training.tiny import pretrain as script
 from training.tiny import triplets
 from training.tiny.text import Text, evaluation_sentences, read_text, read_wordnet, render_documents
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning", "ignore:.*tokenizers.*fork.*")
 SUBJECTS = ("A baker", "The old captain", "Our neighbour", "A tired nurse", "The youngest of the sisters", "My uncle")
 VERBS = ("repairs", "paints", "forgets", "carries", "sells", "admires", "hides")
@@ -52,6 +50,10 @@ WORDNET = """\
 00000400 03 n 01 saw 0 001 @ 00000100 n 0000 | a tool with teeth that parts wood
 00000500 03 n 01 plane 0 001 @ 00000100 n 0000 | a tool that smooths; secret sentence of a test
 """
+
+
+def letters(sentence: str) -> str:
+    return "".join(filter(str.isalnum, sentence.lower()))
 
 
 def invent(draw: random.Random) -> str:
@@ -105,10 +107,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_no_sentence_of_an_evaluation_is_read(world: dict[str, str]) -> None:
     text = read_text(**world)
-    letters = {"".join(filter(str.isalnum, sentence.lower())) for sentence in text.sentences}
-    assert len(letters) == len(text.sentences) > 400
-    assert "secretsentenceofatest" not in letters
-    assert {"asecretsentenceofatest", "whatstandsbesidethat", "hehungeverytoolonthewall"} <= letters
+    found = set(map(letters, text.sentences))
+    assert len(found) == len(text.sentences) > 400
+    assert "secretsentenceofatest" not in found
+    assert {"asecretsentenceofatest", "whatstandsbesidethat", "hehungeverytoolonthewall"} <= found
     everything = " ".join(text.sentences)
     for part in ("stsbenchmark/sts-dev", "sts-test", "sts14", "sick_test", "sentiment", "trec_10", "paraphrase_test"):
         assert part not in everything
@@ -141,9 +143,8 @@ def test_documents_are_bare_and_in_the_template_with_a_word() -> None:
     assert PROMPT.format("a tool.") + ' hammer".' in documents
     for sentence, words in (("He Said that.", ("said", "that")), ("Rain, rain!.", ("rain",))):
         for spelling in (sentence, sentence.lower()):
-            (word,) = [
-                d.removeprefix(PROMPT.format(spelling)) for d in documents if d.startswith(PROMPT.format(spelling))
-            ]
+            prompt = PROMPT.format(spelling)
+            (word,) = (document.removeprefix(prompt) for document in documents if document.startswith(prompt))
             assert word in [f' {word}".' for word in words]
     assert render_documents(text, seed=0) == documents
 
@@ -203,18 +204,11 @@ def words(world: dict[str, str], output_dir: Path, *more: str) -> list[str]:
     return [*(f"--{key}={value}" for key, value in fixed.items()), "--disable_tqdm", "true", *more]
 
 
-def logged(folder: Path, key: str) -> dict[int, float]:
-    state = json.loads((folder / "checkpoint-24/trainer_state.json").read_text(encoding="utf-8"))
-    return {row["step"]: row[key] for row in state["log_history"] if key in row}
-
-
 @pytest.fixture(scope="module")
 def finished(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An unbroken run, and what it said; read only."""
-    output_dir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
-    with contextlib.redirect_stdout(said):
-        script.main(words(world, output_dir))
-    return output_dir, said.getvalue()
+    output_dir = tmp_path_factory.mktemp("runs") / "finished"
+    return run_to_the_end(script.main, words(world, output_dir), output_dir)
 
 
 def test_a_run_leaves_a_base_that_learned_the_text(finished: tuple[Path, str], plain: PlainProcess) -> None:
@@ -231,7 +225,7 @@ def test_a_run_leaves_a_base_that_learned_the_text(finished: tuple[Path, str], p
 
 
 def test_the_learning_rate_is_constant_and_then_decays(finished: tuple[Path, str]) -> None:
-    rates = logged(finished[0], "learning_rate")
+    rates = logged(finished[0], 24, "learning_rate")
     assert all(rates[step] == pytest.approx(1e-2) for step in range(5, 19))
     assert all(rates[step] > rates[step + 1] for step in range(19, 23))
     assert rates[24] < 2e-3
@@ -245,7 +239,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     with pytest.raises(SystemExit, match="has a run already"):
         script.main(words(world, run))
     script.main(words(world, run, "--resume_from_checkpoint", "auto"))
-    assert logged(run, "loss") == pytest.approx(logged(finished[0], "loss"), abs=1e-3)
+    assert logged(run, 24) == pytest.approx(logged(finished[0], 24), abs=1e-3)
     one, other = (load_file(folder / "model.safetensors") for folder in (run, finished[0]))
     for name, tensor in other.items():
         torch.testing.assert_close(one[name], tensor, atol=1e-3, rtol=0)
@@ -277,8 +271,7 @@ def test_triplets_come_from_everything_but_evaluation(
     forbidden = evaluation_sentences(world["senteval_dir"])
     for row in rows:
         assert list(row) == ["anchor", "positive", "negative"]
-        for sentence in row.values():
-            assert "".join(filter(str.isalnum, sentence.lower())) not in forbidden
+        assert not set(map(letters, row.values())) & set(forbidden)
     pairs = Counter((row["anchor"], row["positive"]) for row in rows)
     assert pairs["A secret sentence of a test .", "What stands beside it."] == 1
     assert not any("stands beside that" in row["positive"] for row in rows)
@@ -309,11 +302,11 @@ def test_the_real_text_holds_no_sentence_of_the_sts_tasks(shared: Path) -> None:
     if not Path(wordnet).is_dir():
         pytest.skip("needs Debian's wordnet-base")
     text = read_text(str(shared / "senteval"), str(shared / "hub/datasets/nli"), wordnet)
-    seen = {"".join(c for c in s.lower() if c.isalnum()) for s in [*text.sentences, *(d for d, _ in text.definitions)]}
+    seen = set(map(letters, [*text.sentences, *(definition for definition, _ in text.definitions)]))
     for name in ("dev", "test"):
         with open(shared / f"senteval/STS/STSBenchmark/sts-{name}.csv", encoding="utf-8") as file:
             for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-                assert not {"".join(c for c in s.lower() if c.isalnum()) for s in row[5:7]} & seen
+                assert not set(map(letters, row[5:7])) & seen
     assert len(text.sentences) > 100_000
     assert len(text.definitions) > 100_000
     words, definition, examples = next(synset for synset in read_wordnet(wordnet) if "domestic dog" in synset[0])

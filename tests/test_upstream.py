@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import peft.utils
@@ -16,7 +15,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.modules import Transformer
 from transformers import LlamaConfig, LlamaModel
 
-ROOT = Path(__file__).resolve().parents[1]
+from .conftest import ROOT
 
 
 class Private(NamedTuple):
