@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,adapters cli cut fast linear model modules shared_head template tokens upstream))
+CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,adapters cli cut fast linear model modules quantization shared_head template tokens upstream))
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help

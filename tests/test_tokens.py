@@ -144,10 +144,15 @@ def test_whatever_text(sentence: str, text: str) -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", list(FOLDERS))
-@pytest.mark.parametrize(
-    ("every", "shots"), [(500, 1), *(pytest.param(1, shots, marks=pytest.mark.slow) for shots in (0, 1, 16))]
-)
 @BOTH
+@pytest.mark.parametrize(
+    ("every", "shots"),
+    [
+        pytest.param(500, 1, id="few"),
+        pytest.param(10, 1, id="some", marks=pytest.mark.slow),
+        *(pytest.param(1, shots, id=f"all-{shots}", marks=pytest.mark.slow) for shots in (0, 1, 16)),
+    ],
+)
 def test_sentences_of_senteval_and_odd_ones(name: str, shots: int, preprocessing: Any, every: int) -> None:
     template = PromptTemplate(demonstrations=SHOTS[:shots], preprocessing=preprocessing)
     assert len(senteval_sentences()) > 100_000
