@@ -48,13 +48,13 @@ def lora_config(
 
 def name_linear_layers(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
     """Spells `"all-linear"` out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ)."""
+    if getattr(config, "target_modules", None) != "all-linear":
+        return config
     linear = {
         path.rpartition(".")[2]: module
         for path, module in model.named_modules()
         if isinstance(getattr(module, "in_features", None), int)
     }
-    if getattr(config, "target_modules", None) != "all-linear":
-        return config
     if any(isinstance(module, torch.nn.Linear) for module in linear.values()):
         return config
     return replace(config, target_modules=list(linear))

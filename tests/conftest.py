@@ -15,6 +15,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -29,7 +30,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from st_prompteol import Demonstration
+from st_prompteol import Demonstration, PromptEOL
 
 # tiny models and tiny classifiers: two threads only wait for each other
 torch.set_num_threads(1)
@@ -155,6 +156,26 @@ def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
     """That numbers differ by no more than a share of the largest."""
     np.testing.assert_allclose(one, other, rtol=0, atol=atol * np.abs(other).max())
+
+
+def dequantised(base: str, quantised: PromptEOL) -> PromptEOL:
+    """The base in float32 with the weights that the quantised ones stand for: what quantised inference means."""
+    model = PromptEOL(base)
+    for name, module in quantised[0].model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(getattr(module, "in_features", None), int) or weight is None:
+            continue
+        if hasattr(weight, "quant_state"):  # bitsandbytes nf4
+            from bitsandbytes.functional import dequantize_4bit
+
+            exact = dequantize_4bit(weight.data, weight.quant_state)
+        elif hasattr(weight, "SCB"):  # bitsandbytes int8
+            exact = weight.data.float() * weight.SCB[:, None] / 127
+        else:
+            exact = weight.dequantize() if is_traceable_wrapper_subclass(weight) else weight.detach()
+        values = exact.float().reshape(module.out_features, module.in_features).clone()
+        model[0].model.get_submodule(name).weight.data = values
+    return model
 
 
 def free_port() -> int:

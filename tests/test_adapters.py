@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from st_prompteol import Demonstration, PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
 
-from .conftest import SENTENCES, PlainProcess, build_causal_lm
+from .conftest import SENTENCES, PlainProcess, build_causal_lm, dequantised
 
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 
@@ -209,24 +209,6 @@ def quantizable(tmp_path_factory: pytest.TempPathFactory) -> str:
     """OPT with 64-wide rows, which bitsandbytes can pack for a CPU."""
     folder = tmp_path_factory.mktemp("quantizable")
     return build_causal_lm(folder, "opt-64")
-
-
-def dequantised(base: str, quantised: PromptEOL) -> PromptEOL:
-    """The base in float32 with the weights that the quantised ones stand for: what quantised inference means."""
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
-    model = PromptEOL(base)
-    for name, module in quantised[0].model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(module, Linear4bit):
-            exact = dequantize_4bit(weight.data, weight.quant_state)
-        elif isinstance(module, Linear8bitLt):
-            exact = weight.data.float() * weight.SCB[:, None] / 127
-        else:
-            continue
-        model[0].model.get_submodule(name).weight.data = exact.float().reshape(module.out_features, module.in_features)
-    return model
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

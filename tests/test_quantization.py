@@ -26,7 +26,7 @@ from st_prompteol import Demonstration, PromptEOL, lora_config
 from st_prompteol.fast.check import mixes_rows
 from st_prompteol.identity import identify
 
-from .conftest import SENTENCES, PlainProcess, build_causal_lm
+from .conftest import SENTENCES, PlainProcess, build_causal_lm, dequantised
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # gptqmodel's
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
@@ -91,14 +91,9 @@ def save_fp8(base: Path, folder: Path, kind: str) -> None:
         else:
             tensors[name] = weight
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {
-        "quant_method": "fp8",
-        "fmt": kind,
-        "activation_scheme": "dynamic",
-        "weight_block_size": [BLOCK, BLOCK],
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.copy(base / "config.json", folder)
+    blocks_of = {"activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
+    state(folder, {"quant_method": "fp8", "fmt": kind, **blocks_of})
 
 
 def pack(numbers: torch.Tensor, order: Sequence[int] = range(8)) -> torch.Tensor:
@@ -254,24 +249,11 @@ def test_saved_it_is_the_same_everywhere(
 
 @pytest.mark.parametrize("name", ["nf4", "torchao int8", "W4A16", "fp8", "gptq", "awq"])
 def test_an_adapter_is_trained_on_it_with_right_gradients(
-    checkpoints: Callable[[str, str], Path], tmp_path: Path, name: str
+    bases: dict[str, Path], checkpoints: Callable[[str, str], Path], tmp_path: Path, name: str
 ) -> None:
     folder = checkpoints("llama", name)
     model = PromptEOL(str(folder))
-    floats = PromptEOL(str(folder / "floats" if (folder / "floats").exists() else folder))
-    for module in floats[0].model.modules():  # the oracle: float weights of the same values
-        if isinstance(getattr(module, "in_features", None), int):
-            weight = module.weight
-            if name == "nf4":
-                from bitsandbytes.functional import dequantize_4bit
-
-                exact = dequantize_4bit(weight.data, weight.quant_state).reshape(module.out_features, -1)
-            else:
-                exact = weight.dequantize() if "torchao" in name else weight.detach()
-            linear = torch.nn.Linear(module.in_features, module.out_features, bias=False)
-            linear.weight.data = exact.float().clone()
-            module.__class__, module.__dict__ = torch.nn.Linear, linear.__dict__
-    floats[0].model.is_quantized = False
+    floats = dequantised(str(folder / "floats" if (folder / "floats").exists() else bases["llama"]), model)
     for some in (model, floats):
         some.add_adapter(lora_config(r=4, lora_dropout=0.0, init_lora_weights=False))
     own = {key: value for key, value in model.state_dict().items() if "lora_" in key}
