@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -89,6 +90,11 @@ ARCHITECTURES: dict[str, Config] = {
     "gemma2": grouped(Gemma2Config, **_GEMMA),
     "gemma3": grouped(Gemma3TextConfig, **_GEMMA),
 }
+
+
+def pytest_configure() -> None:
+    """Lets what tests start be interrupted, also where they run in the background, where a shell ignores that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,7 +58,14 @@ ALL_TASKS = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-
 # With stories260k, which tells few of Banking77's classes apart, the classifier of MTEB, which stops before it has
 # converged, differs by 0.02 points between plain sentence-transformers with batches of 32 and of 8.
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "tasks"), [("stories", ["STS16"]), (TINY, ALL_TASKS)])
+@pytest.mark.parametrize(
+    ("model", "tasks"),
+    [
+        ("stories", ["STS16"]),
+        (TINY, ["STSBenchmark", "Banking77Classification"]),
+        pytest.param(TINY, ALL_TASKS, marks=pytest.mark.long),
+    ],
+)
 def test_scores_over_the_loopback_hub(
     shared: Path, stories: str, tmp_path: Path, model: str, tasks: list[str]
 ) -> None:

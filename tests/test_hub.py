@@ -308,6 +308,7 @@ REFUSED = {
     'push_to_hub(adapter, "alice/x", merge_to="alice/other")': "FileExistsError: 'alice/other' already holds",
     'push_to_hub(LOCAL, "alice/x")': "ValueError: The adapter",
     'push_to_hub(LOCAL, "alice/x", CardOptions("bob/gated"))': "PermissionError: 'bob/gated' is gated: ask for access",
+    'push_to_hub(model, "alice/x", CardOptions(results_dir="none"), dry_run=True)': "FileNotFoundError: 'none' is not",
     'CardOptions(license="mine: <b>")': "ValueError: 'mine: <b>' does not identify a licence",
     'CardOptions(language="English")': "ValueError: 'English' is not the code of a language",
     'CardOptions(datasets=["a\\nb"])': "ValueError: 'a\\nb' cannot be the name of a repository",
@@ -321,7 +322,6 @@ REFUSED = {
 # What is noticed only after a clean process was started
 REFUSED_LATER = {
     'push_to_hub(model, "bob/x")': "PermissionError: 'bob/x' was not pushed to: the token may not write there (403)",
-    'push_to_hub(model, "alice/x", CardOptions(results_dir="none"), dry_run=True)': "FileNotFoundError: 'none' is not",
 }
 FAIL = """
 model, adapter, LOCAL = PromptEOL("tiny/llama"), PromptEOL("bob/refused"), ARGUMENTS[0]

@@ -55,6 +55,7 @@ def test_a_recipe_is_found_saved_and_scores_elsewhere_what_the_search_printed(
     assert float(shown[1]) == pytest.approx(correlate(left, right, pairs), abs=0.02)
 
 
+@pytest.mark.long
 def test_halving_finds_what_trying_everything_finds(stories: str, shared: Path, tmp_path: Path) -> None:
     if not (WORDNET / "data.noun").is_file():
         pytest.skip("needs Debian's wordnet-base, or WORDNET_DIR")

@@ -150,7 +150,7 @@ def test_whatever_text(sentence: str, text: str) -> None:
     [
         pytest.param(500, 1, id="few"),
         pytest.param(10, 1, id="some", marks=pytest.mark.slow),
-        *(pytest.param(1, shots, id=f"all-{shots}", marks=pytest.mark.slow) for shots in (0, 1, 16)),
+        *(pytest.param(1, n, id=f"all-{n}", marks=[pytest.mark.slow, pytest.mark.long]) for n in (0, 1, 16)),
     ],
 )
 def test_sentences_of_senteval_and_odd_ones(name: str, shots: int, preprocessing: Any, every: int) -> None:

@@ -171,6 +171,7 @@ def child(argv: list[str], limit: int | None = None, errors: str | None = None) 
     script.main(argv)
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
     words: Words, finished: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def spearman(encode: Any, pairs: EmbeddingSimilarityEvaluator) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("quantization", "dev"), [("none", 60.0), ("nf4", 58.0)])
 def test_the_tiny_recipe_reaches_its_scores(
     shared: Path,
