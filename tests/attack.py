@@ -29,7 +29,8 @@ from sentence_transformers import SentenceTransformer
 from st_prompteol import TINY, PromptEOL, PromptTemplate
 from st_prompteol.tables import Bad, read_rows
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import ROOT
+
 PAGE = ROOT / "docs/attack.md"
 WORDS = [
     "a", "jockey", "</s>", "<s>", '"', "''", "{sentence}", "\n", "\r", "\t", "\0", "\ud800", "\udfff", "\ufeff", "é",

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from st_prompteol import Demonstration, PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
 
-from .conftest import SENTENCES, PlainProcess, build_causal_lm, dequantised
+from .helpers import SENTENCES, PlainProcess, build_causal_lm, dequantised
 
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 

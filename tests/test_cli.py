@@ -18,7 +18,8 @@ from st_prompteol import TINY, PromptEOL, released
 from st_prompteol.cli import app
 from st_prompteol.cli.options import read_model_options
 
-from .conftest import ROOT, SENTENCES, PlainProcess, assert_alike
+from . import ROOT
+from .helpers import SENTENCES, PlainProcess, assert_alike
 from .test_adapters import publish_adapter
 from .test_recipes_search import write_search
 

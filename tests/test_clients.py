@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from .conftest import ROOT
+from . import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,8 @@ from st_prompteol.corpus import encode_corpus
 from st_prompteol.corpus.formats import read_batches
 from st_prompteol.corpus.fragments import cut, list_sources
 
-from .conftest import ROOT, SENTENCES, WORDS
+from . import ROOT
+from .helpers import SENTENCES, WORDS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 TEN: dict[str, Any] = {"column": "text", "fragment_rows": 10}

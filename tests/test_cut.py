@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, OPTC
 from st_prompteol import TINY, PromptEOL
 from st_prompteol.hub import push_to_hub
 
-from .conftest import ARCHITECTURES, JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
+from .helpers import ARCHITECTURES, JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
 from .test_adapters import publish_adapter
 from .test_cli import run
 

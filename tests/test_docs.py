@@ -1,7 +1,7 @@
 """Every code block and command of README.md and docs/ runs and prints what it says, on stand-ins for large models.
 
-Blocks run in order in one folder per page, as a reader would. A page is run twice: quickly, in this process, without
-what needs a Hub or takes long; and, among the slow tests, wholly, in a process of its own with a Hub on loopback.
+Blocks run in order in one folder per page, as a reader would, in a process of their own with a Hub on loopback, among
+the slow tests. The README is also run quickly, in this process, without what needs a Hub or takes long.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
 from st_prompteol.evaluation.score_table import SHORT_NAMES
 from training import train
 
-from .conftest import ROOT, build_senteval, build_tokenizer
+from . import ROOT
+from .helpers import build_senteval, build_tokenizer
 from .hubserver import Hub, hub_environment
 from .test_adapters import publish_adapter
 from .test_recipes_candidates import write_wordnet
@@ -222,10 +223,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_offline(page: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_runs_offline(reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    run_page(page, wholly=False)
+    run_page("README.md", wholly=False)
 
 
 @pytest.mark.slow

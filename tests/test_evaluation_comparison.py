@@ -31,7 +31,7 @@ from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import MaskTokenPooling, apply_decoder_methods, apply_encoder_methods
 from st_prompteol.evaluation.runner import expand_tasks
 
-from .conftest import SENTENCES, VENISON, WORDS, assert_alike, build_causal_lm, build_senteval, sized
+from .helpers import SENTENCES, VENISON, WORDS, assert_alike, build_causal_lm, build_senteval, sized
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from st_prompteol import TINY, PromptEOL
 
-from .conftest import JOCKEY
+from .helpers import JOCKEY
 from .hubserver import Hub, hub_environment
 
 pytestmark = pytest.mark.shared

@@ -28,7 +28,7 @@ from transformers import (
 from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.fast import Reading, attention, check, linear
 
-from .conftest import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
+from .helpers import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
 
 LONG = [*SENTENCES, " ".join(SENTENCES * 2)]
 

@@ -22,7 +22,8 @@ from st_prompteol.cli import app
 from st_prompteol.hub import push
 from st_prompteol.hub.upload import check_no_secrets
 
-from .conftest import ROOT, SENTENCES, build_causal_lm, build_senteval
+from . import ROOT
+from .helpers import SENTENCES, build_causal_lm, build_senteval
 from .hubserver import Hub, hub_environment
 from .test_adapters import peft_oracle, publish_adapter
 from .test_corpus_runs import read, sentences, write_parquet

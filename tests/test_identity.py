@@ -21,7 +21,7 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.identity import identify
 from st_prompteol.recipes.log import model_key
 
-from .conftest import build_tokenizer
+from .helpers import build_tokenizer
 from .test_corpus_runs import TEN
 
 

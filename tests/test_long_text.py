@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from st_prompteol.template import TEMPLATES
 from st_prompteol.tokens import TemplateTokenizer
 
-from .conftest import SHARED
+from . import SHARED
 
 TOKENIZERS = {
     "stories260k": str(SHARED / "hub/models/tinyllamas/stories260k"),

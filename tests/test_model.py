@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from st_prompteol import LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
 
-from .conftest import (
+from .helpers import (
     ARCHITECTURES,
     JOCKEY,
     SENTENCES,

@@ -22,7 +22,8 @@ from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.markdown import code, escape, fence, section
 from st_prompteol.hub.results import ModelResults, eval_result_files, eval_results, read_results
 
-from .conftest import ROOT, build_senteval
+from . import ROOT
+from .helpers import build_senteval
 from .test_adapters import publish_adapter
 
 EVIL = [

@@ -24,7 +24,7 @@ from st_prompteol import (
     PromptTemplate,
 )
 
-from .conftest import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_tokenizer
+from .helpers import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_tokenizer
 
 
 def oracle(path: str, texts: list[str], layer: int = -1) -> np.ndarray[Any, Any]:

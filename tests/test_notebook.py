@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from .conftest import ROOT
+from . import ROOT
 
 NOTEBOOK = ROOT / "examples/quickstart.ipynb"
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from st_prompteol import PromptEOL
 
-from .conftest import build_tokenizer
+from .helpers import build_tokenizer
 from .test_adapters import publish_adapter
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import st_prompteol
 
-from .conftest import ROOT
+from . import ROOT
 
 LIBRARY = ROOT / "st_prompteol"
 
@@ -91,6 +91,7 @@ def test_a_capability_comes_from_its_own_room() -> None:
         assert names - {"annotations"} == set(module.__all__), room
 
 
+@pytest.mark.slow
 def test_importing_is_silent_and_changes_nothing() -> None:
     code = (
         "import logging, os, warnings\n"

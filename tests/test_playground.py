@@ -30,7 +30,8 @@ import yaml
 
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 
-from .conftest import JOCKEY, ROOT, SENTENCES, free_port
+from . import ROOT
+from .helpers import JOCKEY, SENTENCES, free_port
 from .hubserver import Hub, hub_environment
 
 SPACE = ROOT / "hub_cards/space"

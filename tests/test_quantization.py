@@ -26,7 +26,7 @@ from st_prompteol import Demonstration, PromptEOL, lora_config
 from st_prompteol.fast.check import mixes_rows
 from st_prompteol.identity import identify
 
-from .conftest import SENTENCES, PlainProcess, build_causal_lm, dequantised
+from .helpers import SENTENCES, PlainProcess, build_causal_lm, dequantised
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # gptqmodel's
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")

@@ -26,7 +26,7 @@ from st_prompteol.recipes.candidates import problem
 from st_prompteol.recipes.statistics import Bootstrap, gain, spearman
 from st_prompteol.recipes.wordnet import read_dictionary
 
-from .conftest import JOCKEY, VENISON, build_senteval
+from .helpers import JOCKEY, VENISON, build_senteval
 
 WORDNET = Path(os.environ.get("WORDNET_DIR", "/usr/share/wordnet"))
 SPELLED = 'This_sentence_:_"A_jockey_riding_a_horse."_means_in_one_word:"Equestrian".This_sentence_:_"*sent_0*"_means_in_one_word:"'  # noqa: E501

@@ -21,7 +21,7 @@ from st_prompteol.recipes.llm import PROMPT, as_word
 from st_prompteol.retries import retry_after
 
 from .chatserver import ChatServer, fails, says
-from .conftest import build_causal_lm, build_senteval
+from .helpers import build_causal_lm, build_senteval
 
 SENTENCES = [f"Sentence number {name}." for name in ("one", "two", "three", "four", "five", "six")]
 

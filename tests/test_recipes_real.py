@@ -18,7 +18,7 @@ from st_prompteol import PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.recipes import read_candidates, search, sts_b_dev
 
-from .conftest import PlainProcess
+from .helpers import PlainProcess
 from .test_recipes_candidates import WORDNET
 from .test_recipes_search import correlate, distinct
 

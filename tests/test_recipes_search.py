@@ -21,7 +21,7 @@ from st_prompteol.cli import app
 from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, summarize, write_candidates
 from st_prompteol.recipes.measure import encode_layers
 
-from .conftest import SENTENCES, WORDS, PlainProcess, assert_alike
+from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike
 
 LETTERS = [one + other for one in "abcdefghij" for other in "abcdefghij"]
 OLD: dict[str, Any] = {"templates": ["prompteol"], "layers": [-1], "center": False}  # demonstrations alone

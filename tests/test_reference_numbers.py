@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.cli import app
 
-from .conftest import JOCKEY
+from .helpers import JOCKEY
 
 pytestmark = pytest.mark.shared
 Pairs = tuple[list[str], list[str], list[float]]

@@ -10,7 +10,8 @@ import pytest
 
 from st_prompteol import TINY, PromptEOL
 
-from .conftest import ROOT, SENTENCES
+from . import ROOT
+from .helpers import SENTENCES
 
 SERVE = ROOT / "examples/serve.py"
 

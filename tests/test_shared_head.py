@@ -31,7 +31,7 @@ from st_prompteol.fast.rows import PackedRows
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
 
-from .conftest import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, grouped, sized
+from .helpers import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, grouped, sized
 from .test_adapters import publish_adapter
 from .test_fast import assert_right
 

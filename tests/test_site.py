@@ -26,7 +26,8 @@ import torch
 import st_prompteol
 from st_prompteol.cli import app
 
-from .conftest import ROOT, build_senteval
+from . import ROOT
+from .helpers import build_senteval
 
 ROOMS = ["st_prompteol"] + [
     f"st_prompteol.{room.name}"

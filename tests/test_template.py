@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
 from st_prompteol.template import get_template
 
-from .conftest import JOCKEY
+from .helpers import JOCKEY
 
 
 def reference_preprocessing(sentence: str) -> str:

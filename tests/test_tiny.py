@@ -13,7 +13,9 @@ from scipy.stats import spearmanr
 from st_prompteol import TINY, PromptEOL
 from st_prompteol.evaluation import evaluate_sts
 from st_prompteol.released import _say_what_it_is_for
-from tests.conftest import ROOT, SENTENCES, PlainProcess, assert_alike
+
+from . import ROOT
+from .helpers import SENTENCES, PlainProcess, assert_alike
 
 # pairs and how alike they are, as we see it: 5 the same, 0 nothing in common
 PAIRS = [

@@ -22,7 +22,8 @@ from st_prompteol import TINY, Demonstration, PromptTemplate
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, read_task
 from st_prompteol.tokens import TemplateTokenizer, read_template
 
-from .conftest import JOCKEY, SHARED, VENISON, build_tokenizer
+from . import SHARED
+from .helpers import JOCKEY, VENISON, build_tokenizer
 
 SHOTS = (JOCKEY, VENISON, Demonstration('He said: "no"', "Refusal"), Demonstration("un café à 3,50 €", "Boisson")) * 4
 FOLDERS = {
@@ -121,7 +122,7 @@ NAMES = ["tiny", *(pytest.param(name, marks=pytest.mark.shared) for name in list
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shots", [0, 1, 16])
+@pytest.mark.parametrize("shots", [0, 16])
 @BOTH
 def test_odd_strings_have_the_ids_of_the_rendered_text(name: str, shots: int, preprocessing: Any) -> None:
     template = PromptTemplate(demonstrations=SHOTS[:shots], preprocessing=preprocessing)
@@ -176,8 +177,16 @@ def test_a_sentence_that_is_too_long_loses_its_own_end(name: str, shots: int) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("text", "shots"), [(TEXTS[0], 16), (TEXTS[2], 1), (TEXTS[5], 1), (TEXTS[8], 2)])
-@BOTH
+@pytest.mark.parametrize(
+    ("text", "shots", "preprocessing"),
+    [
+        (TEXTS[0], 16, "paper"),
+        (TEXTS[0], 16, "none"),
+        (TEXTS[2], 1, "none"),
+        (TEXTS[5], 1, "paper"),
+        (TEXTS[8], 2, "none"),
+    ],
+)
 def test_demonstrations_that_are_tokenised_once_give_the_same_ids(
     name: str, text: str, shots: int, preprocessing: Any
 ) -> None:

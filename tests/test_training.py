@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config
 
-from .conftest import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval
+from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval
 from .test_adapters import publish_adapter
 from .test_training_loss import run_two, start
 

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from .conftest import build_tokenizer
+from .helpers import build_tokenizer
 
 pytest.importorskip("datasets")
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL, lora_config
 
-from .conftest import free_port
+from .helpers import free_port
 
 pytest.importorskip("datasets")
 

@@ -19,7 +19,8 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 
 from st_prompteol import PromptEOL
 
-from .conftest import ROOT, PlainProcess
+from . import ROOT
+from .helpers import PlainProcess
 from .hubserver import Hub, hub_environment
 
 pytest.importorskip("datasets")

@@ -10,7 +10,7 @@ pytest.importorskip("datasets")
 
 from training.arguments import choose_precision, parse_arguments
 
-from .conftest import ROOT
+from . import ROOT
 
 SHARDING = ROOT / "training/recipes/fsdp_qlora.accelerate.yaml"
 RECIPES = sorted(path for path in (ROOT / "training/recipes").glob("*.yaml") if path != SHARDING)

@@ -23,12 +23,14 @@ pytest.importorskip("accelerate")
 
 from st_prompteol import PromptEOL
 from st_prompteol.evaluation.senteval import _TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
-from tests.conftest import ROOT, SENTENCES, PlainProcess
 from tests.test_training import logged, run_to_the_end
 from training.arguments import parse_arguments, parse_recipe
 from training.tiny import pretrain as script
 from training.tiny import triplets
 from training.tiny.text import Text, evaluation_sentences, read_text, read_wordnet, render_documents
+
+from . import ROOT
+from .helpers import SENTENCES, PlainProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning", "ignore:.*tokenizers.*fork.*")
 SUBJECTS = ("A baker", "The old captain", "Our neighbour", "A tired nurse", "The youngest of the sisters", "My uncle")
@@ -296,6 +298,7 @@ def test_the_recipes_make_a_model_of_eight_megabytes_of_float16(tokenizer: Any) 
     assert (tuning.merge, tuning.merge_dtype, tuning.merge_layer) == (True, "float16", -2)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_real_text_holds_no_sentence_of_the_sts_tasks(shared: Path) -> None:
     wordnet = "/usr/share/wordnet"

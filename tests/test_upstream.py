@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.modules import Transformer
 from transformers import LlamaConfig, LlamaModel
 
-from .conftest import ROOT
+from . import ROOT
 
 
 class Private(NamedTuple):

@@ -1,20 +1,17 @@
-"""What the tests share: tiny models and tokenizers built on the spot, ../shared, and a process without us."""
+"""What tests build and compare with: tiny models and tokenizers, a tiny SentEval, a process without us."""
 
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -33,12 +30,6 @@ from transformers import (
 
 from st_prompteol import Demonstration, PromptEOL
 
-# tiny models and tiny classifiers: two threads only wait for each other
-torch.set_num_threads(1)
-threadpool_limits(limits=1)
-
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 VENISON = Demonstration("meat from a deer.", "Venison")
 SHOTS = (JOCKEY, VENISON)
@@ -92,29 +83,6 @@ ARCHITECTURES: dict[str, Config] = {
 }
 
 
-def pytest_configure() -> None:
-    """Lets what tests start be interrupted, also where they run in the background, where a shell ignores that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs ../shared where it is absent."""
-    if not SHARED.is_dir():
-        for item in items:
-            if item.get_closest_marker("shared"):
-                item.add_marker(pytest.mark.skip(reason="needs ../shared"))
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    return SHARED
-
-
-@pytest.fixture(scope="session")
-def stories() -> str:
-    return str(SHARED / "hub/models/tinyllamas/stories260k")
-
-
 def build_tokenizer(folder: Path, *, bos: bool = True) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer like OPT's, in small: it puts a BOS in front if asked, and has no pad token."""
     tokenizer = Tokenizer(models.BPE())
@@ -148,15 +116,6 @@ def build_causal_lm(
             torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.3)
     model.save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="session")
-def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One saved causal LM per architecture; read only."""
-    return {
-        name: build_causal_lm(tmp_path_factory.mktemp(name), name, bos=name not in ("gpt2", "gpt-neox", "qwen2"))
-        for name in ARCHITECTURES
-    }
 
 
 def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
@@ -254,10 +213,3 @@ for line in sys.stdin:
 
     def close(self) -> None:
         self.process.communicate(timeout=30)
-
-
-@pytest.fixture(scope="session")
-def plain() -> Iterator[PlainProcess]:
-    process = PlainProcess()
-    yield process
-    process.close()
