@@ -116,6 +116,7 @@ def wait_for(parts: int, folder: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_local_engine(one_node: None, causal_lms: dict[str, str], tmp_path: Path) -> None:
     """The same rows, nulls, failures and scaled numbers."""
     source = tmp_path / "in"

@@ -356,6 +356,7 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(words
     assert not list((tmp_path / "run").glob(".*tmp"))
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(words: Words, tmp_path: Path) -> None:
     long = [{"anchor": f"{i} {'a cat ' * 15}", "positive": f"{i} {'a dog ' * 15}"} for i in range(4096)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)), encoding="utf-8")
