@@ -170,6 +170,7 @@ def test_nobody_listens_at_the_address(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_fragment_that_kills_its_workers_gets_smaller_batches_and_is_left_out_at_last(
     one_node: None, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:

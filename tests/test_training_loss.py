@@ -162,6 +162,7 @@ def save_gathered_gradients(base: str, path: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one_with_the_joined_batch(
     causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
