@@ -135,6 +135,7 @@ def test_a_result_names_the_part_of_the_data_that_it_is_of() -> None:
     }
 
 
+@pytest.mark.slow
 def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_path: Path) -> None:
     mteb = pytest.importorskip("mteb")
     saved, _ = measured

@@ -189,6 +189,7 @@ def test_damaged_dictionaries_are_named(wordnet: Path, tmp_path: Path) -> None:
         read_dictionary(wordnet)
 
 
+@pytest.mark.slow
 def test_the_real_wordnet(tmp_path: Path) -> None:
     if not (WORDNET / "data.noun").is_file():
         pytest.skip("needs Debian's wordnet-base, or WORDNET_DIR")

@@ -25,7 +25,7 @@ from .test_recipes_search import correlate, distinct
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("name", ["tiny", "stories"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("stories", marks=pytest.mark.long)])
 def test_a_recipe_is_found_saved_and_scores_elsewhere_what_the_search_printed(
     name: str, stories: str, shared: Path, tmp_path: Path, plain: PlainProcess
 ) -> None:
