@@ -117,6 +117,13 @@ def load_decoder_config(
             f"The adapter {model_name_or_path!r} was trained on {source!r}, which cannot be opened: put the base "
             "model there, log in if it is gated, or mend base_model_name_or_path in adapter_config.json."
         ) from error
+    except ValueError as error:
+        if "model_type" not in str(error):
+            raise
+        raise ValueError(
+            f"{source!r} has no config.json that names its model_type: add the one of the base LLM, or name the GGUF "
+            'file to open there: model_kwargs={"gguf_file": "….gguf"}.'
+        ) from error
     if not is_decoder(config):
         raise ValueError(
             f"{source!r} ({config.model_type}) is not a decoder LLM, so its last token has not read the sentence to "

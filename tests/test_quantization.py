@@ -380,6 +380,8 @@ def test_a_gguf_file_is_opened_as_floats(
     assert str(model.describe()["quantization"]).startswith("gguf")
     model.save_pretrained(str(tmp_path / "saved"))
     assert distance(plain.encode(tmp_path / "saved", SENTENCES), embeddings) <= 1e-5
+    with pytest.raises(ValueError, match=r"has no config\.json that names its model_type: .* name the GGUF file"):
+        PromptEOL(str(tmp_path / "repository"))
     with pytest.raises(
         FileNotFoundError, match=r"cannot be opened: .* does not appear to have a file named none\.gguf"
     ):
