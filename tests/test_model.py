@@ -258,7 +258,7 @@ class TestWhatCannotBeOpened:
         ("name", "options", "error", "message"),
         [
             ("missing/folder/here", {}, FileNotFoundError, "not found"),
-            (".", {}, ValueError, r"Should have a `model_type` key in its config\.json"),
+            (".", {}, ValueError, r"'\.' has no config\.json that names its model_type"),
             (
                 "nobody/nothing",
                 {"local_files_only": True},

@@ -405,6 +405,8 @@ def test_what_cannot_be_read_is_one_sentence(
 ) -> None:
     if stated.get("quant_method") in ("gptq", "awq") and find_spec("gptqmodel"):
         pytest.skip("gptqmodel is installed")
+    if stated.get("quant_method") == "torchao":
+        pytest.importorskip("torchao")
     shutil.copytree(bases["llama"], tmp_path / "base")
     state(tmp_path / "base", stated)
     with pytest.raises(kind, match=message) as caught:
