@@ -23,7 +23,7 @@ notebook: $(VENV)/.dev ## Run examples/quickstart.ipynb and store what it prints
 test: $(VENV)/.dev ## Install what tests need, then run them
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(VENV)/.dev ## Run the long end-to-end tests
+test-slow: $(VENV)/.dev ## Run the slow tests, and those that are too long for .ci/run
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 attack: $(VENV)/.dev ## Attack with odd strings, damaged files, kills and races, and write what held to docs/attack.md

@@ -30,12 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny models and tiny classifiers: two threads only wait for each other."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(1)
-    threadpool_limits(limits=1)
+    """The helpers see to it, also for a file of tests that does not import them."""
+    from . import helpers  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import (
@@ -29,6 +30,10 @@ from transformers import (
 )
 
 from st_prompteol import Demonstration, PromptEOL
+
+# tiny models and tiny classifiers: two threads only wait for each other, in processes that tests start as well
+torch.set_num_threads(1)
+threadpool_limits(limits=1)
 
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 VENISON = Demonstration("meat from a deer.", "Venison")

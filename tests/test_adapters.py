@@ -14,12 +14,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from st_prompteol import Demonstration, PromptEOL, lora_config, quantization_config
+from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
 
-from .helpers import SENTENCES, PlainProcess, build_causal_lm, dequantised
-
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
+from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantised
 
 
 def publish_adapter(base: str, folder: Path, *, seed: int = 1, binary: bool = False, **lora: Any) -> str:

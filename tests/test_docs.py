@@ -48,7 +48,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE 
 NOT_RUN = re.compile(
     r"pip install |hf auth login|.* --gpu|ray (up|submit) |python (benchmarks/clients|examples/serve)\.py|vllm serve "
 )
-NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|python benchmarks/|--config")
+NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|--config")
 TRIPLETS = "examples/triplets.tsv"
 # the same commands on less data
 SMALLER = {

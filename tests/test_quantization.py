@@ -22,14 +22,13 @@ from transformers import (
     TorchAoConfig,
 )
 
-from st_prompteol import Demonstration, PromptEOL, lora_config
+from st_prompteol import PromptEOL, lora_config
 from st_prompteol.fast.check import mixes_rows
 from st_prompteol.identity import identify
 
-from .helpers import SENTENCES, PlainProcess, build_causal_lm, dequantised
+from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantised
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # gptqmodel's
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 BLOCK = 32  # numbers that share a scale
 
 

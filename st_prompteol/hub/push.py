@@ -149,7 +149,7 @@ def push_to_hub(
     if merge_to is not None:
         merged, merged_state = replace(push, repo_id=merge_to).check(is_adapter=False)
     run = run_of(model, source)  # results are filed under it, also those of the merged model
-    read_results(card.results_dir, run, None)
+    read_results(card.results_dir, run, None)  # raises for what is no folder, or holds no result of this model
     with CleanProcess() as clean:
         report = push.run(state, new_base, run, clean)
         if merge_to is None:
