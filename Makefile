@@ -1,12 +1,13 @@
 # Two commands do everything on a machine that has Python and pip only: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+SHARED ?= ../shared
 BIN := $(VENV)/bin
 CORE_TESTS := $(addprefix tests/test_,$(addsuffix .py,adapters cli cut fast linear model modules quantization shared_head template tokens upstream))
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo playground notebook test test-slow test-lowest attack docs lint format clean
+.PHONY: help demo playground notebook test test-slow test-lowest attack gpu-kit gpu docs lint format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
@@ -31,6 +32,12 @@ attack: $(VENV)/.dev ## Attack with odd strings, damaged files, kills and races,
 
 test-lowest: build/lowest/.done ## Run the core tests on the lowest versions that pyproject.toml allows, in build/lowest
 	build/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE_TESTS)
+
+gpu-kit: $(VENV)/.dev ## Pack what a GPU machine without a network lacks (SHARED=... has tokenizers and senteval)
+	$(BIN)/python benchmarks/gpu_kit.py --tokenizers $(SHARED)/tokenizers --data-dir $(SHARED)/senteval build/gpu-kit.tar.xz
+
+gpu: build/gpu-kit ## Measure everything on a GPU in 25 minutes, into build/gpu (PYTHON=... GPU="--sections encode")
+	PYTHONPATH=$(CURDIR)/build/gpu-kit/site:$(CURDIR) $(PYTHON) benchmarks/gpu.py $(GPU)
 
 docs: $(VENV)/.docs ## Build the documentation site in build/site; a warning or a broken link is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/site
@@ -61,6 +68,10 @@ $(VENV)/.playground: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable ".[docs]"
+	touch $@
+
+build/gpu-kit: build/gpu-kit.tar.xz
+	$(PYTHON) -m tarfile --filter data -e $< build
 	touch $@
 
 build/lowest/.done: pyproject.toml

@@ -28,13 +28,11 @@ from typing import Any
 
 import torch
 import transformers
-from reference import SHAPES, Reference, machine, save_random_model, seconds_of
+from reference import JOCKEY, SHAPES, Reference, flops_per_sentence, latency, machine, save_random_model, seconds_of
 from sentence_transformers import SentenceTransformer
-from torch.utils.flop_counter import FlopCounterMode
 
-from st_prompteol import Demonstration, PromptEOL
+from st_prompteol import PromptEOL
 
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 # What we set out for on two cores: how many times as fast as the reference, which runs in float32, and as plain
 # sentence-transformers in the same precision
 TARGETS = {
@@ -98,7 +96,7 @@ def measure(
             "ours": partial(ours.encode, batch_size=batch_size),
         }
         if dtype == torch.float32:
-            reference = Reference(folder, batch_size=16)
+            reference = Reference.open(folder, batch_size=16)
             ways["reference"] = lambda chosen: reference.encode([ours.template.render(text) for text in chosen])
         if python is not None:
             ways["vllm"] = stack.enter_context(vllm(python, saved, dtype))
@@ -119,10 +117,7 @@ def _measure(
     if "vllm" in ways:
         cosine = torch.cosine_similarity(ways["vllm"](sentences[:32]), expected[0], dim=0)
         assert cosine > 0.999, f"vLLM embeds something else: cosine {cosine}"
-    torch.backends.mkldnn.enabled = False  # whose products are not counted
-    with FlopCounterMode(display=False) as counter:  # one by one: no padding, nothing shared
-        ours.encode(sentences[::8], batch_size=1)
-    torch.backends.mkldnn.enabled = True
+    flops = flops_per_sentence(ours, sentences[::8])
     square = torch.randn(2048, 2048).to(ours.dtype)
     products = {
         "torch.mm": lambda: torch.mm(square, square),
@@ -137,7 +132,7 @@ def _measure(
             seconds = seconds_of(lambda product=product: [product() for _ in range(10)])
             measured[name].append(10 * 2 * 2048**3 / seconds)
     medians = {way: statistics.median(values) for way, values in measured.items()}
-    return {**medians, "flops": counter.get_total_flops() / len(sentences[::8]), "difference": float(difference)}
+    return {**medians, "flops": flops, "difference": float(difference)}
 
 
 def scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
@@ -154,20 +149,6 @@ def _scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
     status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage's peak would be the parent's
     peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     return {"sentences": count, "seconds_per_sentence": seconds / count, "peak_bytes": peak}
-
-
-def latency(folder: str, sentence: str, calls: int = 300) -> dict[str, float]:
-    """Encodes one sentence at a time: median seconds of `encode`, and of a forward pass over its own tokens alone."""
-    model = PromptEOL(folder)
-    own = model[0].tokenizer(sentence + model.template.tail, add_special_tokens=False, return_tensors="pt")[
-        "input_ids"
-    ]
-    seconds: dict[str, list[float]] = {"forward": [], "encode": []}
-    with torch.inference_mode():
-        for _ in range(calls):
-            seconds["forward"].append(seconds_of(lambda: model[0].model(input_ids=own, use_cache=False)))
-            seconds["encode"].append(seconds_of(lambda: model.encode(sentence)))
-    return {way: statistics.median(values) for way, values in seconds.items()}
 
 
 def to_markdown(rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> str:
@@ -276,7 +257,7 @@ def main() -> None:
         for count in arguments.scaling:
             scaling.append(scale(folder, sentences, count))
             print(to_markdown([], scaling).splitlines()[-1], flush=True)
-        single = latency(folder, "A man is playing a guitar.")
+        single = latency(PromptEOL(folder), "A man is playing a guitar.")
         print(f"one sentence: {1e3 * single['encode']:.2f} ms, its forward pass {1e3 * single['forward']:.2f} ms")
     results = {
         **machine(),

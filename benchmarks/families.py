@@ -24,13 +24,12 @@ from typing import Any
 
 import torch
 import transformers
+from reference import JOCKEY, noting_shared_heads
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoTokenizer
 
-from st_prompteol import Demonstration, PromptEOL
+from st_prompteol import PromptEOL
 from st_prompteol.decoders import is_decoder
-from st_prompteol.fast import FastPath
 
-JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 SENTENCES = ["x", "A man is playing a guitar.", "Is it raining?", " ".join(["The cat sat on the mat, and"] * 14)]
 # By number, the settings of any family that it is small enough for
 SMALL = {
@@ -110,16 +109,8 @@ def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
     plain = copy.deepcopy(body).eval()
     model[0].put_body(body.eval(), True)  # some families draw what they do not save
     blocks = model[0].config.get_text_config().num_hidden_layers
-    template, run = model.template, FastPath.run
-    ran: list[bool] = []
-
-    def counted(*args: Any) -> Any:
-        states = run(*args)
-        ran.append(states is not None)
-        return states
-
-    FastPath.run = counted
-    try:
+    template = model.template
+    with noting_shared_heads() as ran:
         for shots in (0, 1, 16):
             model.template = replace(template, demonstrations=(JOCKEY,) * shots)
             for layer in (-1, -2, -blocks):
@@ -133,8 +124,6 @@ def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
                         raise ValueError("transformers' own hidden states are not finite")
                     worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
                     shared, cases = shared + sum(ran), cases + len(ran)
-    finally:
-        FastPath.run = run
     return worst, shared, cases
 
 

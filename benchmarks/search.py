@@ -57,7 +57,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         save_random_model("opt-125m", arguments.tokenizer, folder)
-        model, reference = PromptEOL(folder), Reference(folder, batch_size=32)
+        model, reference = PromptEOL(folder), Reference.open(folder, batch_size=32)
 
     rng = random.Random(0)
     theirs, ours = [], []

@@ -2,11 +2,10 @@
 
 python benchmarks/train.py --threads 1 --output docs/benchmarks.md     # OPT-125M-shaped, on a CPU: about half an hour
 python benchmarks/train.py --cached                                    # memory of gradient caching at batch 256
-python benchmarks/train.py --gpu --output docs/benchmarks.md           # OPT-2.7B- and LLaMA-7B-shaped in nf4
 
 Weights are random and so are tokens; the lengths are drawn like those of the SNLI and MNLI triplets that the paper
 trained on. Model, data, LoRA and batch are the same in all rows. Every row is a process of its own. Time is that of
-the process (user and system), so that a machine with other work gives the same ratios, or wall time on a GPU.
+the process (user and system), so that a machine with other work gives the same ratios.
 """
 
 from __future__ import annotations
@@ -59,19 +58,28 @@ def random_config(shape: str) -> Any:
     return config_of(shape, 32_000 if shape.startswith("llama") else 50_272, use_cache=False)
 
 
-def reference_step(shape: str, draw: Callable[[], list[list[int]]], device: str) -> Callable[[], None]:
+def reference_step(
+    shape: str, draw: Callable[[], list[list[int]]], device: str = "cpu", *, nf4: bool = False
+) -> Callable[[], None]:
     """The reference's way: causal LM, logits over the vocabulary, all hidden states, checkpointing, float32.
 
-    The columns are one batch, padded on the left to a multiple of 8 of the longest of all.
+    The columns are one batch, padded on the left to a multiple of 8 of the longest of all. With nf4 weights what they
+    give is in float32, under autocast to float16.
     """
     from peft import inject_adapter_in_model
     from transformers import AutoModelForCausalLM
 
     from st_prompteol import lora_config
 
-    lm = AutoModelForCausalLM.from_config(random_config(shape)).to(device)
+    with torch.device(device):
+        lm = AutoModelForCausalLM.from_config(random_config(shape), dtype=torch.bfloat16 if nf4 else torch.float32)
+    if nf4:
+        quantise(lm.base_model, device, torch.float32)
     layers = {name.rpartition(".")[2] for name, part in lm.named_modules() if isinstance(part, torch.nn.Linear)}
     inject_adapter_in_model(lora_config(target_modules=sorted(layers - {"lm_head"})), lm)
+    for parameter in lm.parameters():  # norms, embeddings and head too, as peft prepares a model in 4 bit
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
     lm.gradient_checkpointing_enable({"use_reentrant": False})
     lm.train()
     update = updater(lm)
@@ -80,40 +88,45 @@ def reference_step(shape: str, draw: Callable[[], list[list[int]]], device: str)
         rows = draw()
         width = -(-max(map(max, rows)) // 8) * 8
         batch = pad([row[column] for column in range(3) for row in rows], width, "left")
-        embeddings = reference_embeddings(lm, {key: value.to(device) for key, value in batch.items()})
-        anchors, *others = embeddings.view(3, len(rows), -1)
+        with torch.autocast(torch.device(device).type, torch.float16) if nf4 else nullcontext():
+            embeddings = reference_embeddings(lm, {key: value.to(device) for key, value in batch.items()})
+        anchors, *others = embeddings.float().view(3, len(rows), -1)
         cosines = torch.cosine_similarity(anchors[:, None], torch.cat(others)[None], dim=-1)
         update(torch.nn.functional.cross_entropy(cosines / 0.05, torch.arange(len(rows), device=device)))
 
     return step
 
 
-def our_step(
-    shape: str,
-    draw: Callable[[], list[list[int]]],
-    device: str,
-    mini_batch_size: int | None,
-    bf16: bool,
-    nf4: bool = False,
-) -> Callable[[], None]:
-    """This project's way: the body alone, columns padded on their own, the loss that training uses."""
+def our_body(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32, *, nf4: bool = False) -> Any:
+    """Returns a body with LoRA on every linear layer, the adapter in float32."""
     from peft import inject_adapter_in_model
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Module
     from transformers import AutoModel
 
-    from st_prompteol import LastTokenPooling, lora_config
-    from training.arguments import RunArguments
-    from training.loss import build_loss
+    from st_prompteol import lora_config
 
     with torch.device(device):
-        body = AutoModel.from_config(random_config(shape), dtype=torch.bfloat16 if nf4 else torch.float32)
+        body = AutoModel.from_config(random_config(shape), dtype=dtype)
     if nf4:
-        quantise(body, device)
+        quantise(body, device, torch.bfloat16)
     inject_adapter_in_model(lora_config(), body)
     for name, parameter in body.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
+    return body
+
+
+def our_step(
+    body: Any, draw: Callable[[], list[list[int]]], mini_batch_size: int | None, *, bf16: bool
+) -> Callable[[], None]:
+    """This project's way: the body alone, columns padded on their own, the loss that training uses."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Module
+
+    from st_prompteol import LastTokenPooling
+    from training.arguments import RunArguments
+    from training.loss import build_loss
+
+    device = body.device
 
     class Body(Module):  # PromptEOLTransformer without its tokenizer, which tokens that are drawn do not need
         def __init__(self) -> None:
@@ -122,14 +135,13 @@ def our_step(
 
         def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
             inputs = {key: features[key] for key in ("input_ids", "attention_mask")}
-            autocast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
-            with autocast:
+            with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
                 return {**features, "token_embeddings": self.model(**inputs).last_hidden_state}
 
         def save(self, *args: Any, **kwargs: Any) -> None:
             raise NotImplementedError
 
-    model = SentenceTransformer(modules=[Body(), LastTokenPooling(body.config.hidden_size)], device=device)
+    model = SentenceTransformer(modules=[Body(), LastTokenPooling(body.config.hidden_size)], device=str(device))
     model.train()
     arguments = RunArguments(output_dir="unused", mini_batch_size=mini_batch_size, precision="float32")
     loss, update = build_loss(model, arguments), updater(model)  # type: ignore[arg-type]
@@ -144,24 +156,23 @@ def our_step(
     return step
 
 
-def quantise(body: torch.nn.Module, device: str) -> None:
-    """Replaces the linear layers by layers in nf4."""
-    from bitsandbytes.nn import Linear4bit
+def quantise(body: torch.nn.Module, device: str, compute_dtype: torch.dtype) -> None:
+    """Replaces the linear layers by layers in nf4 on a device."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
     from st_prompteol import quantization_config
 
-    options = quantization_config("nf4", compute_dtype=torch.bfloat16)
+    options = quantization_config("nf4", compute_dtype=compute_dtype)
+    stored = {
+        "compress_statistics": options.bnb_4bit_use_double_quant,
+        "quant_type": options.bnb_4bit_quant_type,
+    }
     for name, part in list(body.named_modules()):
         if isinstance(part, torch.nn.Linear):
-            layer = Linear4bit(
-                part.in_features,
-                part.out_features,
-                bias=part.bias is not None,
-                compute_dtype=options.bnb_4bit_compute_dtype,
-                compress_statistics=options.bnb_4bit_use_double_quant,
-                quant_type=options.bnb_4bit_quant_type,
-            )
-            layer.load_state_dict(part.state_dict())
+            sizes = part.in_features, part.out_features, part.bias is not None
+            layer = Linear4bit(*sizes, compute_dtype=compute_dtype, device="meta", **stored)
+            layer.weight = Params4bit(part.weight.data, requires_grad=False, module=layer, **stored)
+            layer.bias = part.bias
             body.set_submodule(name, layer.to(device))  # which quantises it
 
 
@@ -182,37 +193,26 @@ def updater(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
 
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
-    """Runs one row in this process: seconds and tokens per second of a step, peak memory in bytes."""
+    """Runs one row in this process: seconds of a step, peak memory in bytes."""
     torch.set_num_threads(row["threads"])
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    gpu = bool(row.get("gpu"))
-    device = "cuda" if gpu else "cpu"
-    drawn: list[list[list[int]]] = []
 
     def draw() -> list[list[int]]:
-        drawn.append(draw_lengths(row["batch_size"], rng))
-        return drawn[-1]
+        return draw_lengths(row["batch_size"], rng)
 
     import training.train  # noqa: F401 - its memory counts in every row
 
     if row["way"] == "reference":
-        step = reference_step(row["shape"], draw, device)
+        step = reference_step(row["shape"], draw)
     else:
-        step = our_step(row["shape"], draw, device, row["mini_batch_size"], row["bf16"], nf4=gpu)
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    clock, wait = (time.perf_counter, torch.cuda.synchronize) if gpu else (time.process_time, lambda: None)
+        step = our_step(our_body(row["shape"]), draw, row["mini_batch_size"], bf16=row["bf16"])
     step()  # warms up
-    wait()
-    started = clock()
+    started = time.process_time()
     for _ in range(row["steps"]):
         step()
-    wait()
-    seconds = (clock() - started) / row["steps"]
-    tokens = float(np.mean([np.sum(lengths) for lengths in drawn[1:]]))
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {**row, "seconds": seconds, "tokens_per_second": tokens / seconds, "peak": peak}
+    seconds = (time.process_time() - started) / row["steps"]
+    return {**row, "seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def in_a_process(row: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def in_a_process(row: dict[str, Any]) -> dict[str, Any]:
         [sys.executable, __file__, "--row", json.dumps(row)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        return {**row, "error": done.stderr.strip().splitlines()[-1]}
+        raise RuntimeError(f"{row['name']} failed: {done.stderr.strip()}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"{result['name']}: {result['seconds']:.2f} s, {result['peak'] / 2**30:.2f} GiB", file=sys.stderr)
     return result
@@ -260,22 +260,6 @@ def compare_cached(args: argparse.Namespace) -> str:
     return to_markdown(lines, text_columns=("batch",))
 
 
-def measure_gpu(args: argparse.Namespace) -> str:
-    """Returns speed, memory and the largest batch that fits, in nf4, as a Markdown table with the device's name."""
-    lines = [["shape", "batch", "mini-batch", "steps/s", "tokens/s", "peak GiB"]]
-    for shape in ("opt-2.7b", "llama-7b"):
-        shared = {"shape": shape, "way": "ours", "threads": args.threads, "steps": 3, "bf16": True, "gpu": True}
-        row = in_a_process({**shared, "name": f"{shape} cached", "batch_size": 256, "mini_batch_size": 64})
-        batch_size = 32
-        while "error" not in row:
-            speed = f"{1 / row['seconds']:.2f}", f"{row['tokens_per_second']:,.0f}", f"{row['peak'] / 2**30:.1f}"
-            lines.append([shape, str(row["batch_size"]), str(row["mini_batch_size"] or ""), *speed])
-            row = in_a_process({**shared, "name": shape, "batch_size": batch_size, "mini_batch_size": None})
-            batch_size *= 2
-        lines.append([shape, str(row["batch_size"]), "", "does not fit", "", ""])
-    return f"{torch.cuda.get_device_name()}:\n\n{to_markdown(lines, text_columns=('shape',))}"
-
-
 def main() -> None:
     """Runs what is asked for and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,14 +267,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after one that warms up")
     parser.add_argument("--cached", action="store_true", help="memory of gradient caching at batch 256")
-    parser.add_argument("--gpu", action="store_true", help="nf4 on a GPU")
     parser.add_argument("--output", type=Path, help="Markdown file that the table is appended to")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
         print(json.dumps(measure(json.loads(args.row))))
         return
-    table = measure_gpu(args) if args.gpu else compare_cached(args) if args.cached else compare(args)
+    table = compare_cached(args) if args.cached else compare(args)
     print(table, end="")
     if args.output:
         with open(args.output, "a", encoding="utf-8") as file:

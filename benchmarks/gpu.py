@@ -1,0 +1,132 @@
+"""Everything that is to be known on a GPU, in at most 25 minutes: is it right, how fast, in how much memory.
+
+    make gpu-kit                                 # where there is a registry: what a GPU machine lacks, in one file
+    make gpu                                     # on the GPU machine: all of it, into build/gpu
+    make gpu GPU="--sections encode nf4 --minutes 9"
+    python benchmarks/gpu.py --trial --device cpu                # tiny shapes: does the script still run?
+
+Weights are random, in well-known shapes, made on the device; tokenizers and sentences come with the kit. Each section
+is a process of its own with a share of the time, and one that crashes is started again behind the row that it crashed
+in. Rows are added to `rows.jsonl` in the output folder as they are measured; a row that is there, with its result, is
+not measured again, so a run that was cut off, or was given few minutes, goes on with the same command. Ends with
+`gpu.json`, `gpu.md` and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are run from a checkout
+
+SECTIONS = {"right": 4.0, "encode": 9.0, "train": 6.0, "nf4": 2.0, "corpora": 4.0}
+"""By name the minutes of 25 that a section may take, in the order in which they run."""
+
+
+def read_rows(output: Path) -> list[dict[str, Any]]:
+    """Returns the rows that were measured, the newest of each."""
+    path = output / "rows.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = {(row["section"], row["row"]): row for row in map(json.loads, lines)}
+    return list(rows.values())
+
+
+def add_row(output: Path, row: dict[str, Any]) -> None:
+    """Adds a row to those that were measured, and prints it."""
+    with open(output / "rows.jsonl", "a", encoding="utf-8") as file:
+        print(json.dumps(row), file=file)
+    if "began" not in row:
+        print(f"{row['section']}: {row['row']}:", row.get("error") or shown(row["result"]), flush=True)
+
+
+def shown(value: Any) -> str:
+    """Returns numbers as somebody reads them."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return f"[{len(value)}]" if len(str(value)) > 200 else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def run_section(section: str, told: dict[str, Any], ends: float) -> None:
+    """Measures the rows of a section that have no result yet, those that have failed before last."""
+    from gpu_setup import Options
+
+    output = Path(told["output"])
+    before = {row["row"]: row for row in read_rows(output) if row["section"] == section}
+    rows = importlib.import_module(f"gpu_{section}").rows(Options(**told))
+    todo = [(name, measure) for name, measure in rows if "result" not in before.get(name, {})]
+    for name, measure in sorted(todo, key=lambda row: row[0] in before):
+        if time.time() > ends:
+            print(f"{section}: {name}: left out, no time", flush=True)
+            continue
+        row = {"section": section, "row": name}
+        add_row(output, {**row, "began": True, "error": "the process ended"})
+        start = time.perf_counter()
+        try:
+            row["result"] = measure()
+        except Exception as error:  # any: the other rows are worth having
+            row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        add_row(output, {**row, "seconds": time.perf_counter() - start})
+
+
+def run_sections(sections: list[str], told: dict[str, Any], minutes: float) -> None:
+    """Runs each section in a process; what one leaves of its time, the next ones have."""
+    ends = time.time()
+    for section in sections:
+        ends += 60 * minutes * SECTIONS[section] / sum(SECTIONS[name] for name in sections)
+        command = [sys.executable, __file__, "--section", section, json.dumps(told), str(ends)]
+        for _ in range(3):  # tries
+            process = subprocess.Popen(command, start_new_session=True)
+            try:
+                if process.wait(timeout=max(1.0, ends - time.time()) + 20) == 0:
+                    break
+            except subprocess.TimeoutExpired:
+                print(f"{section}: ended, its time is over", flush=True)
+                break
+            finally:
+                with suppress(ProcessLookupError):  # also what it has started itself
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def main() -> None:
+    """Measures and writes the page."""
+    if sys.argv[1:2] == ["--section"]:
+        run_section(sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kit", default="build/gpu-kit", help="folder with tokenizers and sentences")
+    parser.add_argument("--output", type=Path, default=Path("build/gpu"), help="folder of the results")
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--minutes", type=float, default=25, help="that all sections take together")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--trial", action="store_true", help="tiny shapes and few sentences: does it run at all?")
+    arguments = parser.parse_args()
+    from gpu_page import write_page
+    from gpu_setup import facts
+
+    machine = facts()
+    print(json.dumps(machine), flush=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    told = {
+        "kit": arguments.kit,
+        "output": str(arguments.output),
+        "device": arguments.device,
+        "trial": arguments.trial,
+    }
+    run_sections(arguments.sections, told, arguments.minutes)
+    write_page(read_rows(arguments.output), machine, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Encoding on a GPU: the reference's way, plain sentence-transformers with and without padding, and ours."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from gpu_setup import REFERENCE_BATCH_SIZE, Options, Rows, Ways, open_ways, peak_of, seconds_of, wait
+from reference import flops_per_sentence, latency
+
+SHAPES = ("llama-7b", "opt-125m", "qwen3-0.6b", "opt-2.7b", "smollm2-135m")
+DEMONSTRATIONS = (1, 16, 0, 4)
+BATCH_SIZES = (256, 32)
+SENTENCES = 4096
+SECONDS = 0.7  # that a way is given a round: slower ones encode fewer of the batches, evenly chosen, but at least
+BATCHES = 4
+ROUNDS = 3
+ENOUGH = 4.0  # seconds that a way is measured; no further round begins
+PLAIN = {"sdpa": "sdpa", "without padding": "flash_attention_2"}
+
+
+def rows(options: Options) -> Rows:
+    """Yields what is measured, the largest shape first."""
+    shapes, batch_sizes, counts = SHAPES, BATCH_SIZES, DEMONSTRATIONS
+    if options.trial:
+        shapes, batch_sizes, counts = ("tiny", "stories260k"), (16, 8), (1, 0)
+    yield "peak", partial(measure_peak, options)
+    for shape in shapes:
+        for batch_size in batch_sizes:
+            for count in counts:
+                name = f"{shape}, {count} demonstrations, batch {batch_size}"
+                yield name, partial(measure, options, shape, count, batch_size)
+        yield f"{shape}, one sentence", partial(measure_latency, options, shape)
+        yield f"{shape}, kernels", partial(profile, options, shape, batch_sizes[0])
+
+
+def measure_peak(options: Options) -> dict[str, float]:
+    """Measures what a product of large matrices in bfloat16 reaches, in FLOP/s, and a copy, in bytes/s both ways."""
+    size = 256 if options.trial else 8192
+    one, other = (torch.randn(size, size, device=options.device).bfloat16() for _ in range(2))
+    many = torch.randn(size, 16 * size, device=options.device)
+    products = [seconds_of(lambda: [torch.mm(one, other) for _ in range(10)]) for _ in range(5)]
+    copies = [seconds_of(lambda: [many.clone() for _ in range(10)]) for _ in range(5)]
+    return {
+        "flops": 10 * 2 * size**3 / statistics.median(products),
+        "bytes": 10 * 2 * many.nbytes / statistics.median(copies),
+    }
+
+
+def measure(options: Options, shape: str, demonstrations: int, batch_size: int) -> dict[str, Any]:
+    """Measures every way in turns: sentences/s, peak bytes, share of time without a forward pass."""
+    ways = open_ways(options, shape)
+    ways.set_demonstrations(demonstrations)
+    sentences = options.sentences(SENTENCES)
+    ours = torch.as_tensor(ways.ours.encode(sentences[:64])).float()  # also finds out what is found out once
+    plain = torch.as_tensor(ways.plain("sdpa").encode(sentences[:64])).float()
+    result: dict[str, Any] = {
+        "difference": float((ours - plain).abs().max() / plain.abs().max()),
+        "flops": flops_per_sentence(ways.ours, sentences[:: max(1, len(sentences) // 32)]),
+    }
+    encoders: dict[str, tuple[Any, Callable[[list[str]], Any]]] = {
+        "ours": (ways.ours[0], partial(ways.ours.encode, batch_size=batch_size)),
+        "reference": (ways.lm, ways.by_reference),
+    }
+    for name, attention in PLAIN.items():
+        try:
+            plain = ways.plain(attention)
+        except (ImportError, ValueError) as error:
+            result[name] = {"error": " ".join(str(error).split())[:200]}
+            continue
+        encoders[name] = plain[0], partial(plain.encode, batch_size=batch_size)
+    sizes = {name: REFERENCE_BATCH_SIZE if name == "reference" else batch_size for name in encoders}
+    rounds = {name: Rounds(*encoder, part(sentences, sizes[name], 1)) for name, encoder in encoders.items()}
+    for name, each in rounds.items():
+        each.run()  # warms up
+        per_second = each.run()["per_second"]
+        each.sentences = part(sentences, sizes[name], max(BATCHES, round(SECONDS * per_second / sizes[name])))
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in rounds}
+    for _ in range(ROUNDS):
+        for name, each in rounds.items():
+            if sum(round_["seconds"] for round_ in measured[name]) < ENOUGH:
+                measured[name].append(each.run())
+    medians = {
+        name: {key: statistics.median(round_[key] for round_ in done) for key in done[0]}
+        for name, done in measured.items()
+    }
+    return {**result, **medians}
+
+
+def part(sentences: list[str], batch_size: int, batches: int) -> list[str]:
+    """Returns whole batches, evenly chosen from those that sentences make when the longest come first."""
+    ordered = sorted(sentences, key=len, reverse=True)
+    starts = range(0, len(ordered), batch_size)
+    step = len(starts) / min(batches, len(starts))
+    chosen = [starts[int(step * (number + 0.5))] for number in range(min(batches, len(starts)))]
+    return [sentence for start in chosen for sentence in ordered[start : start + batch_size]]
+
+
+@dataclass
+class Rounds:
+    """One way of encoding, measured again and again.
+
+    Args:
+        module: What computes forward passes.
+        encode: Encodes sentences.
+        sentences: Which ones.
+    """
+
+    module: torch.nn.Module
+    encode: Callable[[list[str]], Any]
+    sentences: list[str]
+
+    def run(self) -> dict[str, float]:
+        """Measures sentences/s, the most bytes on the device, and the share of time without a forward pass."""
+        seconds = 0.0
+
+        def encode() -> None:
+            nonlocal seconds
+            seconds = seconds_of(partial(self.encode, self.sentences))
+
+        with timing_forward(self.module) as passes:
+            peak = peak_of(encode)
+        count = len(self.sentences)
+        waiting = 1 - sum(passes) / seconds
+        return {
+            "sentences": count,
+            "seconds": seconds,
+            "per_second": count / seconds,
+            "peak": peak,
+            "waiting": waiting,
+        }
+
+
+@contextmanager
+def timing_forward(module: torch.nn.Module) -> Any:
+    """Yields a list that holds, afterwards, the seconds of the device from begin to end of each forward pass."""
+    events: list[Any] = []
+    seconds: list[float] = []
+
+    def note(*_: Any) -> None:
+        event = torch.cuda.Event(enable_timing=True) if torch.cuda.is_available() else _Clock()
+        event.record()
+        events.append(event)
+
+    hooks = module.register_forward_pre_hook(note), module.register_forward_hook(note)
+    try:
+        yield seconds
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wait()
+    seconds += [begin.elapsed_time(end) / 1e3 for begin, end in zip(events[::2], events[1::2], strict=True)]
+
+
+class _Clock:
+    """Stands in for an event of the device where the CPU computes."""
+
+    def record(self) -> None:
+        self.now = time.perf_counter()
+
+    def elapsed_time(self, end: _Clock) -> float:
+        return 1e3 * (end.now - self.now)
+
+
+def measure_latency(options: Options, shape: str) -> dict[str, float]:
+    """Encodes one sentence at a time, behind one demonstration: seconds of `encode` and of a forward pass alone."""
+    ways = open_ways(options, shape)
+    ways.set_demonstrations(1)
+    ways.ours.encode("It warms up.")
+    return latency(ways.ours, "A man is playing a guitar.", calls=5 if options.trial else 50)
+
+
+def profile(options: Options, shape: str, batch_size: int) -> dict[str, Any]:
+    """Lists what ours spends its time on, behind one demonstration: the kernels' shares, the rest is idle."""
+    ways: Ways = open_ways(options, shape)
+    ways.set_demonstrations(1)
+    sentences = options.sentences(4 * batch_size)
+    ways.ours.encode(sentences, batch_size=batch_size)
+    activity = torch.profiler.ProfilerActivity
+    which, time_of = (activity.CUDA, "device") if torch.cuda.is_available() else (activity.CPU, "cpu")
+    with torch.profiler.profile(activities=[which]) as profiler:
+        seconds = seconds_of(partial(ways.ours.encode, sentences, batch_size=batch_size))
+    kernels = {
+        event.key: getattr(event, f"self_{time_of}_time_total") / 1e6 / seconds for event in profiler.key_averages()
+    }
+    most = sorted(kernels, key=kernels.__getitem__, reverse=True)[:15]
+    return {"busy": sum(kernels.values()), "kernels": {key[:100]: kernels[key] for key in most}}

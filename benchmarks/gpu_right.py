@@ -1,0 +1,105 @@
+"""Whether embeddings are right on a GPU: the tests, the reference's way on the same device, and who waits for whom."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+from gpu_setup import Options, Rows, open_ways
+from reference import noting_shared_heads
+
+from st_prompteol.fast import Reading
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = (
+    "modules fast shared_head adapters model center cut linear quantization training_loss training corpus corpus_runs"
+)
+SHAPES = ("opt-125m", "smollm2-135m", "qwen3-0.6b", "opt-350m")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def rows(options: Options) -> Rows:
+    """Yields what is checked."""
+    for shape in ("tiny", "stories260k") if options.trial else SHAPES:
+        for name, dtype in DTYPES.items():
+            for count in (0, 1, 16):
+                yield f"{shape}, {name}, {count} demonstrations", partial(compare, options, shape, dtype, count)
+        yield f"{shape}, waiting", partial(list_waits, options, shape)
+    yield "tests", partial(run_tests, options)
+
+
+def compare(options: Options, shape: str, dtype: torch.dtype, demonstrations: int) -> dict[str, Any]:
+    """Compares embeddings with those of the reference's way on the same device, relative to the largest number."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    ways = open_ways(options, shape, dtype)
+    ways.set_demonstrations(demonstrations)
+    sentences = options.sentences(64)
+    expected = ways.by_reference(sentences).float()
+    with noting_shared_heads() as shared:
+        ours = torch.as_tensor(ways.ours.encode(sentences)).float()
+    plain = torch.as_tensor(ways.plain("sdpa").encode(sentences)).float()
+    worst = expected.abs().max()
+    return {
+        "ours": float((ours - expected).abs().max() / worst),
+        "plain": float((plain - expected).abs().max() / worst),
+        "cosine": float(torch.cosine_similarity(ours, expected).min()),
+        "behind a shared head": all(shared),
+    }
+
+
+def list_waits(options: Options, shape: str) -> dict[str, Any]:
+    """Lists the lines that wait for the device between `preprocess` and the embedding, from the second batch on."""
+    ways = open_ways(options, shape)
+    ways.set_demonstrations(1)
+    sentences, reading = options.sentences(16), Reading(last_only=True)
+    lines: Counter[str] = Counter()
+    for batch in (sentences[:8], sentences[8:]):
+        features = ways.ours.preprocess(batch, reading=reading)
+        features = {name: _to(value, options.device) for name, value in features.items()}
+        with torch.inference_mode(), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                ways.ours(features, reading=reading)
+            finally:
+                if torch.cuda.is_available():
+                    torch.cuda.set_sync_debug_mode("default")
+        lines = Counter(f"{each.filename}:{each.lineno}" for each in told if "synchron" in str(each.message))
+    return {"waits": dict(lines)}
+
+
+def _to(value: Any, device: str) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def run_tests(options: Options) -> dict[str, Any]:
+    """Runs the tests of what computes, on the device that sentence-transformers chooses by itself."""
+    names = ("template",) if options.trial else TESTS.split()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+        command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile", f"--junitxml={report}"]
+        command += [f"tests/test_{name}.py" for name in names]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+        if not report.exists():
+            raise RuntimeError(f"{done.stdout[-300:]} {done.stderr[-300:]}")
+        cases = ElementTree.parse(report).iter("testcase")
+        failed = {f"{case.get('classname')}::{case.get('name')}": case for case in cases if _failure(case) is not None}
+    reasons = {name: re.sub(r"\s+", " ", str(_failure(case).get("message")))[:200] for name, case in failed.items()}  # type: ignore[union-attr]
+    return {"outcome": done.stdout.strip().splitlines()[-1].strip("= "), "failed": reasons}
+
+
+def _failure(case: ElementTree.Element) -> ElementTree.Element | None:
+    found = [child for child in case if child.tag in ("failure", "error")]
+    return found[0] if found else None

@@ -1,0 +1,174 @@
+"""What the sections of `gpu.py` share: models of random weights on a device, timing, memory, and what a machine is."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib.metadata
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from reference import JOCKEY, Reference, config_of, machine, save_random_model
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from st_prompteol import PromptEOL
+
+PACKAGES = ("sentence-transformers", "peft", "bitsandbytes", "accelerate", "ray")
+LONGEST = 2048  # tokens of a rendered sentence
+REFERENCE_BATCH_SIZE = 16
+Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every section is told.
+
+    Args:
+        kit: The folder with `tokenizers/` and `sentences.txt`.
+        output: The folder that results are written to.
+        device: Where everything is computed.
+        trial: Whether to take tiny shapes and few sentences.
+    """
+
+    kit: str
+    output: str
+    device: str
+    trial: bool
+
+    def tokenizer(self, shape: str) -> str:
+        """Returns the folder of the tokenizer for a shape."""
+        return str(Path(self.kit) / "tokenizers" / ("opt" if shape.startswith(("opt", "tiny")) else "llama2"))
+
+    def sentences(self, count: int) -> list[str]:
+        """Returns the first distinct sentences of the STS tasks."""
+        lines = (Path(self.kit) / "sentences.txt").read_text(encoding="utf-8").splitlines()
+        return list(dict.fromkeys(lines))[: 48 if self.trial else count]
+
+
+def facts() -> dict[str, Any]:
+    """Returns the date, the device and the versions that a page of measurements names."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {**machine(), "gpu": gpu, "cuda": torch.version.cuda, **versions}
+
+
+def wait() -> None:
+    """Waits until the device has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Calls a function and returns how long that and what it asked of the device took."""
+    wait()
+    start = time.perf_counter()
+    function()
+    wait()
+    return time.perf_counter() - start
+
+
+def peak_of(function: Callable[[], Any]) -> float:
+    """Calls a function and returns the most bytes that tensors took on the device meanwhile.
+
+    On a CPU it is the most that the process has taken.
+    """
+    if not torch.cuda.is_available():
+        function()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gc.collect()  # nothing is given back to the device: taking it again would cost time
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return float(torch.cuda.max_memory_allocated())
+
+
+def free_memory() -> None:
+    """Gives back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def with_same_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Copies a model, but not its weights."""
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+@dataclass
+class Ways:
+    """One random model of a shape on the device, and the ways to encode with it; all of them share its weights.
+
+    Args:
+        options: Device and tokenizers.
+        shape: Its name among the shapes.
+        dtype: Of the weights.
+    """
+
+    options: Options
+    shape: str
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        folder = self.options.tokenizer(self.shape)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        torch.manual_seed(0)
+        with torch.device(self.options.device):
+            lm = AutoModelForCausalLM.from_config(config_of(self.shape, len(tokenizer)), dtype=self.dtype)
+        self.lm: PreTrainedModel = lm.eval()
+        self.reference = Reference(self.lm, tokenizer, REFERENCE_BATCH_SIZE)
+        self._small = TemporaryDirectory()  # what a tokenizer and modules are opened from, before the weights come in
+        save_random_model("tiny" if self.lm.config.model_type == "opt" else "stories260k", folder, self._small.name)
+        self.ours = self.put(PromptEOL(self._small.name, device=self.options.device))
+
+    def put(self, model: SentenceTransformer) -> Any:
+        """Puts the body, with an attention of its own, into a model."""
+        body = with_same_weights(self.lm.base_model)
+        attention = model[0].model.config._attn_implementation
+        if isinstance(model, PromptEOL):
+            model[0].put_body(body, True)
+        else:
+            body.set_attn_implementation(attention)
+            model[0].model = body
+        model.max_seq_length = min(LONGEST, body.config.max_position_embeddings)
+        return model
+
+    def set_demonstrations(self, count: int) -> None:
+        """Lets ours read that many demonstrations."""
+        self.ours.template = replace(self.ours.template, demonstrations=(JOCKEY,) * count)
+
+    def plain(self, attention: str) -> SentenceTransformer:
+        """Returns plain sentence-transformers with the same template, weights and precision."""
+        with TemporaryDirectory() as folder:
+            small = PromptEOL(self._small.name, template=self.ours.template, max_seq_length=None, device="cpu")
+            small.save_pretrained(folder, create_model_card=False)
+            kwargs = {"attn_implementation": attention, "dtype": self.dtype}
+            return self.put(SentenceTransformer(folder, device=self.options.device, model_kwargs=kwargs))  # type: ignore[no-any-return]
+
+    def by_reference(self, sentences: list[str]) -> torch.Tensor:
+        """Encodes by the reference's way."""
+        return self.reference.encode([self.ours.template.render(sentence) for sentence in sentences])
+
+
+@lru_cache(maxsize=1)
+def open_ways(options: Options, shape: str, dtype: torch.dtype = torch.bfloat16) -> Ways:
+    """Returns the ways of a shape; the ones opened before are dropped."""
+    return Ways(options, shape, dtype)
