@@ -20,8 +20,9 @@ import transformers
 from reference import JOCKEY, Reference, config_of, machine, save_random_model
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
-from st_prompteol import PromptEOL
+from st_prompteol import PromptEOL, PromptTemplate
 
 PACKAGES = ("sentence-transformers", "peft", "bitsandbytes", "accelerate", "ray")
 LONGEST = 2048  # tokens of a rendered sentence
@@ -137,6 +138,7 @@ class Ways:
         self.reference = Reference(self.lm, tokenizer, REFERENCE_BATCH_SIZE)
         self._small = TemporaryDirectory()  # what a tokenizer and modules are opened from, before the weights come in
         save_random_model("tiny" if self.lm.config.model_type == "opt" else "stories260k", folder, self._small.name)
+        self._plain: dict[tuple[str, PromptTemplate], Any] = {}
         self.ours = self.put(PromptEOL(self._small.name, device=self.options.device))
 
     def put(self, model: SentenceTransformer) -> Any:
@@ -155,13 +157,25 @@ class Ways:
         """Lets ours read that many demonstrations."""
         self.ours.template = replace(self.ours.template, demonstrations=(JOCKEY,) * count)
 
-    def plain(self, attention: str) -> SentenceTransformer:
-        """Returns plain sentence-transformers with the same template, weights and precision."""
-        with TemporaryDirectory() as folder:
-            small = PromptEOL(self._small.name, template=self.ours.template, max_seq_length=None, device="cpu")
-            small.save_pretrained(folder, create_model_card=False)
-            kwargs = {"attn_implementation": attention, "dtype": self.dtype}
-            return self.put(SentenceTransformer(folder, device=self.options.device, model_kwargs=kwargs))  # type: ignore[no-any-return]
+    def plain(self, attention: str) -> Any:
+        """Returns plain sentence-transformers with the same template, weights and precision.
+
+        Raises:
+            ImportError: If the attention's package is missing.
+        """
+        if attention == "flash_attention_2" and not is_flash_attn_2_available():
+            raise ImportError("flash-attn is not installed")
+        key = attention, self.ours.template
+        if key not in self._plain:
+            self._plain = {known: model for known, model in self._plain.items() if known[1] == key[1]}
+            with TemporaryDirectory() as folder:
+                small = PromptEOL(self._small.name, template=self.ours.template, device="cpu")
+                small.save_pretrained(folder, create_model_card=False)
+                kwargs = {"attn_implementation": attention, "dtype": self.dtype}
+                self._plain[key] = self.put(
+                    SentenceTransformer(folder, device=self.options.device, model_kwargs=kwargs)
+                )
+        return self._plain[key]
 
     def by_reference(self, sentences: list[str]) -> torch.Tensor:
         """Encodes by the reference's way."""
