@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers.util import batch_to_device
 from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -128,9 +129,19 @@ def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(one, other, rtol=0, atol=atol * np.abs(other).max())
 
 
+def features_of(model: PromptEOL, sentences: list[str], **options: Any) -> dict[str, Any]:
+    """A batch as `encode` hands it to the modules: where the model is."""
+    return batch_to_device(model.preprocess(sentences, **options), model.device)
+
+
+def gradients_of(model: PromptEOL) -> dict[str, torch.Tensor]:
+    """Copies, on the CPU, of the gradients that there are."""
+    return {name: p.grad.clone().cpu() for name, p in model.named_parameters() if p.grad is not None}
+
+
 def dequantised(base: str, quantised: PromptEOL) -> PromptEOL:
     """The base in float32 with the weights that the quantised ones stand for: what quantised inference means."""
-    model = PromptEOL(base)
+    model = PromptEOL(base, device=str(quantised.device))
     for name, module in quantised[0].model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(getattr(module, "in_features", None), int) or weight is None:

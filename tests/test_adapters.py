@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantised
+from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantised, features_of, gradients_of
 
 
 def publish_adapter(base: str, folder: Path, *, seed: int = 1, binary: bool = False, **lora: Any) -> str:
@@ -213,7 +213,7 @@ def quantizable(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_quantised_models_encode_save_and_open(
     quantizable: str, tmp_path: Path, plain: PlainProcess, quantization: Any
 ) -> None:
-    model = PromptEOL(quantizable, quantization=quantization)
+    model = PromptEOL(quantizable, quantization=quantization, device="cpu")  # as `plain`: others round otherwise
     expected = dequantised(quantizable, model).encode(SENTENCES)
     kinds = {type(module).__name__ for module in model[0].model.modules()}
     assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization] in kinds
@@ -221,8 +221,9 @@ def test_quantised_models_encode_save_and_open(
     assert model.similarity_pairwise(embeddings, expected).min() > 0.99
     model.save_pretrained(str(tmp_path))
     scale = np.abs(embeddings).max()
-    np.testing.assert_allclose(PromptEOL(str(tmp_path)).encode(SENTENCES) / scale, embeddings / scale, atol=1e-5)
-    whole = PromptEOL(str(tmp_path), fast=False).encode(SENTENCES)
+    again = PromptEOL(str(tmp_path), device="cpu")
+    np.testing.assert_allclose(again.encode(SENTENCES) / scale, embeddings / scale, atol=1e-5)
+    whole = PromptEOL(str(tmp_path), fast=False, device="cpu").encode(SENTENCES)
     np.testing.assert_allclose(plain.encode(tmp_path, SENTENCES) / scale, whole / scale, atol=1e-5)
     np.testing.assert_allclose(embeddings / scale, whole / scale, atol=1e-2)  # nf4 is multiplied in half precision
 
@@ -240,7 +241,7 @@ def test_an_adapter_opens_on_a_quantised_base_but_is_not_merged_into_it(quantiza
 
 @pytest.mark.shared
 def test_layers_that_this_cpu_cannot_pack_are_computed_unpacked(stories: str) -> None:
-    model = PromptEOL(stories, quantization="nf4")
+    model = PromptEOL(stories, quantization="nf4", device="cpu")
     assert type(model[0].model.layers[0].mlp.down_proj).__name__ == "Linear4bit"  # of 172 columns
     expected = dequantised(stories, model).encode(SENTENCES)
     assert model.similarity_pairwise(model.encode(SENTENCES), expected).min() > 0.99
@@ -289,8 +290,8 @@ def gradients(model: PromptEOL) -> dict[str, torch.Tensor]:
     model.train()
     model.zero_grad()
     torch.manual_seed(0)  # OPT's own dropout
-    model(model.preprocess(SENTENCES))["sentence_embedding"].square().sum().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model(features_of(model, SENTENCES))["sentence_embedding"].square().sum().backward()
+    return gradients_of(model)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

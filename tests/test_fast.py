@@ -28,7 +28,7 @@ from transformers import (
 from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.fast import Reading, attention, check, linear
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
+from .helpers import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, features_of, grouped, sized
 
 LONG = [*SENTENCES, " ".join(SENTENCES * 2)]
 
@@ -39,11 +39,11 @@ def oracle(model: PromptEOL, sentences: list[str], name: str = "eager") -> np.nd
     body.set_attn_implementation(name)
     rows = []
     for sentence in sentences:
-        features = model.preprocess([sentence])
+        features = features_of(model, [sentence])
         inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
             hidden = body(**inputs, use_cache=False, output_hidden_states=True).hidden_states[model.layer]
-        rows.append(hidden[0, -1].float().numpy())
+        rows.append(hidden[0, -1].float().cpu().numpy())
     return np.stack(rows)
 
 
@@ -157,7 +157,7 @@ def test_without_private_operators_everything_is_computed_by_public_ones(
     for found in caches:
         found.cache_clear()
     try:
-        model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY])
+        model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY], device="cpu")
         assert_right(model, LONG)
     finally:
         for found in caches:
@@ -198,7 +198,7 @@ def test_the_check_sees_what_is_only_used_for_long_rows_and_heads(
         monkeypatch.setattr(
             attention, "_attention", lambda *args: (plain(*args)[0], plain(*args)[1] + 0.1 * (len(args[0]) == 1))
         )
-    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * 2)
+    model = PromptEOL(causal_lms["llama"], demonstrations=[JOCKEY] * 2, device="cpu")  # which alone has that kernel
     assert_right(model, LONG)
     assert model[0].model.config._attn_implementation == "sdpa"
 
@@ -234,10 +234,10 @@ def test_lengths_are_found_in_a_configuration(settings: dict[str, Any], longest:
 def test_whoever_asks_for_all_hidden_states_gets_them(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["llama"])
     model[0].model.config.output_hidden_states = True
-    features = model(model.preprocess(SENTENCES[:2]))
+    features = model(features_of(model, SENTENCES[:2]))
     assert len(features["all_layer_embeddings"]) == 4
     with torch.no_grad():
-        assert len(model(model.preprocess(SENTENCES[:2]))["all_layer_embeddings"]) == 4
+        assert len(model(features_of(model, SENTENCES[:2]))["all_layer_embeddings"]) == 4
 
 
 class Reads(TorchDispatchMode):
@@ -263,8 +263,8 @@ def test_from_the_second_batch_on_nothing_waits_for_a_device(causal_lms: dict[st
     reading = Reading(last_only=True)
     for batch in (LONG[:3], LONG[3:]):
         with torch.inference_mode():
-            features = model.preprocess(batch, reading=reading)
+            features = features_of(model, batch, reading=reading)
             with Reads() as reads:
                 embeddings = model(features, reading=reading)["sentence_embedding"]
     assert reads.found == []
-    np.testing.assert_allclose(embeddings.numpy(), oracle(model, LONG[3:]), atol=1e-3)
+    np.testing.assert_allclose(embeddings.cpu().numpy(), oracle(model, LONG[3:]), atol=1e-3)

@@ -188,7 +188,9 @@ def test_dtype_is_float32_on_a_cpu_unless_asked_otherwise(tmp_path: Path) -> Non
 
 def test_device_map_is_passed_on(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["llama"], device_map={"": "cpu"})
-    np.testing.assert_allclose(model.encode(SENTENCES), PromptEOL(causal_lms["llama"]).encode(SENTENCES), atol=1e-6)
+    expected = PromptEOL(causal_lms["llama"], device="cpu").encode(SENTENCES)
+    np.testing.assert_allclose(model.encode(SENTENCES), expected, atol=1e-6)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     with pytest.raises(ValueError, match="exclude each other"):
         PromptEOL(causal_lms["llama"], device="cpu", device_map="auto")
 
@@ -323,11 +325,11 @@ def test_many_sentences_in_chunks_come_back_in_their_order(
 ) -> None:
     model = PromptEOL(causal_lms["llama"])
     sentences = [f"{'word ' * (number * 7 % 11)}{number % 20}" for number in range(50)]
-    expected = np.stack([np.asarray(model.encode(sentence, **options)) for sentence in sentences])
+    expected = torch.stack([torch.as_tensor(model.encode(sentence, **options)) for sentence in sentences])
     monkeypatch.setattr("st_prompteol.model._CHUNK_BATCHES", 3)
     for show_progress_bar in (False, True):
         got = model.encode(sentences, batch_size=4, show_progress_bar=show_progress_bar, **options)
-        assert_alike(np.asarray(got), expected)
+        assert_alike(torch.as_tensor(got).cpu().numpy(), expected.cpu().numpy())
 
 
 def test_a_family_whose_tokenizer_transformers_replaces_is_refused(tmp_path: Path) -> None:

@@ -446,7 +446,7 @@ def test_gathered_weights_are_saved_by_the_first_process(
     monkeypatch.setattr(RunArguments, "process_index", process_index)
     model = PromptEOL(causal_lms["llama"])
     model.add_adapter(lora_config(r=4, init_lora_weights=False))
-    gathered = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    gathered = {name: tensor.cpu() + 1 for name, tensor in model.state_dict().items()}
     args = RunArguments(output_dir=str(tmp_path), precision="float32")
     trainer = AdapterTrainer(model=model, args=args, loss=build_loss(model, args))
     trainer._save(str(tmp_path / "saved"), state_dict=gathered)

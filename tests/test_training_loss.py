@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL, lora_config
 
-from .helpers import free_port
+from .helpers import features_of, free_port, gradients_of
 
 pytest.importorskip("datasets")
 
@@ -48,9 +48,9 @@ def gradients(model: PromptEOL, columns: list[list[str]], run: Run) -> tuple[flo
     model.train()
     model.zero_grad()
     torch.manual_seed(7)  # of dropout
-    loss = build_loss(model, run)([model.preprocess(column) for column in columns], None)
+    loss = build_loss(model, run)([features_of(model, column) for column in columns], None)
     loss.backward()
-    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), gradients_of(model)
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -83,7 +83,7 @@ def test_the_loss_is_the_reference_s(causal_lms: dict[str, str], architecture: s
     model = PromptEOL(causal_lms[architecture], template='This sentence : "{sentence}" means in one word:"')
     model.template = type(model.template)(model.template.text, preprocessing="none")
     model.eval()
-    features = [model.preprocess(column) for column in columns]
+    features = [features_of(model, column) for column in columns]
     with torch.no_grad():
         loss = build_loss(model, Run())(features, None).item()
     assert loss == pytest.approx(reference_loss(causal_lms[architecture], columns), abs=1e-5)
@@ -101,17 +101,17 @@ def test_a_cached_loss_has_the_gradient_of_the_uncached(
     torch.manual_seed(7)
     columns = []
     for column in TRIPLETS:
-        order = model.preprocess(column)["attention_mask"].sum(dim=1).argsort()
-        halves = [model.preprocess([column[row] for row in order[start : start + 4]]) for start in (0, 4)]
+        order = features_of(model, column)["attention_mask"].sum(dim=1).argsort()
+        halves = [features_of(model, [column[row] for row in order[start : start + 4]]) for start in (0, 4)]
         columns.append(torch.cat([model(half)["sentence_embedding"] for half in halves])[order.argsort()])
-    embeddings, loss = torch.stack(columns), torch.zeros(())
+    embeddings, loss = torch.stack(columns), 0.0
     for dim in dims or [embeddings.shape[-1]]:
         anchors, positives, negatives = torch.nn.functional.normalize(embeddings[..., :dim], dim=-1)
         scores = anchors @ torch.cat([positives, negatives]).T * 20
-        loss = loss + torch.nn.functional.cross_entropy(scores, torch.arange(6))
+        loss = loss + torch.nn.functional.cross_entropy(scores, torch.arange(6, device=scores.device))
     loss.backward()
     assert cached_loss == pytest.approx(loss.item(), abs=1e-5)
-    assert_close({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, cached)
+    assert_close(gradients_of(model), cached)
     if not dropout:
         uncached_loss, uncached = gradients(model, TRIPLETS, Run(matryoshka_dims=dims))
         assert cached_loss == pytest.approx(uncached_loss, abs=1e-5)
@@ -154,8 +154,8 @@ def save_gathered_gradients(base: str, path: Path) -> None:
         wrapped = DistributedDataParallel(model)
         for part in (loss, getattr(loss, "loss", loss)):
             part.model = wrapped
-        loss([model.preprocess(column[3 * rank : 3 * rank + 3]) for column in TRIPLETS], None).backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        loss([features_of(model, column[3 * rank : 3 * rank + 3]) for column in TRIPLETS], None).backward()
+        found.append(gradients_of(model))
     if rank == 0:
         torch.save(found, path)
     torch.distributed.barrier()
