@@ -55,7 +55,8 @@ def name_linear_layers(config: PeftConfig, model: PreTrainedModel) -> PeftConfig
         for path, module in model.named_modules()
         if isinstance(getattr(module, "in_features", None), int)
     }
-    if any(isinstance(module, torch.nn.Linear) for module in linear.values()):
+    # GPT-2 has none of these, but Conv1D, which peft means too
+    if not linear or any(isinstance(module, torch.nn.Linear) for module in linear.values()):
         return config
     return replace(config, target_modules=list(linear))
 

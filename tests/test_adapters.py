@@ -265,6 +265,10 @@ def test_lora_is_the_paper_s(causal_lms: dict[str, str]) -> None:
     model.add_adapter(config)
     adapted = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "lora_A")}
     assert adapted == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
+    model = PromptEOL(causal_lms["gpt2"])  # whose layers are Conv1D
+    model.add_adapter(lora_config(fan_in_fan_out=True))
+    adapted = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "lora_A")}
+    assert adapted == {"c_attn", "c_proj", "c_fc"}
 
 
 def test_saved_tensors_return_into_the_same_parameters(causal_lms: dict[str, str], tmp_path: Path) -> None:
