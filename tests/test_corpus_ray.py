@@ -43,8 +43,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),  # of the workers
 }
-# loopback; from 127.0.0.1 itself Ray goes to the machine's address
-NODE = {"node_ip_address": "127.0.0.2", "object_store_memory": 80 * 2**20}
+# loopback; from 127.0.0.1 itself Ray goes to the machine's address. Workers are counted by cores, so without GPUs
+NODE = {"node_ip_address": "127.0.0.2", "object_store_memory": 80 * 2**20, "num_gpus": 0}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def environment() -> Iterator[dict[str, str]]:
 def one_node(environment: dict[str, str]) -> Iterator[None]:
     import ray
 
-    options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False, "num_gpus": 0}
     memory, address = 100 * 2**20, NODE["node_ip_address"]
     ray.init(address="local", num_cpus=2, object_store_memory=memory, _node_ip_address=address, **options)
     yield

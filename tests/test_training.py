@@ -361,7 +361,7 @@ def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(word
     long = [{"anchor": f"{i} {'a cat ' * 15}", "positive": f"{i} {'a dog ' * 15}"} for i in range(4096)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)), encoding="utf-8")
     argv = words("--train_file", str(tmp_path / "long.jsonl"))
-    argv += ["--per_device_train_batch_size", "4096", "--eval_strategy", "no"]
+    argv += ["--per_device_train_batch_size", "4096", "--eval_strategy", "no", "--use_cpu"]
     process = start(child, argv, 700 * 2**20, str(tmp_path / "errors"))
     process.join()
     errors = (tmp_path / "errors").read_text(encoding="utf-8")
@@ -470,7 +470,7 @@ def test_a_stream_trains_and_stops_early(words: Words, tmp_path: Path, capsys: p
 
 @pytest.mark.slow
 def test_two_processes_train_and_save_once(words: Words, tmp_path: Path) -> None:
-    argv = words("--mini_batch_size", "4", "--max_steps", "4")
+    argv = words("--mini_batch_size", "4", "--max_steps", "4", "--use_cpu")  # there may be one GPU only
     run_two(child, argv)
     assert PromptEOL(str(tmp_path / "run")).adapters == ["default"]
     assert len(logged(tmp_path / "run", 4)) == 4

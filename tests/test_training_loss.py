@@ -36,9 +36,9 @@ class Run:
     world_size: int = 1
 
 
-def adapted(base: str, *, dropout: float = 0.0) -> PromptEOL:
+def adapted(base: str, *, dropout: float = 0.0, device: str | None = None) -> PromptEOL:
     """A model with a random adapter, whose gradients are not zero in either half."""
-    model = PromptEOL(base)
+    model = PromptEOL(base, device=device)
     torch.manual_seed(1)
     model.add_adapter(lora_config(r=4, lora_dropout=dropout, init_lora_weights=False))
     return model
@@ -120,7 +120,8 @@ def test_a_cached_loss_has_the_gradient_of_the_uncached(
 
 def start(function: Callable[..., None], *arguments: Any) -> Any:
     """Starts a process from a server that has imported the slow packages."""
-    context = multiprocessing.get_context("forkserver")
+    # where there is a GPU, they set it up when they are imported, and what is forked from them cannot use it
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
     context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
     process = context.Process(target=function, args=arguments)
     process.start()
@@ -149,7 +150,7 @@ def save_gathered_gradients(base: str, path: Path) -> None:
     torch.distributed.init_process_group("gloo")
     rank, found = torch.distributed.get_rank(), []
     for mini_batch_size in (None, 2):
-        model = adapted(base).train()
+        model = adapted(base, device="cpu").train()  # there may be one GPU only
         loss = build_loss(model, Run(mini_batch_size=mini_batch_size, world_size=2))
         wrapped = DistributedDataParallel(model)
         for part in (loss, getattr(loss, "loss", loss)):
