@@ -468,6 +468,15 @@ def test_a_stream_trains_and_stops_early(words: Words, tmp_path: Path, capsys: p
     assert "negatives: 15 for each anchor" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft says that it sets it right
+@pytest.mark.parametrize("target", ["all-linear", "c_attn"])
+def test_layers_of_gpt2_are_trained(words: Words, tmp_path: Path, target: str) -> None:
+    script.main(words("--lora_target_modules", target, "--max_steps", "2", "--eval_strategy", "no", base="gpt2"))
+    model = PromptEOL(str(tmp_path / "run"))
+    adapted = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "lora_A")}
+    assert adapted == ({target} if target == "c_attn" else {"c_attn", "c_proj", "c_fc"})
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_save_once(words: Words, tmp_path: Path) -> None:
     argv = words("--mini_batch_size", "4", "--max_steps", "4", "--use_cpu")  # there may be one GPU only

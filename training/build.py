@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import prepare_model_for_kbit_training
 from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
@@ -82,7 +83,11 @@ def _add_adapter(model: PromptEOL, args: ModelArguments) -> None:
         targets = "all-linear"
     else:  # peft passes over a name that matches nothing if another one matches
         modules = model[0].model.named_modules()
-        layers = {part.rpartition(".")[2] for part, layer in modules if hasattr(layer, "in_features")}
+        layers = {
+            part.rpartition(".")[2]
+            for part, layer in modules
+            if hasattr(layer, "in_features") or isinstance(layer, Conv1D)  # GPT-2's
+        }
         if unknown := [target for target in targets if target.split(".")[-1] not in layers]:
             raise ValueError(
                 f"lora_target_modules {', '.join(unknown)} match no layer of {model.describe()['model']!r}: choose "
