@@ -59,7 +59,7 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @cache
 def _is_faster() -> bool:
-    """Tries both once per process (10 ms on a quiet machine); False where PyTorch has no such operator, or it fails.
+    """Tries both once per process (a tenth of a second); False where PyTorch has no such operator, or it fails.
 
     The fastest of many tries counts: on a busy machine most of them are interrupted.
     """
