@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
 
-SHAPES = {"qwen3-0.6b": 131_072, "opt-2.7b": 65_536}
+SHAPES = {"qwen3-0.6b": 65_536, "opt-2.7b": 32_768}
 """By shape how many rows are encoded."""
 BATCH_SIZE = 256
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from gpu_setup import REFERENCE_BATCH_SIZE, Options, Rows, Ways, open_ways, peak_of, seconds_of, wait
-from reference import flops_per_sentence, latency
+from reference import flops_per_sentence, latency, noting_shared_heads
 
 SHAPES = ("llama-7b", "opt-125m", "qwen3-0.6b", "opt-2.7b", "smollm2-135m")
 DEMONSTRATIONS = (1, 16, 0, 4)
@@ -70,7 +70,9 @@ def measure(options: Options, shape: str, demonstrations: int, batch_size: int) 
             result[name] = {"error": " ".join(str(error).split())[:200]}
             continue
         encoders[name] = plain[0], partial(plain.encode, batch_size=batch_size)
-    ours, plain = (torch.as_tensor(encoders[name][1](sentences[:64])).float() for name in ("ours", "sdpa"))
+    with noting_shared_heads() as shared:
+        ours, plain = (torch.as_tensor(encoders[name][1](sentences[:64])).float() for name in ("ours", "sdpa"))
+    result["is behind a shared head"] = all(shared)
     result["difference"] = float((ours - plain).abs().max() / plain.abs().max())
     result["flops"] = flops_per_sentence(ways.ours, sentences[:: max(1, len(sentences) // 32)])
     sizes = {name: REFERENCE_BATCH_SIZE if name == "reference" else batch_size for name in encoders}

@@ -7,14 +7,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from gpu_encode import SECONDS
-from gpu_setup import Options, Rows, Ways, open_ways, peak_of, seconds_of
+from gpu_encode import BATCH_SIZES, BATCHES, SECONDS, SENTENCES, Rounds, part
+from gpu_setup import Options, Rows, Ways, open_ways
+from reference import noting_shared_heads
 from train import quantise
 
 from st_prompteol.fast import check, path
 
 NUMBERS_OF_ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 64, 128)
-BATCH_SIZE = 256
 
 
 def rows(options: Options) -> Rows:
@@ -58,19 +58,20 @@ def compare_rows(options: Options, shape: str) -> dict[str, Any]:
 
 def measure(options: Options, shape: str, demonstrations: int) -> dict[str, Any]:
     """Measures sentences/s and peak bytes, whole and behind a shared head, that too where the check refuses it."""
-    ours, sentences = quantised(options, shape).ours, options.sentences(4096)
+    ours, sentences = quantised(options, shape).ours, options.sentences(SENTENCES)
     quantised(options, shape).set_demonstrations(demonstrations)
+    size = 8 if options.trial else BATCH_SIZES[0]
     result: dict[str, Any] = {}
     embeddings: dict[str, torch.Tensor] = {}
     for name, fast in (("whole", False), ("behind a shared head", True)):
         ours.fast = False
-        with patch.object(path, "mixes_rows", lambda model: False):
+        with patch.object(path, "mixes_rows", lambda model: False), noting_shared_heads() as shared:
             ours.fast = fast
-            encode = partial(ours.encode, batch_size=8 if options.trial else BATCH_SIZE)
-            embeddings[name] = torch.as_tensor(encode(sentences[:512])).float()
-            count = SECONDS / seconds_of(partial(encode, sentences[:512])) * min(512, len(sentences))
-            chosen = sentences[: max(512, round(2 * count))]
-            peak = peak_of(partial(encode, chosen))
-            result[name] = {"per_second": len(chosen) / seconds_of(partial(encode, chosen)), "peak": peak}
-    whole, shared = embeddings.values()
-    return {**result, "difference": float((whole - shared).abs().max() / whole.abs().max())}
+            embeddings[name] = torch.as_tensor(ours.encode(sentences[:64])).float()
+        each = Rounds(ours[0], partial(ours.encode, batch_size=size), part(sentences, size, 1))
+        each.run()  # warms up
+        each.sentences = part(sentences, size, max(BATCHES, round(SECONDS * each.run()["per_second"] / size)))
+        result[name] = each.run()
+    whole, behind = embeddings.values()
+    difference = float((whole - behind).abs().max() / whole.abs().max())
+    return {**result, "difference": difference, "is behind a shared head": all(shared)}

@@ -57,6 +57,11 @@ def table(header: str, body: list[list[Any]], texts: int = 1) -> list[str]:
     return [*to_markdown([names, *cells], text_columns=names[:texts]).splitlines(), ""]
 
 
+def yes(result: dict[str, Any]) -> str:
+    """Says whether what was measured was computed behind a shared head."""
+    return "yes" if result["is behind a shared head"] else "no"
+
+
 def right(results: Results) -> list[str]:
     """Differences to the reference's way, what waits for the device, and the tests."""
     body: list[list[Any]] = []
@@ -68,7 +73,7 @@ def right(results: Results) -> list[str]:
                 [
                     *name.removesuffix(" demonstrations").split(", "),
                     *numbers,
-                    "yes" if result["behind a shared head"] else "no",
+                    yes(result),
                 ]
             )
         elif "waits" in result:
@@ -104,10 +109,11 @@ def encode(results: Results) -> list[str]:
                 f"{ours['peak'] / 2**30:.1f}",
                 f"{result['sdpa']['peak'] / 2**30:.1f}",
                 f"{result['difference']:.0e}",
+                yes(result),
             ]
         )
     header = f"shape | demonstrations | batch | {' | '.join(WAYS.values())} | vs reference"
-    header += " | vs the fastest plain | of the peak | no forward pass | peak GiB | plain's | difference"
+    header += " | vs the fastest plain | of the peak | no forward pass | peak GiB | plain's | difference | shared head"
     lines += table(header, body)
     single = {
         name.split(", ")[0]: (result["forward"], result["encode"])
@@ -178,8 +184,9 @@ def nf4(results: Results) -> list[str]:
         speeds = f"{whole['per_second']:.0f}", f"{shared['per_second']:.0f}"
         peaks = f"{whole['peak'] / 2**30:.1f}", f"{shared['peak'] / 2**30:.1f}"
         body.append([name, *speeds, f"{shared['per_second'] / whole['per_second']:.1f}x", *peaks])
-        body[-1].append(f"{result['difference']:.0e}")
-    header = "model | whole, sentences/s | behind a shared head | ratio | peak GiB, whole | behind a head | difference"
+        body[-1] += [f"{result['difference']:.0e}", yes(result)]
+    header = "model | whole, sentences/s | behind a head | ratio | peak GiB, whole | behind a head"
+    header += " | difference | possible"
     return [*table(header, body), *others, ""]
 
 

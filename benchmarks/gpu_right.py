@@ -53,7 +53,7 @@ def compare(options: Options, shape: str, dtype: torch.dtype, demonstrations: in
         "ours": float((ours - expected).abs().max() / worst),
         "plain": float((plain - expected).abs().max() / worst),
         "cosine": float(torch.cosine_similarity(ours, expected).min()),
-        "behind a shared head": all(shared),
+        "is behind a shared head": all(shared),
     }
 
 

@@ -62,7 +62,7 @@ def measure_ours(shape: str, options: Options) -> dict[str, Any]:
     for batch_size, mini_batch_size in ((8, 4),) if options.trial else ((32, 8), (128, 16), (128, 32), (256, 64)):
         draws.batch_size = batch_size
         step = our_step(body, draws, mini_batch_size, bf16=True)
-        results[f"{batch_size} by {mini_batch_size}"] = steps(step, draws, options)
+        results[f"{batch_size} by {mini_batch_size}"] = steps(step, draws, 1 if options.trial else STEPS)
     return results
 
 
@@ -71,15 +71,14 @@ def grow(step: Callable[[], None], draws: Draws, options: Options) -> dict[str, 
     results: dict[str, Any] = {}
     for batch_size in (2, 4) if options.trial else (*BATCH_SIZES, *(2**power for power in range(8, 14))):
         draws.batch_size = batch_size
-        measured = results[str(batch_size)] = steps(step, draws, options)
+        measured = results[str(batch_size)] = steps(step, draws, 1 if options.trial else STEPS)
         if "error" in measured or measured["steps_per_second"] < SLOW:
             break
     return results
 
 
-def steps(step: Callable[[], None], draws: Draws, options: Options) -> dict[str, Any]:
+def steps(step: Callable[[], None], draws: Draws, count: int) -> dict[str, Any]:
     """Measures steps: how many a second, tokens a second, the most bytes on the device."""
-    count = 1 if options.trial else STEPS
     try:
         peak = peak_of(step)  # warms up
         draws.tokens = 0
@@ -98,4 +97,4 @@ def measure_recipe(name: str, recipe: dict[str, Any], options: Options) -> dict[
     draws = Draws(4 if options.trial else batch_size)
     dtype = torch.bfloat16 if nf4 else getattr(torch, recipe.get("dtype", "float32"))
     step = our_step(our_body(name, options.device, dtype, nf4=nf4), draws, mini, bf16=True)
-    return {"batch": batch_size, "mini-batch": mini, **steps(step, draws, options)}
+    return {"batch": batch_size, "mini-batch": mini, **steps(step, draws, 1)}
