@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
-from gpu_setup import REFERENCE_BATCH_SIZE, Options, Rows, Ways, open_ways, peak_of, seconds_of, wait
+from gpu_setup import REFERENCE_BATCH_SIZE, Options, Rows, Ways, free_memory, open_ways, peak_of, seconds_of, wait
 from reference import flops_per_sentence, latency, noting_shared_heads
 
 SHAPES = ("llama-7b", "opt-125m", "qwen3-0.6b", "opt-2.7b", "smollm2-135m")
 DEMONSTRATIONS = (1, 16, 0, 4)
 BATCH_SIZES = (256, 32)
 SENTENCES = 4096
-SECONDS = 0.7  # that a way is given a round: slower ones encode fewer of the batches, evenly chosen, but at least
-BATCHES = 4
+SECONDS = 0.7  # that a way is given a round: slower ones encode fewer of the batches, evenly chosen
+BATCHES = 4  # of those at least; two where one takes a second
 ROUNDS = 3
 ENOUGH = 4.0  # seconds that a way is measured; no further round begins
 PLAIN = {"sdpa": "sdpa", "without padding": "flash_attention_2"}
@@ -44,9 +45,9 @@ def measure_peak(options: Options) -> dict[str, float]:
     """Measures what a product of large matrices in bfloat16 reaches, in FLOP/s, and a copy, in bytes/s both ways."""
     size = 256 if options.trial else 8192
     one, other = (torch.randn(size, size, device=options.device).bfloat16() for _ in range(2))
-    many = torch.randn(size, 16 * size, device=options.device)
+    many, copied = (torch.randn(size, 16 * size, device=options.device) for _ in range(2))
     products = [seconds_of(lambda: [torch.mm(one, other) for _ in range(10)]) for _ in range(5)]
-    copies = [seconds_of(lambda: [many.clone() for _ in range(10)]) for _ in range(5)]
+    copies = [seconds_of(lambda: [copied.copy_(many) for _ in range(10)]) for _ in range(5)]
     return {
         "flops": 10 * 2 * size**3 / statistics.median(products),
         "bytes": 10 * 2 * many.nbytes / statistics.median(copies),
@@ -74,23 +75,48 @@ def measure(options: Options, shape: str, demonstrations: int, batch_size: int) 
         ours, plain = (torch.as_tensor(encoders[name][1](sentences[:64])).float() for name in ("ours", "sdpa"))
     result["is behind a shared head"] = all(shared)
     result["difference"] = float((ours - plain).abs().max() / plain.abs().max())
-    result["flops"] = flops_per_sentence(ways.ours, sentences[:: max(1, len(sentences) // 32)])
+    result["flops"] = flops(options, shape, demonstrations)
     sizes = {name: REFERENCE_BATCH_SIZE if name == "reference" else batch_size for name in encoders}
     rounds = {name: Rounds(*encoder, part(sentences, sizes[name], 1)) for name, encoder in encoders.items()}
-    for name, each in rounds.items():
-        each.run()  # warms up
-        per_second = each.run()["per_second"]
-        each.sentences = part(sentences, sizes[name], max(BATCHES, round(SECONDS * per_second / sizes[name])))
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in rounds}
+    for name, each in rounds.items():
+        with going_on(name, result):
+            once = each.run()  # warms up
+            once = each.run() if once["seconds"] < 1 else once
+            least = BATCHES if once["seconds"] < 1 else 2
+            count = max(least, round(SECONDS * once["per_second"] / sizes[name]))
+            each.sentences = part(sentences, sizes[name], count)
+            if name == "reference":  # which takes them as they come
+                random.Random(0).shuffle(each.sentences)
     for _ in range(ROUNDS):
         for name, each in rounds.items():
-            if sum(round_["seconds"] for round_ in measured[name]) < ENOUGH:
-                measured[name].append(each.run())
-    medians = {
-        name: {key: statistics.median(round_[key] for round_ in done) for key in done[0]}
-        for name, done in measured.items()
-    }
-    return {**result, **medians}
+            if name not in result and sum(round_["seconds"] for round_ in measured[name]) < ENOUGH:
+                with going_on(name, result):
+                    measured[name].append(each.run())
+    for name, done in measured.items():
+        if name not in result:
+            result[name] = {key: statistics.median(round_[key] for round_ in done) for key in done[0]}
+    return result
+
+
+@contextmanager
+def going_on(name: str, result: dict[str, Any]) -> Iterator[None]:
+    """Notes in the result of a way that it does not fit into the memory of the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        result[name] = {"error": "does not fit"}
+    if name in result:
+        free_memory()
+
+
+@cache
+def flops(options: Options, shape: str, demonstrations: int) -> float:
+    """Counts the arithmetic of a sentence, which takes Python's time, once for all batches."""
+    ways = open_ways(options, shape)
+    ways.set_demonstrations(demonstrations)
+    sentences = options.sentences(SENTENCES)
+    return flops_per_sentence(ways.ours, sentences[:: max(1, len(sentences) // 8)])
 
 
 def part(sentences: list[str], batch_size: int, batches: int) -> list[str]:

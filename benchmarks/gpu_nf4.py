@@ -65,7 +65,11 @@ def measure(options: Options, shape: str, demonstrations: int) -> dict[str, Any]
     embeddings: dict[str, torch.Tensor] = {}
     for name, fast in (("whole", False), ("behind a shared head", True)):
         ours.fast = False
-        with patch.object(path, "mixes_rows", lambda model: False), noting_shared_heads() as shared:
+        with (
+            patch.object(path, "mixes_rows", lambda model: False),
+            patch.object(check, "_QUANTISED", 5e-2),
+            noting_shared_heads() as shared,
+        ):
             ours.fast = fast
             embeddings[name] = torch.as_tensor(ours.encode(sentences[:64])).float()
         each = Rounds(ours[0], partial(ours.encode, batch_size=size), part(sentences, size, 1))

@@ -92,26 +92,21 @@ def encode(results: Results) -> list[str]:
     lines = [f"A product of matrices reaches {peak['flops'] / 1e12:.3g} TFLOP/s.", ""] if peak else []
     body = []
     for (shape, count, batch_size), result in settings(results):
-        ours = result["ours"]
-        speeds = {way: result[way]["per_second"] for way in WAYS if "per_second" in result.get(way, {})}
-        plain = max(speeds[way] for way in PLAIN if way in speeds)
+        done = {way: result[way] for way in WAYS if "per_second" in result.get(way, {})}
+        speeds = {way: measured["per_second"] for way, measured in done.items()}
         aim = f" ({AIMS[shape, count]}x)" if (shape, count) in AIMS else ""
-        body.append(
-            [
-                shape,
-                count,
-                batch_size,
-                *(f"{speeds[way]:.0f}" if way in speeds else None for way in WAYS),
-                f"{speeds['ours'] / speeds['reference']:.1f}x",
-                f"{speeds['ours'] / plain:.2f}x{aim}",
-                f"{speeds['ours'] * result['flops'] / peak['flops']:.0%}" if peak else None,
-                f"{ours['waiting']:.0%}",
-                f"{ours['peak'] / 2**30:.1f}",
-                f"{result['sdpa']['peak'] / 2**30:.1f}",
-                f"{result['difference']:.0e}",
-                yes(result),
-            ]
-        )
+        cells: list[Any] = [shape, count, batch_size]
+        cells += [f"{speeds[way]:.0f}" if way in speeds else result.get(way, {}).get("error") for way in WAYS]
+        fastest = max((speeds[way] for way in PLAIN if way in speeds), default=None)
+        for other, what in ((speeds.get("reference"), ""), (fastest, aim)):
+            cells.append(f"{speeds['ours'] / other:.2f}x{what}" if other and "ours" in speeds else None)
+        if peak and "ours" in done:
+            cells.append(f"{speeds['ours'] * result['flops'] / peak['flops']:.0%}")
+            cells.append(f"{done['ours']['waiting']:.0%}")
+        else:
+            cells += [None, None]
+        cells += [f"{done[way]['peak'] / 2**30:.1f}" if way in done else None for way in ("ours", "sdpa")]
+        body.append([*cells, f"{result['difference']:.0e}", yes(result)])
     header = f"shape | demonstrations | batch | {' | '.join(WAYS.values())} | vs reference"
     header += " | vs the fastest plain | of the peak | no forward pass | peak GiB | plain's | difference | shared head"
     lines += table(header, body)

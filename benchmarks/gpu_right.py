@@ -12,7 +12,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 from gpu_setup import Options, Rows, open_ways
@@ -25,17 +24,18 @@ TESTS = (
     "modules fast shared_head adapters model center cut linear quantization training_loss training corpus corpus_runs"
 )
 SHAPES = ("opt-125m", "smollm2-135m", "qwen3-0.6b", "opt-350m")
+SECONDS = 200  # that the tests may take
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def rows(options: Options) -> Rows:
     """Yields what is checked."""
+    yield "tests", partial(run_tests, options)
     for shape in ("tiny", "stories260k") if options.trial else SHAPES:
         for name, dtype in DTYPES.items():
             for count in (0, 2) if options.trial else (0, 1, 16):
                 yield f"{shape}, {name}, {count} demonstrations", partial(compare, options, shape, dtype, count)
         yield f"{shape}, waiting", partial(list_waits, options, shape)
-    yield "tests", partial(run_tests, options)
 
 
 def compare(options: Options, shape: str, dtype: torch.dtype, demonstrations: int) -> dict[str, Any]:
@@ -86,20 +86,18 @@ def _to(value: Any, device: str) -> Any:
 def run_tests(options: Options) -> dict[str, Any]:
     """Runs the tests of what computes, on the device that sentence-transformers chooses by itself."""
     names = ("template",) if options.trial else TESTS.split()
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-        command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile", f"--junitxml={report}"]
-        command += [f"tests/test_{name}.py" for name in names]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
-        if not report.exists():
-            raise RuntimeError(f"{done.stdout[-300:]} {done.stderr[-300:]}")
-        cases = ElementTree.parse(report).iter("testcase")
-        failed = {f"{case.get('classname')}::{case.get('name')}": case for case in cases if _failure(case) is not None}
-    reasons = {name: re.sub(r"\s+", " ", str(_failure(case).get("message")))[:200] for name, case in failed.items()}  # type: ignore[union-attr]
-    return {"outcome": done.stdout.strip().splitlines()[-1].strip("= "), "failed": reasons}
-
-
-def _failure(case: ElementTree.Element) -> ElementTree.Element | None:
-    found = [child for child in case if child.tag in ("failure", "error")]
-    return found[0] if found else None
+    command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-m", "not slow", "-p", "no:cacheprovider"]
+    command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile", "--color", "no"]
+    command += [f"tests/test_{name}.py" for name in names]
+    with tempfile.TemporaryFile("w+") as printed:
+        try:
+            subprocess.run(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT, check=False, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"not ended after {SECONDS} seconds", file=printed)
+        printed.seek(0)
+        lines = printed.read().splitlines()
+    outcomes = [match.groups() for line in lines if (match := re.match(r"\[gw\d+\].* ([A-Z]+) (tests/\S+)", line))]
+    reasons = dict(match.groups() for line in lines if (match := re.match(r"(?:FAILED|ERROR) (\S+) - (.*)", line)))
+    failed = {test: reasons.get(test, "")[:200] for outcome, test in outcomes if outcome in ("FAILED", "ERROR")}
+    counts = Counter(outcome.lower() for outcome, _ in outcomes)
+    return {"outcome": f"{lines[-1].strip('= ')}; {dict(counts)}", "failed": failed}

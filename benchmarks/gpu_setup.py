@@ -133,7 +133,8 @@ class Ways:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         torch.manual_seed(0)
         with torch.device(self.options.device):
-            lm = AutoModelForCausalLM.from_config(config_of(self.shape, len(tokenizer)), dtype=self.dtype)
+            config = config_of(self.shape, -(-len(tokenizer) // 8) * 8)  # kernels are slow with odd numbers
+            lm = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         self.lm: PreTrainedModel = lm.eval()
         self.reference = Reference(self.lm, tokenizer, REFERENCE_BATCH_SIZE)
         self._small = TemporaryDirectory()  # what a tokenizer and modules are opened from, before the weights come in
@@ -144,6 +145,7 @@ class Ways:
     def put(self, model: SentenceTransformer) -> Any:
         """Puts the body, with an attention of its own, into a model."""
         body = with_same_weights(self.lm.base_model)
+        body.config.use_cache = False  # as sentence-transformers opens a model
         attention = model[0].model.config._attn_implementation
         if isinstance(model, PromptEOL):
             model[0].put_body(body, True)
@@ -186,3 +188,7 @@ class Ways:
 def open_ways(options: Options, shape: str, dtype: torch.dtype = torch.bfloat16) -> Ways:
     """Returns the ways of a shape; the ones opened before are dropped."""
     return Ways(options, shape, dtype)
+
+
+gc.collect()
+gc.freeze()  # what was imported is not looked through again, which takes half a second each time

@@ -123,7 +123,7 @@ def latency(model: PromptEOL, sentence: str, calls: int = 300) -> dict[str, floa
 
 
 def flops_per_sentence(model: PromptEOL, sentences: list[str]) -> float:
-    """Counts the useful arithmetic of a sentence: computed one by one, without padding, nothing shared."""
+    """Counts the useful arithmetic of a sentence: what is computed for it alone, without head and padding."""
     enabled, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False  # whose products are not counted
     try:
         with FlopCounterMode(display=False) as counter:
