@@ -53,16 +53,13 @@ def shown(value: Any) -> str:
     """Returns numbers as somebody reads them."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
-    if isinstance(value, list):
-        return f"[{len(value)}]" if len(str(value)) > 200 else str(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def run_section(section: str, told: dict[str, Any], ends: float) -> None:
+def run_section(section: str, output: Path, told: dict[str, Any], ends: float) -> None:
     """Measures the rows of a section that have no result yet, those that have failed before last."""
     from gpu_setup import Options
 
-    output = Path(told["output"])
     before = {row["row"]: row for row in read_rows(output) if row["section"] == section}
     rows = importlib.import_module(f"gpu_{section}").rows(Options(**told))
     todo = [(name, measure) for name, measure in rows if "result" not in before.get(name, {})]
@@ -80,12 +77,12 @@ def run_section(section: str, told: dict[str, Any], ends: float) -> None:
         add_row(output, {**row, "seconds": time.perf_counter() - start})
 
 
-def run_sections(sections: list[str], told: dict[str, Any], minutes: float) -> Iterator[str]:
+def run_sections(sections: list[str], output: Path, told: dict[str, Any], minutes: float) -> Iterator[str]:
     """Runs each section in a process, then yields its name; what one leaves of its time, the next ones have."""
     ends = time.time()
     for section in sections:
         ends += 60 * minutes * SECTIONS[section] / sum(SECTIONS[name] for name in sections)
-        command = [sys.executable, __file__, "--section", section, json.dumps(told), str(ends)]
+        command = [sys.executable, __file__, "--section", section, str(output), json.dumps(told), str(ends)]
         for _ in range(3):  # tries
             process = subprocess.Popen(command, start_new_session=True)
             try:
@@ -104,7 +101,7 @@ def run_sections(sections: list[str], told: dict[str, Any], minutes: float) -> I
 def main() -> None:
     """Measures and writes the page."""
     if sys.argv[1:2] == ["--section"]:
-        run_section(sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4]))
+        run_section(sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4]), float(sys.argv[5]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kit", default="build/gpu-kit", help="folder with tokenizers and sentences")
@@ -120,13 +117,8 @@ def main() -> None:
     machine = facts()
     print(json.dumps(machine), flush=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    told = {
-        "kit": arguments.kit,
-        "output": str(arguments.output),
-        "device": arguments.device,
-        "trial": arguments.trial,
-    }
-    for _ in run_sections(arguments.sections, told, arguments.minutes):
+    told = {"kit": arguments.kit, "device": arguments.device, "trial": arguments.trial}
+    for _ in run_sections(arguments.sections, arguments.output, told, arguments.minutes):
         write_page(read_rows(arguments.output), machine, arguments.output)
 
 

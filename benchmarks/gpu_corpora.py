@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from gpu_setup import Options, Rows, free_memory, seconds_of
-from reference import config_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from gpu_setup import Options, Rows, free_memory
+from reference import save_random_model, seconds_of
 
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
@@ -37,12 +36,7 @@ def rows(options: Options) -> Rows:
 def model_folder(options: Options, shape: str) -> str:
     """Saves a random model of a shape, in bfloat16."""
     folder = mkdtemp()
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer(shape))
-    with torch.device(options.device):
-        lm = AutoModelForCausalLM.from_config(config_of(shape, len(tokenizer)), dtype=torch.bfloat16)
-    tokenizer.save_pretrained(folder)
-    lm.save_pretrained(folder)
-    del lm
+    save_random_model(shape, options.tokenizer(shape), folder, device=options.device, dtype=torch.bfloat16)
     free_memory()
     return folder
 
@@ -76,7 +70,7 @@ def measure_engine(options: Options, shape: str, count: int, engine: str) -> dic
             engine=engine,
             batch_size=BATCH_SIZE,
             precision="float16",
-            model_options={"device": options.device} if options.trial else {},
+            model_options={"device": options.device},
         )
         totals = json.loads((destination / "_manifest.json").read_text(encoding="utf-8"))["totals"]
     free_memory()

@@ -12,8 +12,8 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from gpu_setup import REFERENCE_BATCH_SIZE, Options, Rows, Ways, free_memory, open_ways, peak_of, seconds_of, wait
-from reference import flops_per_sentence, latency, noting_shared_heads
+from gpu_setup import REFERENCE_BATCH_SIZE, Options, Rows, Ways, free_memory, open_ways, peak_of
+from reference import flops_per_sentence, latency, noting_shared_heads, seconds_of, wait
 
 SHAPES = ("llama-7b", "opt-125m", "qwen3-0.6b", "opt-2.7b", "smollm2-135m")
 DEMONSTRATIONS = (1, 16, 0, 4)
@@ -42,16 +42,11 @@ def rows(options: Options) -> Rows:
 
 
 def measure_peak(options: Options) -> dict[str, float]:
-    """Measures what a product of large matrices in bfloat16 reaches, in FLOP/s, and a copy, in bytes/s both ways."""
+    """Measures what a product of large matrices in bfloat16 reaches, in FLOP/s."""
     size = 256 if options.trial else 8192
     one, other = (torch.randn(size, size, device=options.device).bfloat16() for _ in range(2))
-    many, copied = (torch.randn(size, 16 * size, device=options.device) for _ in range(2))
     products = [seconds_of(lambda: [torch.mm(one, other) for _ in range(10)]) for _ in range(5)]
-    copies = [seconds_of(lambda: [copied.copy_(many) for _ in range(10)]) for _ in range(5)]
-    return {
-        "flops": 10 * 2 * size**3 / statistics.median(products),
-        "bytes": 10 * 2 * many.nbytes / statistics.median(copies),
-    }
+    return {"flops": 10 * 2 * size**3 / statistics.median(products)}
 
 
 def measure(options: Options, shape: str, demonstrations: int, batch_size: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 The packages are those of `PACKAGES` in the versions of constraints.txt, for Python 3.12 on x86-64, without PyTorch and
 what else such a machine has; of bitsandbytes only the library for CUDA 13, of Ray what a worker needs. TOKENIZERS
-holds the folders `opt` and `llama2`, SENTEVAL the STS tasks. Packed it is 43 MiB.
+holds the folders `opt` and `llama2`, SENTEVAL the STS tasks. Packed it is 41 MiB.
 """
 
 from __future__ import annotations

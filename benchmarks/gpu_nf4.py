@@ -58,8 +58,9 @@ def compare_rows(options: Options, shape: str) -> dict[str, Any]:
 
 def measure(options: Options, shape: str, demonstrations: int) -> dict[str, Any]:
     """Measures sentences/s and peak bytes, whole and behind a shared head, that too where the check refuses it."""
-    ours, sentences = quantised(options, shape).ours, options.sentences(SENTENCES)
-    quantised(options, shape).set_demonstrations(demonstrations)
+    ways, sentences = quantised(options, shape), options.sentences(SENTENCES)
+    ways.set_demonstrations(demonstrations)
+    ours = ways.ours
     size = 8 if options.trial else BATCH_SIZES[0]
     result: dict[str, Any] = {}
     embeddings: dict[str, torch.Tensor] = {}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from gpu_setup import Options, Rows, open_ways
 from reference import noting_shared_heads
+from sentence_transformers.util import batch_to_device
 
 from st_prompteol.fast import Reading
 
@@ -64,8 +65,7 @@ def list_waits(options: Options, shape: str) -> dict[str, Any]:
     sentences, reading = options.sentences(16), Reading(last_only=True)
     lines: Counter[str] = Counter()
     for batch in (sentences[:8], sentences[8:]):
-        features = ways.ours.preprocess(batch, reading=reading)
-        features = {name: _to(value, options.device) for name, value in features.items()}
+        features = batch_to_device(ways.ours.preprocess(batch, reading=reading), ways.ours.device)
         with torch.inference_mode(), warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             if torch.cuda.is_available():
@@ -77,10 +77,6 @@ def list_waits(options: Options, shape: str) -> dict[str, Any]:
                     torch.cuda.set_sync_debug_mode("default")
         lines = Counter(f"{each.filename}:{each.lineno}" for each in told if "synchron" in str(each.message))
     return {"waits": dict(lines)}
-
-
-def _to(value: Any, device: str) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def run_tests(options: Options) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import copy
 import gc
 import importlib.metadata
 import resource
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,9 +16,9 @@ from typing import Any
 
 import torch
 import transformers
-from reference import JOCKEY, Reference, config_of, machine, save_random_model
+from reference import JOCKEY, Reference, machine, random_lm, save_random_model
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from st_prompteol import PromptEOL, PromptTemplate
@@ -39,13 +38,11 @@ class Options:
 
     Args:
         kit: The folder with `tokenizers/` and `sentences.txt`.
-        output: The folder that results are written to.
         device: Where everything is computed.
         trial: Whether to take tiny shapes and few sentences.
     """
 
     kit: str
-    output: str
     device: str
     trial: bool
 
@@ -69,21 +66,6 @@ def facts() -> dict[str, Any]:
             versions[name] = "missing"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {**machine(), "gpu": gpu, "cuda": torch.version.cuda, **versions}
-
-
-def wait() -> None:
-    """Waits until the device has done what it was asked for."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Calls a function and returns how long that and what it asked of the device took."""
-    wait()
-    start = time.perf_counter()
-    function()
-    wait()
-    return time.perf_counter() - start
 
 
 def peak_of(function: Callable[[], Any]) -> float:
@@ -130,12 +112,8 @@ class Ways:
     def __post_init__(self) -> None:
         folder = self.options.tokenizer(self.shape)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        torch.manual_seed(0)
-        with torch.device(self.options.device):
-            config = config_of(self.shape, -(-len(tokenizer) // 8) * 8)  # kernels are slow with odd numbers
-            lm = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
-        self.lm: PreTrainedModel = lm.eval()
+        vocabulary = -(-len(tokenizer) // 8) * 8  # kernels are slow with odd numbers
+        self.lm = random_lm(self.shape, vocabulary, self.options.device, self.dtype)
         self.reference = Reference(self.lm, tokenizer, REFERENCE_BATCH_SIZE)
         self._small = TemporaryDirectory()  # what a tokenizer and modules are opened from, before the weights come in
         save_random_model("tiny" if self.lm.config.model_type == "opt" else "stories260k", folder, self._small.name)

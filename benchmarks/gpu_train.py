@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from gpu_setup import Options, Rows, free_memory, peak_of, seconds_of
-from reference import SHAPES
+from gpu_setup import Options, Rows, free_memory, peak_of
+from reference import SHAPES, seconds_of
 from train import draw_lengths, our_body, our_step, reference_step
 
 RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"

@@ -95,18 +95,33 @@ class Reference:
         return torch.cat([reference_embeddings(self.lm, batch).cpu() for batch in tokens])
 
 
-def save_random_model(shape: str, tokenizer: str, folder: str) -> None:
-    """Saves a causal LM of random weights with a real tokenizer."""
+def random_lm(shape: str, vocabulary: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Makes a causal LM of random weights where it is to be."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(shape, vocabulary), dtype=dtype)
+    return lm.eval()
+
+
+def save_random_model(shape: str, tokenizer: str, folder: str, **options: Any) -> None:
+    """Saves a causal LM of random weights, with the options of `random_lm`, and a real tokenizer."""
     opened = AutoTokenizer.from_pretrained(tokenizer)
     opened.save_pretrained(folder)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config_of(shape, len(opened))).save_pretrained(folder)
+    random_lm(shape, len(opened), **options).save_pretrained(folder)
+
+
+def wait() -> None:
+    """Waits until a GPU, if there is one, has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
-    """Calls a function and returns how long that took."""
+    """Calls a function and returns how long that and what it asked of a GPU took."""
+    wait()
     start = time.perf_counter()
     function()
+    wait()
     return time.perf_counter() - start
 
 
@@ -117,7 +132,7 @@ def latency(model: PromptEOL, sentence: str, calls: int = 300) -> dict[str, floa
     seconds: dict[str, list[float]] = {"forward": [], "encode": []}
     with torch.inference_mode():
         for _ in range(calls):
-            seconds["forward"].append(seconds_of(lambda: model[0].model(input_ids=ids, use_cache=False)[0].cpu()))
+            seconds["forward"].append(seconds_of(lambda: model[0].model(input_ids=ids, use_cache=False)))
             seconds["encode"].append(seconds_of(lambda: model.encode(sentence)))
     return {way: statistics.median(values) for way, values in seconds.items()}
 

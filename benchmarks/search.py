@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import replace
 
 import transformers
-from reference import Reference, machine, save_random_model, seconds_of
+from reference import JOCKEY, Reference, machine, save_random_model, seconds_of
 
 from st_prompteol import Demonstration, PromptEOL
 from st_prompteol.output import to_markdown
@@ -29,7 +29,7 @@ from st_prompteol.recipes.searching import ROUNDS
 
 CANDIDATES = 300
 SHOTS = [
-    Demonstration("A jockey riding a horse.", "Equestrian"),
+    JOCKEY,
     Demonstration("relating to switzerland or its people.", "Swiss"),
     Demonstration("of or relating to tutors or tutoring.", "Tutorial"),
     Demonstration("A man is playing on a guitar and singing.", "Music"),

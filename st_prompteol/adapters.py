@@ -13,6 +13,7 @@ from peft.utils import load_peft_weights
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 def lora_config(
@@ -50,15 +51,19 @@ def name_linear_layers(config: PeftConfig, model: PreTrainedModel) -> PeftConfig
     """Spells `"all-linear"` out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ)."""
     if getattr(config, "target_modules", None) != "all-linear":
         return config
-    linear = {
-        path.rpartition(".")[2]: module
-        for path, module in model.named_modules()
-        if isinstance(getattr(module, "in_features", None), int)
-    }
-    # GPT-2 has none of these, but Conv1D, which peft means too
-    if not linear or any(isinstance(module, torch.nn.Linear) for module in linear.values()):
+    linear = linear_layers(model)
+    if any(isinstance(module, torch.nn.Linear | Conv1D) for module in linear.values()):
         return config
     return replace(config, target_modules=list(linear))
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """Returns the layers that LoRA can adapt, by the last part of their names, one of each name."""
+    return {
+        path.rpartition(".")[2]: module
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "in_features", None), int) or isinstance(module, Conv1D)  # GPT-2's
+    }
 
 
 def load_adapter(

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from peft import prepare_model_for_kbit_training
 from safetensors.torch import load_file
-from transformers.pytorch_utils import Conv1D
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
-from st_prompteol.adapters import load_adapter_weights
+from st_prompteol.adapters import linear_layers, load_adapter_weights
 from training.arguments import ModelArguments, RunArguments
 
 _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]
@@ -82,12 +81,7 @@ def _add_adapter(model: PromptEOL, args: ModelArguments) -> None:
     if targets == ["all-linear"]:
         targets = "all-linear"
     else:  # peft passes over a name that matches nothing if another one matches
-        modules = model[0].model.named_modules()
-        layers = {
-            part.rpartition(".")[2]
-            for part, layer in modules
-            if hasattr(layer, "in_features") or isinstance(layer, Conv1D)  # GPT-2's
-        }
+        layers = linear_layers(model[0].model)
         if unknown := [target for target in targets if target.split(".")[-1] not in layers]:
             raise ValueError(
                 f"lora_target_modules {', '.join(unknown)} match no layer of {model.describe()['model']!r}: choose "
