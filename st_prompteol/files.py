@@ -1,43 +1,141 @@
-"""Writing without halves, beside the place and then in one step; reading past what a crash cut short in a log."""
+"""Writing whole files: staged beside the target, then renamed over it; logs of lines that a crash may cut short."""
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
-import sys
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+@contextmanager
+def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; it becomes `path` when the block ends, and is removed if it fails.
+
+    The new file takes the mode, owner and group of the one that it replaces. Files that a killed process has staged
+    for the same path are removed. A device or a pipe is written to directly.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    with open(staged, "xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        try:
+            if not _lock(file.fileno(), wait=True):
+                file.close()  # Windows renames no open file
+            _take_owner_and_mode(staged, target, mode)  # before anything is written that others may not read
+            yield staged
+            put_in_place(staged, target, mode)
+        finally:
+            staged.unlink(missing_ok=True)
+    remove_staged(target.parent, f".{target.name}.")
+
+
+def put_in_place(staged: Path, target: Path, mode: int) -> None:
+    """Renames a file over another one, whose mode, owner and group it takes; `mode` is for a file that is new."""
+    _take_owner_and_mode(staged, target, mode)
+    try:
+        os.replace(staged, target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:  # the target's folder is a mount of its own
+            with replacing_file(target) as beside:
+                shutil.copyfile(staged, beside)
+        elif error.errno == errno.EBUSY:  # the target itself is a mount, which can only be overwritten
+            shutil.copyfile(staged, target)
+        else:
+            raise
+        staged.unlink()
+
+
+def remove_staged(folder: Path, prefix: str) -> None:
+    """Removes the files that killed processes have staged in a folder, by how their names begin."""
+    for name in os.listdir(folder):
+        if name.startswith(prefix) and re.fullmatch(r"\.[0-9a-f]{8}\.tmp", name[-13:]):
+            with suppress(FileNotFoundError), open(folder / name, "rb") as file:
+                if _lock(file.fileno(), wait=False):  # whoever is still writing holds it
+                    os.unlink(folder / name)
 
 
 @contextmanager
-def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it becomes `path` when the block ends, and is removed if it fails."""
-    target = Path(os.path.realpath(path))
-    staged = _beside(target)
+def locked(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
+    """Waits for the lock of a folder and holds it; where the file system or the platform has none, nothing is locked.
+
+    Args:
+        folder: An existing folder.
+        shared: Whether others may hold it as well, if they ask for it as shared. Defaults to False.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield staged
-        os.replace(staged, target)
+        _lock(descriptor, wait=True, shared=shared)
+        yield
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a process that was forked meanwhile has a copy
+        os.close(descriptor)
+
+
+def is_locked(folder: str | os.PathLike[str]) -> bool:
+    """Says whether a process holds the lock of a folder; without locks, that cannot be ruled out."""
+    if fcntl is None:
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return not _lock(descriptor, wait=False)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool, shared: bool = False) -> bool:
+    """Locks an open file or folder until it is closed; returns whether that was possible."""
+    if fcntl is None:
+        return False
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:  # held by another process, or a network file system without locks
+        return False
+    return True
+
+
+def _take_owner_and_mode(staged: Path, target: Path, mode: int) -> None:
+    try:
+        old = os.lstat(target)
+    except FileNotFoundError:
+        old = None
+    if old is not None and stat.S_ISREG(old.st_mode):
+        mode = stat.S_IMODE(old.st_mode)
+        if hasattr(os, "chown"):
+            with suppress(PermissionError):  # only root may give a file away
+                os.chown(staged, -1, old.st_gid)
+                os.chown(staged, old.st_uid, -1)
+    os.chmod(staged, mode)
 
 
 def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
     """Writes a file that is not there yet, whole and at once; of several that try, one gets True, the others False."""
     target = Path(path)
-    staged = _beside(target)
+    staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         staged.write_bytes(content)
         os.link(staged, target)
@@ -102,57 +200,3 @@ def read_json_lines(path: str | os.PathLike[str], check: Callable[[Any], object]
                     logger.warning("%s, line %d, was cut short and is left out.", os.fspath(path), number)
                 continue
             yield row
-
-
-@contextmanager
-def replacing_folder(path: str | os.PathLike[str], keep: Callable[[str], bool]) -> Iterator[Path]:
-    """Yields an empty folder beside `path`; it takes the place of `path` when the block ends, or goes if it fails.
-
-    Args:
-        path: The folder to write or to replace.
-        keep: Says of the name of an entry in the old folder that the new one does not have whether it stays (such
-            entries are hard links to the old files where the file system has links, copies elsewhere).
-    """
-    target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = _beside(target)
-    staged.mkdir()
-    try:
-        yield staged
-        if target.exists():
-            for entry in target.iterdir():
-                if not (staged / entry.name).exists() and keep(entry.name):
-                    _link(entry, staged / entry.name)
-            _exchange(staged, target)
-        else:
-            os.rename(staged, target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    def link_or_copy(source: str, target: str) -> None:
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copy2(source, target)
-
-    if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, symlinks=True, copy_function=link_or_copy)
-    elif source.is_symlink():
-        target.symlink_to(os.readlink(source))
-    else:
-        link_or_copy(str(source), str(target))
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Swaps two folders: at once where Linux's renameat2 is there, by renaming twice elsewhere."""
-    if sys.platform == "linux":
-        at_fdcwd, rename_exchange = -100, 2
-        renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-        if renameat2 and not renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange):
-            return
-    aside = _beside(other)
-    os.rename(other, aside)
-    os.rename(one, other)
-    os.rename(aside, one)

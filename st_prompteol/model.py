@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,25 +21,17 @@ from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layer
 from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
-from st_prompteol.files import replacing_folder
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.quantization import Quantization, quantization_config
 from st_prompteol.released import find_released
+from st_prompteol.saving import reading_from, saving_into
 from st_prompteol.stock import write_stock_form
 from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
 
 if TYPE_CHECKING:
     from st_prompteol.hub import PushReport
 
-# What a save may write: of these names, a folder that is saved over keeps nothing from before. Whatever else lies in
-# the folder (a trainer's optimizer state, checkpoints, a README when none is written) stays.
-SAVED_NAMES = re.compile(
-    r"(modules|config(_sentence_transformers)?|sentence_\w+_config|generation_config|adapter_config|tokenizer(_config)?"
-    r"|special_tokens_map|added_tokens|vocab|(pytorch_)?model\.(safetensors|bin)\.index)\.json"
-    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|adapter_model\.bin|pytorch_model(-\d+-of-\d+)?\.bin"
-    r"|chat_template\.jinja|additional_chat_templates|merges\.txt|tokenizer\.model|vocab\.txt|\d+_\w+"
-)
 logger = logging.getLogger(__name__)
 CENTERING = "centering"  # what the module is called that centres embeddings
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
@@ -138,7 +129,7 @@ class PromptEOL(SentenceTransformer):
             processor_kwargs["model_max_length"] = max_seq_length
 
         self._transformer_options: dict[str, Any] = {"template": template, "layer": layer, "fast": fast}
-        with explain_opening(model_name_or_path):
+        with explain_opening(model_name_or_path), reading_from(model_name_or_path):
             super().__init__(
                 model_name_or_path,
                 modules=modules,
@@ -403,11 +394,13 @@ class PromptEOL(SentenceTransformer):
     ) -> None:
         """Saves the model, or the adapter with tokenizer and template, in sentence-transformers' own form.
 
-        The folder holds the old model until the new one is complete: a crash leaves either, never half of one. Files
-        in it that no save writes stay where they are. Trainers and `push_to_hub` save through here.
+        The model is written beside the files in the folder and then takes their places, each file with the mode and
+        group of the one that it replaces. If the process is stopped while files are moved, readers of the folder get
+        an error that says so, and the next `PromptEOL(path)` or save finishes it. Files that no save writes stay
+        where they are. Trainers and `push_to_hub` save through here.
 
         Args:
-            path: The folder to write or to replace.
+            path: The folder to save into; made if it does not exist.
             model_name: As in `SentenceTransformer.save`. Defaults to None.
             create_model_card: Whether to write a README.md. Defaults to True.
             train_datasets: Of no effect upstream. Defaults to None.
@@ -415,13 +408,13 @@ class PromptEOL(SentenceTransformer):
 
         Raises:
             ValueError: If `safe_serialization` is False.
-            OSError: If the folder cannot be written; what was there is untouched.
+            OSError: If the folder cannot be written to; what was there is untouched.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
         if path is None:
             return
-        with replacing_folder(path, keep=lambda name: SAVED_NAMES.fullmatch(name) is None) as folder:
+        with saving_into(path) as folder:
             super().save(str(folder), model_name, create_model_card, train_datasets)
             write_stock_form(folder)
 

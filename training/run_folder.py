@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,8 +16,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from st_prompteol.files import digest_of_files, replacing_file
+from st_prompteol.files import digest_of_files, remove_staged, replacing_file
 from st_prompteol.identity import differences
+from st_prompteol.saving import finish_saving, remove_left_behind
 from training.arguments import DataArguments, ModelArguments, RunArguments
 from training.data import files_of
 
@@ -59,15 +59,15 @@ def claimed(output_dir: str) -> Iterator[None]:
                 raise ValueError(
                     f"Another run is using {output_dir!r}: wait for it, or pass another --output_dir."
                 ) from None
-        for place, name in ((folder, r".+"), (folder.resolve().parent, re.escape(folder.resolve().name))):
-            for path in place.iterdir():
-                if re.fullmatch(rf"\.{name}\.[0-9a-f]{{8}}\.tmp", path.name):
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        remove_staged(folder, ".")
+        for each in (folder, *folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+            remove_left_behind(each)
         yield
 
 
 def is_complete(checkpoint: str | Path) -> bool:
     """Whether a checkpoint was written to its end: the trainer's state is its last file."""
+    finish_saving(checkpoint)
     try:
         json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

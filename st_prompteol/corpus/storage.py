@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import create_file, replacing_file
+from st_prompteol.files import create_file, remove_staged, replacing_file
 from st_prompteol.tables import import_pyarrow
 
 logger = logging.getLogger(__name__)
@@ -166,8 +166,7 @@ class Storage:
     def remove_staged(self, prefix: str) -> None:
         """Removes what a process that was killed has left of files whose names begin with `prefix`."""
         if self.is_local:
-            for path in Path(self.path).glob(f".{prefix}*.tmp"):
-                path.unlink(missing_ok=True)
+            remove_staged(Path(self.path), f".{prefix}")
 
 
 def _walk(folder: str) -> Iterator[StoredFile]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path, hf_hub_download
 
 from st_prompteol.failures import explain_opening
-from st_prompteol.files import replacing_folder
+from st_prompteol.files import locked
 
 REPOSITORY, ARCHIVE = "princeton-nlp/datasets-for-simcse", "senteval.tar"
 
@@ -38,11 +40,16 @@ def senteval_folder(data_dir: str | Path | None = None, *, token: str | None = N
         return Path(data_dir)
     with explain_opening(REPOSITORY):
         archive = Path(hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset", token=token))
-    unpacked = cached_assets_path("st_prompteol", "senteval", archive.resolve().name)
-    if not (unpacked / "complete").exists():
-        with replacing_folder(unpacked, keep=lambda name: False) as staged:
-            unpack(archive, staged)
-            (staged / "complete").touch()
+    cache = cached_assets_path("st_prompteol", "senteval", archive.resolve().name)
+    unpacked, staged = cache / "data", cache / "unpacking"
+    with locked(cache):
+        if not unpacked.exists():
+            try:
+                shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+                unpack(archive, staged)
+                os.rename(staged, unpacked)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
     for folder in (unpacked, *sorted(path for path in unpacked.rglob("*") if path.is_dir())):
         if (folder / "STS").is_dir():
             return folder

@@ -10,8 +10,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import ModelInfo
 
 from st_prompteol.hub.facts import TAG
-from st_prompteol.model import SAVED_NAMES
 from st_prompteol.retries import may_pass, retrying, was_turned_away
+from st_prompteol.saving import is_saved
 
 # Files of models of any kind
 _OF_A_MODEL = re.compile(r"\.(safetensors|bin|pt|pth|gguf|onnx|h5|msgpack|py)$|^config\.json$")
@@ -121,7 +121,4 @@ def commit_folder(
 
 
 def _is_of_a_model(name: str) -> bool:
-    first, *rest = name.split("/")
-    if first == ".eval_results":
-        return True
-    return SAVED_NAMES.fullmatch(first) is not None and (not rest or "." not in first)
+    return name.startswith(".eval_results/") or is_saved(name)

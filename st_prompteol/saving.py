@@ -1,0 +1,246 @@
+"""Saving a model into a folder, file by file: a reader finds the old model, the new one, or a sentence.
+
+A save writes the whole model to a staging folder inside the folder, and then moves its files to their places. While
+files move, those that readers open first (`modules.json`, `config.json`, `adapter_config.json`) hold a sentence in
+place of a configuration, which every reader shows in its error. They become configurations again at the end,
+`modules.json` last. A save that was stopped in between is finished by whoever opens the folder with `PromptEOL`, or
+saves to it, next. Nothing but the files that saves write is touched, and nothing outside the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from st_prompteol.files import is_locked, locked, put_in_place
+
+# The files that saves write: those of them that a new model does not have are removed. Whatever else lies in the
+# folder (a trainer's optimizer state, checkpoints, a README when none is written) stays.
+SAVED_NAMES = re.compile(
+    r"(modules|config(_sentence_transformers)?|sentence_\w+_config|generation_config|adapter_config|tokenizer(_config)?"
+    r"|special_tokens_map|added_tokens|vocab|(pytorch_)?model\.(safetensors|bin)\.index)\.json"
+    r"|(adapter_)?model(-\d+-of-\d+)?\.safetensors|adapter_model\.bin|pytorch_model(-\d+-of-\d+)?\.bin"
+    r"|chat_template\.jinja|merges\.txt|tokenizer\.model|vocab\.txt"
+)
+MODULE_FOLDER = re.compile(r"\d+_\w+")
+_MODULE_NAMES = ("config.json", "model.safetensors", "pytorch_model.bin")  # in the folder of a module
+_MODULES = "modules.json"
+_ENTRIES = ("adapter_config.json", "config.json", _MODULES)  # what readers open first, in the order of moving
+_STAGING = re.compile(r"\.saving-[0-9a-f]{8}")
+_UNFINISHED = (  # without a full stop, at which sentence-transformers would divide it
+    "A save into this folder was stopped before its end: open the folder once with PromptEOL, which finishes it, or "
+    "save into it again"
+)
+
+
+@contextmanager
+def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder to save a model to, whose files go to their places in `path` when the block ends.
+
+    If the block fails, the folder `path` is as it was before. Of several processes that save at once, one waits until
+    the files of the other are in place.
+
+    Args:
+        path: The folder to write to; made if it does not exist.
+
+    Raises:
+        OSError: If something cannot be written, or `path` or a file in it is of the wrong kind.
+    """
+    folder = Path(os.path.realpath(path))
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{os.fspath(path)!r} is a file, but a model is saved into a folder: name one.")
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f".saving-{secrets.token_hex(4)}"
+    moving = False
+    with ExitStack() as stack:
+        with locked(folder):  # those who remove what stopped saves have left wait until the staging folder is locked
+            staging.mkdir(mode=0o700)
+            stack.enter_context(locked(staging))
+        try:
+            (staging / "new").mkdir()
+            yield staging / "new"
+            _check_places(folder, staging / "new")
+            with locked(folder):
+                _finish(folder)
+                remove = _superseded(folder, staging / "new")
+                _write_notes(staging, remove)
+                moving = True
+                _move(folder, staging, remove)
+                _remove_left_behind(folder)
+        finally:
+            if not moving:
+                shutil.rmtree(staging, ignore_errors=True)
+                if is_new:
+                    with suppress(OSError):
+                        folder.rmdir()
+
+
+@contextmanager
+def reading_from(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keeps the files of a folder in place while they are read; a save that was stopped is finished before.
+
+    Args:
+        path: The folder; a Hub id or None is passed over.
+
+    Raises:
+        OSError: If a save was stopped and cannot be finished here.
+    """
+    if path is None or not os.path.isdir(path):
+        yield
+        return
+    while True:
+        with locked(path, shared=True):
+            if _unfinished(Path(path)) is None:
+                yield
+                return
+        finish_saving(path)
+
+
+def finish_saving(path: str | os.PathLike[str]) -> None:
+    """Puts the files of a stopped save in place, if there is one.
+
+    Raises:
+        OSError: If they cannot be moved, or are gone.
+    """
+    folder = Path(path)
+    if _unfinished(folder) is None:
+        return
+    try:
+        with locked(folder):
+            _finish(folder)
+    except OSError as error:
+        raise OSError(
+            f"A save into {os.fspath(path)!r} was stopped before its end and cannot be finished here ({error}): open "
+            "the folder where it can be written to, or save into it again."
+        ) from error
+
+
+def remove_left_behind(path: str | os.PathLike[str]) -> None:
+    """Removes what stopped saves have left in a folder, unless the folder needs it."""
+    with locked(path):
+        if _unfinished(Path(path)) is None:
+            _remove_left_behind(Path(path))
+
+
+def _finish(folder: Path) -> None:
+    if (stopped := _unfinished(folder)) is not None:
+        if not (folder / stopped["staging"] / "new" / _MODULES).is_file():
+            raise FileNotFoundError(f"its files in {stopped['staging']} are gone")
+        _write_notes(folder / stopped["staging"], stopped["remove"])
+        _move(folder, folder / stopped["staging"], stopped["remove"])
+
+
+def _unfinished(folder: Path) -> dict[str, Any] | None:
+    """Returns what a save that was stopped has noted: its staging folder, and the old files to remove."""
+    try:
+        first = json.loads((folder / _MODULES).read_text(encoding="utf-8"))[0]["unfinished"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    is_note = isinstance(first, dict) and _STAGING.fullmatch(str(first.get("staging")))
+    return first if is_note and all(map(is_saved, first.get("remove", [".."]))) else None
+
+
+def _write_notes(staging: Path, remove: list[str]) -> None:
+    """Writes what readers find while files move: valid JSON, in which every reader trips over the same sentence."""
+    modules = {"idx": 0, "name": "0", "path": "", "type": f"sentence_transformers.{_UNFINISHED}"}
+    notes: dict[str, Any] = {
+        _MODULES: [{**modules, "unfinished": {"staging": staging.name, "remove": remove}}],
+        "config.json": {"model_type": _UNFINISHED},
+        "adapter_config.json": {"peft_type": _UNFINISHED, "base_model_name_or_path": _UNFINISHED},
+    }
+    (staging / "notes").mkdir(exist_ok=True)
+    for name, note in notes.items():
+        (staging / "notes" / name).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def _move(folder: Path, staging: Path, remove: list[str]) -> None:
+    """Moves a staged model to its place. Done again after a stop at any point, it does what is left."""
+    new, notes = staging / "new", staging / "notes"
+    mode = new.stat().st_mode & 0o666  # safetensors writes files that nobody else may read
+    put_in_place(notes / _MODULES, folder / _MODULES, mode)
+    for name in _ENTRIES:
+        if name != _MODULES and (folder / name).exists() and ((new / name).exists() or name in remove):
+            put_in_place(notes / name, folder / name, mode)
+    for name in remove:
+        if name not in _ENTRIES:
+            _remove(folder, name)
+    for path in sorted(new.rglob("*")):
+        place = folder / path.relative_to(new)
+        if path.is_dir():
+            if place.is_symlink():  # what it leads to is not of this folder
+                place.unlink()
+            place.mkdir(exist_ok=True)
+        elif path.relative_to(new).as_posix() not in _ENTRIES:
+            put_in_place(path, place, mode)
+    for name in _ENTRIES:
+        if (new / name).exists():
+            put_in_place(new / name, folder / name, mode)
+        elif name in remove:
+            _remove(folder, name)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _superseded(folder: Path, new: Path) -> list[str]:
+    """Returns the files of earlier saves that the new model does not have, by their paths in the folder."""
+    names = [entry.name for entry in folder.iterdir() if SAVED_NAMES.fullmatch(entry.name) and not _is_folder(entry)]
+    names += [
+        f"{module}/{name}"
+        for module in _module_folders(folder)
+        for name in _MODULE_NAMES
+        if (folder / module / name).is_file()
+    ]
+    templates = folder / "additional_chat_templates"
+    names += [f"{templates.name}/{path.name}" for path in templates.glob("*.jinja")]
+    return sorted(name for name in names if not (new / name).exists())
+
+
+def _module_folders(folder: Path) -> list[str]:
+    try:
+        paths = [module["path"] for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    return [path for path in paths if MODULE_FOLDER.fullmatch(str(path)) and _is_folder(folder / path)]
+
+
+def is_saved(name: Any) -> bool:
+    """Whether a path in a folder is one that a save may remove."""
+    *parents, last = str(name).split("/")
+    if not parents:
+        return SAVED_NAMES.fullmatch(last) is not None
+    of_module = bool(MODULE_FOLDER.fullmatch(parents[0])) and last in _MODULE_NAMES
+    return len(parents) == 1 and (of_module or (parents[0] == "additional_chat_templates" and last.endswith(".jinja")))
+
+
+def _remove(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    if "/" in name:
+        with suppress(OSError):  # something else is in it
+            (folder / name).parent.rmdir()
+
+
+def _check_places(folder: Path, new: Path) -> None:
+    """Raises OSError if a file is to be written where a folder is, or the other way round."""
+    for path in sorted(new.rglob("*")):
+        place = folder / path.relative_to(new)
+        if path.is_dir() and place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"{str(place)!r} is a file, and a save needs a folder there: rename it first.")
+        if not path.is_dir() and _is_folder(place):
+            raise IsADirectoryError(f"{str(place)!r} is a folder, and a save needs a file there: rename it first.")
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove_left_behind(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if _STAGING.fullmatch(entry.name) and _is_folder(entry) and not is_locked(entry):
+            shutil.rmtree(entry, ignore_errors=True)
