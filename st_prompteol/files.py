@@ -75,19 +75,14 @@ def remove_staged(folder: Path, prefix: str) -> None:
 
 
 @contextmanager
-def locked(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
-    """Waits for the lock of a folder and holds it; where the file system or the platform has none, nothing is locked.
-
-    Args:
-        folder: An existing folder.
-        shared: Whether others may hold it as well, if they ask for it as shared. Defaults to False.
-    """
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Waits for the lock of a folder and holds it; nothing is locked where file system or platform have no locks."""
     if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _lock(descriptor, wait=True, shared=shared)
+        _lock(descriptor, wait=True)
         yield
     finally:
         with suppress(OSError):
@@ -106,13 +101,12 @@ def is_locked(folder: str | os.PathLike[str]) -> bool:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, *, wait: bool, shared: bool = False) -> bool:
+def _lock(descriptor: int, *, wait: bool) -> bool:
     """Locks an open file or folder until it is closed; returns whether that was possible."""
     if fcntl is None:
         return False
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
-        fcntl.flock(descriptor, how)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held by another process, or a network file system without locks
         return False
     return True

@@ -69,7 +69,8 @@ def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield staging / "new"
             _check_places(folder, staging / "new")
             with locked(folder):
-                _finish(folder)
+                with suppress(FileNotFoundError):  # what was left is gone, and is replaced anyway
+                    _finish(folder)
                 remove = _superseded(folder, staging / "new")
                 _write_notes(staging, remove)
                 moving = True
@@ -85,23 +86,36 @@ def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def reading_from(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Keeps the files of a folder in place while they are read; a save that was stopped is finished before.
+    """Makes sure that what is read from a folder is one model; a save that was stopped is finished before.
 
     Args:
         path: The folder; a Hub id or None is passed over.
 
     Raises:
-        OSError: If a save was stopped and cannot be finished here.
+        OSError: If a save was stopped and cannot be finished here, or the folder is saved into meanwhile.
     """
     if path is None or not os.path.isdir(path):
         yield
         return
-    while True:
-        with locked(path, shared=True):
-            if _unfinished(Path(path)) is None:
-                yield
-                return
-        finish_saving(path)
+    finish_saving(path)
+    begun, failure = _stamp(path), None
+    try:
+        yield
+    except Exception as error:
+        if _stamp(path) == begun:
+            raise
+        failure = error
+    if _stamp(path) != begun:
+        raise OSError(f"{os.fspath(path)!r} was saved into while it was opened: open it again.") from failure
+
+
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Returns what every save changes, first and last."""
+    try:
+        state = os.stat(Path(path, _MODULES))
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
 
 
 def finish_saving(path: str | os.PathLike[str]) -> None:

@@ -239,9 +239,12 @@ class TestSavingIsAtomic:
         (tmp_path / "pytorch_model.bin").write_bytes(b"old")
         (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"old")
         (tmp_path / "1_OldPooling").mkdir()
+        (tmp_path / "1_OldPooling" / "config.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "2_mine").mkdir()
+        (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "1_OldPooling"}]', encoding="utf-8")
         PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path))
         names = {path.name for path in tmp_path.iterdir()}
-        assert {"checkpoint-1", "notes.txt", "model.safetensors", "1_Pooling"} <= names
+        assert {"checkpoint-1", "notes.txt", "model.safetensors", "1_Pooling", "2_mine"} <= names
         assert (tmp_path / "checkpoint-1" / "optimizer.pt").read_bytes() == b"state"
         gone = {"adapter_config.json", "pytorch_model.bin", "model-00001-of-00002.safetensors", "1_OldPooling"}
         assert not names & gone

@@ -23,7 +23,7 @@ EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
     set("template files failures tables long_text adapters decoders pooling quantization released spelling".split()),
-    {"body", "tokens", "fast", "output", "retries"},
+    {"body", "tokens", "fast", "output", "retries", "saving"},
     {"stock"},
     {"modules"},
     {"cut"},
