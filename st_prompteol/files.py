@@ -69,7 +69,7 @@ def remove_staged(folder: Path, prefix: str) -> None:
     """Removes the files that killed processes have staged in a folder, by how their names begin."""
     for name in os.listdir(folder):
         if name.startswith(prefix) and re.fullmatch(r"\.[0-9a-f]{8}\.tmp", name[-13:]):
-            with suppress(FileNotFoundError), open(folder / name, "rb") as file:
+            with suppress(FileNotFoundError, IsADirectoryError), open(folder / name, "rb") as file:
                 if _lock(file.fileno(), wait=False):  # whoever is still writing holds it
                     os.unlink(folder / name)
 

@@ -246,13 +246,17 @@ def test_a_run_is_resumed_with_its_own_arguments_or_not_at_all(
 
 def test_of_two_runs_into_one_folder_the_second_is_refused_and_leftovers_go(words: Words, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    leftovers = [run / ".checkpoint-4.0123abcd.tmp" / "model.safetensors", tmp_path / ".run.0123abcd.tmp" / "x"]
-    kept = [run / "notes.tmp", tmp_path / ".other.0123abcd.tmp" / "x"]
+    leftovers = [
+        run / ".saving-0123abcd" / "new" / "model.safetensors",
+        run / "checkpoint-4" / ".saving-0123abcd" / "new" / "model.safetensors",
+        run / ".run.json.0123abcd.tmp",
+    ]
+    kept = [run / "notes.tmp", tmp_path / ".run.0123abcd.tmp" / "x", run / ".mine.0123abcd.tmp" / "x"]
     for path in (*leftovers, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half", encoding="utf-8")
     with claimed(str(run)):
-        assert [path.parent.exists() for path in leftovers] == [False, False]
+        assert not any(path.exists() for path in leftovers)
         assert all(path.exists() for path in kept)
         assert "Another run is using" in sentence_of_exit(words())
     with claimed(str(run)):
