@@ -37,6 +37,11 @@ class SharedHead:
     values: list[Tensor]
     hidden: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that its tensors take, in bytes."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, self.hidden))
+
     def __getitem__(self, length: int) -> SharedHead:
         """Returns the head cut to its first `length` tokens: causal attention makes that their own head."""
         return SharedHead(

@@ -17,6 +17,7 @@ from st_prompteol.fast.passes import Pass, add_hooks
 from st_prompteol.fast.rows import Plan, plan
 from st_prompteol.fast.threads import Lock
 
+_KEPT_BYTES = 2**28  # of heads; the one in use is kept, whatever its size
 PLAN = "plan"
 """The name among the features of a batch of what `FastPath.plan` has made of it.
 
@@ -102,10 +103,11 @@ class FastPath:
         self._hooks = add_hooks(model)
         self._lock = Lock()  # around what is found out once
         self._longest: dict[Any, int] = {}
-        self._head: tuple[Fingerprint, list[int], int, SharedHead] | None = None
+        self._heads: dict[tuple[tuple[int, ...], int], SharedHead] = {}  # the one used last stands last
+        self._state: Fingerprint | None = None  # of the model that they are of
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_head": None}
+        return {**vars(self), "_heads": {}, "_state": None}
 
     def remove(self) -> None:
         """Makes the model again what transformers made of it."""
@@ -115,8 +117,9 @@ class FastPath:
             hook.remove()
 
     def forget(self) -> None:
-        """Drops the head: weights are about to change."""
-        self._head = None
+        """Drops the kept heads: weights are about to change."""
+        with self._lock:
+            self._heads.clear()
 
     def plan(self, features: dict[str, Any], head_ids: Tensor) -> Plan | None:
         """Plans a batch that is still on the CPU, so that computing it never waits for a device."""
@@ -184,14 +187,19 @@ class FastPath:
             return self._longest[state]
 
     def _get_head(self, ids: Tensor, layer: int) -> SharedHead:
-        """Returns the head for `ids`, computed anew if anything that it depends on has changed."""
-        state = Fingerprint(self.model)
-        kept = self._head
-        if kept is not None and kept[0] == state and kept[1] == ids.tolist() and kept[2] == layer:
-            return kept[3]
-        head = compute_head(self.model, ids, layer)
-        self._head = (state, ids.tolist(), layer, head)
-        return head
+        """Returns the head for `ids`, from the cache unless anything that it depends on has changed."""
+        state, key = Fingerprint(self.model), (tuple(ids.tolist()), layer)
+        with self._lock:
+            if self._state != state:
+                self._heads.clear()
+            self._state = state
+            head = self._heads.pop(key, None)
+            if head is None:
+                head = compute_head(self.model, ids, layer)
+            self._heads[key] = head
+            while len(self._heads) > 1 and sum(kept.nbytes for kept in self._heads.values()) > _KEPT_BYTES:
+                del self._heads[next(iter(self._heads))]
+            return head
 
 
 def _unpack(ids: Tensor, batch: Plan, head: SharedHead, states: list[Tensor]) -> Tensor:
