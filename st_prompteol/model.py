@@ -21,7 +21,7 @@ from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layers
 from st_prompteol.card import PromptEOLModelCardData
-from st_prompteol.card.data import README, may_write_card
+from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
@@ -140,6 +140,9 @@ class PromptEOL(SentenceTransformer):
             model_kwargs["dtype"] = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
+
+        if kwargs.get("model_card_data") is not None:
+            kwargs["model_card_data"] = as_own_data(kwargs["model_card_data"])
 
         self._transformer_options: dict[str, Any] = {"template": template, "layer": layer, "fast": fast}
         with explain_opening(model_name_or_path):

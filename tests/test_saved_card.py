@@ -1,4 +1,4 @@
-"""The model card that every save writes: complete, kept when a model is opened again, never in place of somebody's own."""
+"""The card that every save writes: complete, kept when a model is opened again, never in place of somebody's own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate, extras, lora_config
@@ -90,7 +91,9 @@ def test_a_plain_save_says_what_the_model_is_and_a_push_writes_the_same(
     assert SAVED_WITHOUT_RESULTS in section(card, "Evaluation")
     published = build_model_card(PromptEOL(str(tmp_path), device="cpu"), "alice/model")
     lines = set(str(published).splitlines()) ^ set(str(card).splitlines())
-    assert not {line for line in lines if not re.search("alice/model|sentence_transformers_model_id|^# |sha256", line)}
+    assert not {
+        line for line in lines if not re.search("alice/model|sentence_transformers_model_id|^# |sha256|vllm", line)
+    }
     similarities = [line for line in card.text.splitlines() if line.startswith(("# tensor", "#      "))]
     plain = SentenceTransformer(str(tmp_path), device="cpu")
     embeddings = plain.encode(["A jockey is riding a horse.", "Someone rides a horse.", "Interest rates go up again"])
@@ -108,7 +111,7 @@ def test_a_training_stands_on_the_card_through_opening_saving_and_merging(traine
     assert "spearman\\_cosine" in results
     (result, *_) = first.data.eval_results
     again = saved(PromptEOL(str(trained / "adapter"), device="cpu"), tmp_path / "again")
-    assert str(again) == str(first).replace("`float32`", "`float32`")
+    assert str(again) == str(first)
     model = PromptEOL(str(tmp_path / "again"), device="cpu")
     model.merge_adapter()
     merged = saved(model, tmp_path / "merged")
@@ -259,6 +262,10 @@ def test_plain_sentence_transformers_fills_in_the_repository(causal_lms: dict[st
     assert is_ours(text)
 
 
+def outside_code(text: str) -> str:
+    return re.sub(r"^(`{3,})[^\n]*\n.*?^\1$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)", "", text, flags=re.M | re.S)
+
+
 HOSTILE = [
     "quotes \" ' and: a colon # not a comment",
     "---\nlicense: stolen\n---",
@@ -274,22 +281,28 @@ def test_no_text_of_a_template_or_demonstration_acts_in_the_card(
     causal_lms: dict[str, str], tmp_path: Path, text: str
 ) -> None:
     model = PromptEOL(causal_lms["llama"], device="cpu")
-    shot = Demonstration(" ".join(text.split()), "w|`x`<b>")
-    model.template = PromptTemplate(f"{text} {{sentence}} means {text}:", (shot,), preprocessing="none")
+    model.template = PromptTemplate("{sentence}:", (Demonstration(" ".join(text.split()), "w|`x`<b>"),))
+    assert is_ours(str(saved(model, tmp_path)))
+    check_harmless(tmp_path, text)
+    model.template = PromptTemplate(f"{text} {{sentence}}:", preprocessing="none")
     model.model_card_data.model_name = text
-    card = saved(model, tmp_path)
+    assert is_ours(str(saved(model, tmp_path)))
+    check_harmless(tmp_path, text)
+    assert str(saved(PromptEOL(str(tmp_path), device="cpu"), tmp_path / "again")).count("## Training Details") == 1
+
+
+def check_harmless(tmp_path: Path, text: str) -> None:
+    card = ModelCard.load(tmp_path / "README.md")
     _, front, _ = (tmp_path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     metadata = yaml.safe_load(front)
     assert "license" not in metadata
     assert set(metadata) <= {"library_name", "pipeline_tag", "tags"}
-    assert "49" not in section(card, "What it computes").replace(" 49 ", "")
-    outside = re.sub(r"^(`{3,})[^\n]*\n.*?^\1$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)", "", card.text, flags=re.M | re.S)
+    assert not re.search(r"\b49\b", outside_code(section(card, "What it computes").split("The template,")[1]))
+    outside = outside_code(card.text)
     assert not re.search(r"<[a-z!/]", outside)
     assert not re.search(r"(?<!\\)\]\((javascript|y)", outside)
     assert "\x07" not in card.content
     assert "\u202e" not in card.content
-    assert is_ours(str(card))
-    assert str(saved(PromptEOL(str(tmp_path), device="cpu"), tmp_path / "again")).count("## Training Details") == 1
     if "猫" in text:
         assert "猫が座っている。" in card.text
 
@@ -321,7 +334,6 @@ def test_serving_is_offered_where_a_server_reads_what_the_model_reads(
 def test_a_quantized_model_s_card_says_so(causal_lms: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     save_bitsandbytes(Path(causal_lms["llama-64"]), tmp_path / "quantized", "nf4")
-    PromptEOL(causal_lms["llama-64"]).tokenizer.plain  # noqa: B018
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "quantized" / file).write_bytes((Path(causal_lms["llama-64"]) / file).read_bytes())
     card = saved(PromptEOL(str(tmp_path / "quantized"), device="cpu"), tmp_path / "saved")
@@ -373,6 +385,14 @@ def test_an_author_s_own_card_data_are_on_the_card(causal_lms: dict[str, str], t
     again = saved(PromptEOL(str(tmp_path), device="cpu"), tmp_path / "again")
     for part in ("Only dogs.", "2 x Abacus", "Dataset: dogs", "- Rows: 12,345"):
         assert part in again.text, part
+
+
+def test_card_data_of_upstream_s_class_do_as_well(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    data = SentenceTransformerModelCardData(license="mit", language="de", train_datasets=[{"name": "Hunde"}])
+    card = saved(PromptEOL(causal_lms["opt"], device="cpu", model_card_data=data), tmp_path)
+    assert (card.data.license, card.data.language) == ("mit", ["de"])
+    assert "Dataset: Hunde" in card.text
+    assert "prompteol" in card.data.tags
 
 
 def test_a_measured_part_is_replaced_when_it_is_measured_again(causal_lms: dict[str, str], tmp_path: Path) -> None:

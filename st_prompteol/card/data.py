@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from st_prompteol.card.earlier import Cosines, EarlierCard, Part, is_ours, read_
 from st_prompteol.card.markdown import code, escape, fence, one_line, one_line_each
 from st_prompteol.card.training import describe_evaluators, describe_training
 from st_prompteol.extras import requirement
+from st_prompteol.files import replacing_file
 from st_prompteol.quantization import came_quantized
 from st_prompteol.template import HOLE
 
@@ -56,7 +57,18 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     """What the README of a saved model says, beside what `SentenceTransformerModelCardData` holds.
 
     Args:
+        language: Code of a language, or several. Defaults to none: those of an earlier card.
+        license: Identifier of a license. Defaults to None: that of an earlier card.
+        model_name: The title. Defaults to None: made of the repository or the base LLM.
+        model_id: The repository, for the code that opens the model. Defaults to None: a placeholder, which
+            sentence-transformers fills in when it pushes a folder.
+        train_datasets: As upstream; a trainer fills it. Defaults to none.
+        eval_datasets: Likewise.
+        task_name: As upstream, and not shown.
         tags: As upstream. Defaults to upstream's and `"prompteol"`.
+        local_files_only: As upstream. Defaults to False.
+        generate_widget_examples: Whether a save embeds three sentences, to show their similarities and to find out
+            whether earlier results are still the model's. Defaults to True.
         hardware: What the model was trained on. Defaults to None: this machine, if it was trained in this process.
         limits: What else a user must know, in Markdown. Defaults to None.
         change: What was done to the model after results were measured that are no longer its own, to follow "before".
@@ -130,7 +142,8 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         path = Path(folder, README)
         if self.kept_text is None and may_write_card(path):
             self.curves, self.save_dir = Path(folder, "curves.png").is_file(), os.fspath(folder)
-            path.write_text(str(render(self.variables())), encoding="utf-8")
+            with replacing_file(path) as staged:
+                staged.write_text(str(render(self.variables())), encoding="utf-8")
 
     def variables(self) -> dict[str, Any]:
         """Returns what the card's template is rendered with, ready for JSON."""
@@ -177,8 +190,8 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         base = self.find_base()
         own_license = self.license or known.get("license")
         license = own_license or self.base_card.get("license")
-        quantized = bool(getattr(body, "is_quantized", False))
-        relation = "adapter" if adapter else "quantized" if quantized and not came_quantized(body) else "finetune"
+        is_quantized, comes_so = bool(getattr(body, "is_quantized", False)), came_quantized(body)
+        relation = "adapter" if adapter else "quantized" if is_quantized and not comes_so else "finetune"
         name = one_line(self.model_id or self.model_name or "")
         shown = self._embedded
         parts, results = self._measured(upstream)
@@ -209,6 +222,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             "base_revision": self._base_revision(adapter, base),
             "adapter": _describe_adapter(adapter) if adapter else None,
             "facts": {name: value for name, value in model.describe().items() if name in _SHOWN} | self._saved_dtype(),
+            "quantized": is_quantized and (comes_so or adapter is None),
             "truncate_dim": model.truncate_dim,
             "similarity": model.similarity_fn_name or "cosine",
             "sentences": SENTENCES,
@@ -358,6 +372,14 @@ def is_repository(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def as_own_data(data: SentenceTransformerModelCardData) -> PromptEOLModelCardData:
+    """Returns card data of upstream's class as this package's, with all that its author can set."""
+    if isinstance(data, PromptEOLModelCardData):
+        return data
+    given = {one.name: getattr(data, one.name) for one in fields(data) if one.init}
+    return PromptEOLModelCardData(**given)
 
 
 def adapter_config(model: Any) -> PeftConfig | None:
