@@ -94,6 +94,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     earlier: EarlierCard = field(default_factory=EarlierCard, init=False, repr=False)
     parts: dict[str, Part] = field(default_factory=dict, init=False, repr=False)
     results: dict[str, Sequence[EvalResult]] = field(default_factory=dict, init=False, repr=False)
+    states: dict[str, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
     base_card: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     curves: bool = field(default=False, init=False, repr=False)
     template_path: Path = field(default=Path(__file__).with_name("model_card.md.jinja"), init=False, repr=False)
@@ -127,8 +128,9 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             text: A heading of the third level and what belongs under it, in Markdown.
             results: The same as entries of the metadata's `model-index`. Defaults to none.
         """
-        self.parts[name] = Part(text, self._embed().cosines)
+        self.parts[name] = Part(text)  # whose cosines the next card gives
         self.results[name] = results
+        self.states[name] = self._state()
 
     def sign(self, folder: str | os.PathLike[str]) -> None:
         """Signs the card that a save has just written, so that the next one knows that nobody has edited it."""
@@ -253,21 +255,30 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             cosines = self._embedded.cosines if self._embedded else ()
             parts["metrics"] = Part(describe_evaluators(self._of_the_kept_checkpoint()), cosines)
             found |= {key_of(result): result for result in model_index_to_eval_results(upstream["model-index"])[1]}
-        for name, part in self.parts.items():
-            parts[name] = part
-            if self._is_same(part.cosines):
+        fresh = {name for name, state in self.states.items() if state == self._state()}
+        for name in self.parts:
+            if name in fresh and self._embedded:
+                self.parts[name] = Part(self.parts[name].text, self._embedded.cosines)
+                del self.states[name]
+            parts[name] = self.parts[name]
+            if name in fresh or self._is_same(parts[name].cosines):
                 found |= {key_of(result): result for result in self.results[name]}
         shown = [
             {
                 "name": name,
                 "text": part.text,
                 "cosines": write_cosines(part.cosines),
-                "note": self._note(part.cosines),
+                "note": None if name in fresh else self._note(part.cosines),
             }
             for name, part in parts.items()
             if name not in ("training", "limits")
         ]
         return shown, list(found.values())
+
+    def _state(self) -> tuple[Any, ...]:
+        """Returns what is known of the model without embedding anything."""
+        model = self.model
+        return model.template, model.layer, tuple(map(id, model)), tuple(model.adapters), model.truncate_dim
 
     def _note(self, cosines: Cosines) -> str | None:
         if self._is_same(cosines):
