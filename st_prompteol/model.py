@@ -6,6 +6,7 @@ import logging
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from sentence_transformers.util import get_device_name
 from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layers
+from st_prompteol.card import PromptEOLModelCardData
+from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
@@ -83,6 +86,7 @@ class PromptEOL(SentenceTransformer):
     """
 
     default_huggingface_organization = None
+    model_card_data_class = PromptEOLModelCardData
 
     def __init__(
         self,
@@ -127,6 +131,9 @@ class PromptEOL(SentenceTransformer):
             model_kwargs["dtype"] = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
+
+        if kwargs.get("model_card_data") is not None:
+            kwargs["model_card_data"] = as_own_data(kwargs["model_card_data"])
 
         self._transformer_options: dict[str, Any] = {"template": template, "layer": layer, "fast": fast}
         with explain_opening(model_name_or_path), reading_from(model_name_or_path):
@@ -402,7 +409,8 @@ class PromptEOL(SentenceTransformer):
         Args:
             path: The folder to save into; made if it does not exist.
             model_name: As in `SentenceTransformer.save`. Defaults to None.
-            create_model_card: Whether to write a README.md. Defaults to True.
+            create_model_card: Whether to write the model card, README.md; one that others wrote or have edited stays
+                as it is. Defaults to True.
             train_datasets: Of no effect upstream. Defaults to None.
             safe_serialization: Only True: weights are saved as safetensors. Defaults to True.
 
@@ -414,9 +422,14 @@ class PromptEOL(SentenceTransformer):
             raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
         if path is None:
             return
+        create_model_card = create_model_card and may_write_card(Path(path, README))
         with saving_into(path) as folder:
             super().save(str(folder), model_name, create_model_card, train_datasets)
             write_stock_form(folder)
+
+    def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
+        super()._create_model_card(path, *args, **kwargs)
+        self.model_card_data.sign(path)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:  # type: ignore[override]
         """Pushes the model by `st_prompteol.hub.push_to_hub`, which checks it before and after and writes its card.

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from st_prompteol.extras import missing_extra
 from st_prompteol.files import replacing_file
 
 TABLES = (".md", ".csv", ".json")
@@ -81,7 +82,7 @@ def import_figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Plots need the package matplotlib: pip install 'st-prompteol[eval]'.") from error
+        raise missing_extra("A plot", "matplotlib", "eval") from error
     return Figure
 
 

@@ -14,6 +14,8 @@ from torch import OutOfMemoryError, Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from st_prompteol.extras import missing_extra
+
 logger = logging.getLogger(__name__)
 
 Quantization = Literal["nf4", "int8"]
@@ -55,9 +57,7 @@ def quantization_config(
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f"quantization={quantization!r} needs the package bitsandbytes: pip install 'st-prompteol[train]'."
-        ) from error
+        raise missing_extra(f"quantization={quantization!r}", "bitsandbytes", "train") from error
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,

@@ -29,6 +29,8 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from st_prompteol.extras import missing_extra
+
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
@@ -246,7 +248,7 @@ def import_pyarrow() -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ImportError("Parquet files need the package pyarrow: pip install 'st-prompteol[parquet]'.") from error
+        raise missing_extra("A Parquet file", "pyarrow", "parquet") from error
 
 
 def _lines(file: BinaryIO, name: str, span: tuple[int, int] | None = None) -> Iterator[_Line]:

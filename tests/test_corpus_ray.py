@@ -27,7 +27,7 @@ from st_prompteol.identity import identify
 
 from .test_corpus_runs import CLOSE, ROOT, embeddings_of, manifest_of, read, sentences, write_parquet
 
-pytest.importorskip("ray", reason="needs ray: pip install 'st-prompteol[ray]'")
+pytest.importorskip("ray", reason="needs ray: in the checkout pip install '.[ray]'")
 # upstream's own, while it starts and stops processes and passes them sockets
 pytestmark = [
     pytest.mark.xdist_group("ray"),  # one cluster at a time: two that start at once may find the same free port

@@ -347,7 +347,7 @@ def test_mistakes_are_named_before_anything_is_encoded(
         ({"source": "empty"}, FileNotFoundError, "There is no file in .*empty"),
         ({"engine": "spark"}, ValueError, "Unknown engine 'spark': choose local or ray"),
         ({"engine": "ray"}, ValueError, "pass its name or folder, not the model"),
-        ({"engine": "ray", "model": "tiny"}, ImportError, r"engine='ray' needs .*pip install 'st-prompteol\[ray\]'"),
+        ({"engine": "ray", "model": "tiny"}, ImportError, r"engine='ray' needs .*pip install 'st-prompteol\[ray\] @"),
         ({"address": "auto", "workers": 2}, ValueError, "address='auto', workers=2 has no effect with engine='local'"),
         ({"cpus_per_worker": 1}, ValueError, "cpus_per_worker=1 has no effect with engine='local'"),
         ({"keep": ["embedding"]}, ValueError, "none of which is 'embedding'"),

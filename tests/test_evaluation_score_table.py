@@ -85,5 +85,5 @@ def test_the_scaling_plot_is_drawn_as_png_and_svg(tmp_path: Path, monkeypatch: p
     with pytest.raises(ValueError, match=r"end its name in \.png or \.svg"):
         plot_scaling(rows, tmp_path / "scaling.jpg")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"need the package matplotlib: pip install 'st-prompteol\[eval\]'"):
+    with pytest.raises(ImportError, match=r"matplotlib, of the extra eval: pip install 'st-prompteol\[eval\] @ git"):
         plot_scaling(rows, tmp_path / "scaling.png")

@@ -263,7 +263,7 @@ def test_a_stranger_opens_what_was_pushed_from_a_cold_cache_and_then_offline(
     assert close(pushed["adapter"], peft_oracle(causal_lms["llama"], str(tmp_path / "published"), texts))
     assert close(pushed["again"], pushed["adapter"])
     assert close(pushed["cached"], pushed["adapter"])
-    assert (pushed["blocks of alice/full"], pushed["blocks of alice/adapter"]) == (1, 2)
+    assert (pushed["blocks of alice/full"], pushed["blocks of alice/adapter"]) == (2, 3)
     assert hub.repos["model", "alice/adapter"].private
     assert hub.repos["model", "alice/adapter"].tags == {"v1": pushed["adapter_commit"]}
     assert hub.repos["model", "alice/full"].branches == {"main": pushed["full_commit"]}

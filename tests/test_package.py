@@ -22,9 +22,10 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
+    {"extras"},
     set("template files failures tables long_text adapters decoders pooling quantization released spelling".split()),
     {"body", "tokens", "fast", "output", "retries", "saving"},
-    {"stock"},
+    {"stock", "card"},
     {"modules"},
     {"cut"},
     {"model"},
@@ -116,6 +117,6 @@ def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
         names = wheel.namelist()
     information = f"st_prompteol-{st_prompteol.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"st_prompteol", information}
-    assert {"st_prompteol/py.typed", "st_prompteol/hub/model_card.md.jinja"} <= set(names)
+    assert {"st_prompteol/py.typed", "st_prompteol/card/model_card.md.jinja"} <= set(names)
     shipped = {path.relative_to(ROOT).as_posix() for path in (LIBRARY / "tiny").rglob("*") if path.is_file()}
     assert "st_prompteol/tiny/model.safetensors" in shipped <= set(names)

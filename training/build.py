@@ -167,7 +167,9 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: i
     if layer != -1:
         model.layer = layer
         model.cut()
-        model.model_card_data.eval_results_dict = {}  # measured at another layer
+        model.model_card_data.change = (
+            f"the blocks above hidden state {layer} were removed, which made that the last one"
+        )
     body, halves = model[0].model, None
     if dtype == "float16":  # of the tensors in the file, not of the model, so that config.json keeps its dtype
         halves = {name: part.half() if part.is_floating_point() else part for name, part in body.state_dict().items()}

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 ROLES = ("anchor", "positive", "negative")
 # What `preprocessing` means for the template's own: in training, in evaluation
 PREPROCESSING = {"paper": ("paper", "paper"), "paper-train": ("none", "paper"), "none": ("none", "none")}
+STS_BENCHMARK = "sentence-transformers/stsb"
 _SIMCSE = ("sent0", "sent1", "hard_neg")  # the columns of the paper's file, nli_for_simcse.csv
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -169,7 +170,7 @@ def sts_benchmark(split: str, data_dir: str | None, batch_size: int) -> Embeddin
         FileNotFoundError: If `data_dir` does not hold it.
     """
     if data_dir is None:
-        rows = load_dataset("sentence-transformers/stsb", split={"dev": "validation", "test": "test"}[split])
+        rows = load_dataset(STS_BENCHMARK, split={"dev": "validation", "test": "test"}[split])
         columns = [list(rows[name]) for name in ("sentence1", "sentence2", "score")]
     else:
         (examples,) = read_task(data_dir, {"dev": STS_DEV_TASK, "test": "STSBenchmark"}[split]).values()

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import EvalResult
 from transformers import PreTrainedModel, TrainerCallback
 
+from st_prompteol import PromptEOL
 from st_prompteol.files import replacing_file
 from training.arguments import DEV_METRIC, RunArguments
 
@@ -110,17 +112,54 @@ def describe_scores(scores: dict[str, tuple[float, float]]) -> str:
     Raises:
         FloatingPointError: If there is no score after training, because all embeddings are equal or NaN.
     """
-    lines, warnings = ["| Spearman x 100 | base | trained |", "|---|---|---|"], []
+    warnings = []
     for name, (before, after) in scores.items():
         if math.isnan(after):
             raise FloatingPointError(
                 f"After training there is no score on {name}, because all sentences have the same embedding or NaN: "
                 "lower learning_rate, and begin anew."
             )
-        lines.append(f"| {name} | {100 * before:.2f} | {100 * after:.2f} |")
         if after < before:
             warnings.append(
                 f"WARNING: on {name} the trained model is worse than its base, {100 * after:.2f} where that has "
                 f"{100 * before:.2f}: lower learning_rate, or look at the data."
             )
-    return "\n".join([*lines, *warnings])
+    return "\n".join([_table(scores), *warnings])
+
+
+def record_scores(model: PromptEOL, scores: dict[str, tuple[float, float]], chosen: bool, dataset: str) -> None:
+    """Puts the scores before and after training on the model's card, in place of the trainer's last evaluation.
+
+    Args:
+        model: The trained model.
+        scores: As `describe_scores` takes them.
+        chosen: Whether STS-B dev has chosen the checkpoint.
+        dataset: The repository of the data.
+    """
+    layer = "the last hidden state" if model.layer == -1 else f"hidden state {model.layer}"
+    text = (
+        "### STS-B before and after training\n\n"
+        f"Measured by the training script at {layer}, on the sentences of `{dataset}`: Spearman correlation of cosine "
+        f"similarities, x100.{' STS-B dev chose the checkpoint.' if chosen else ''} STS-B test was measured once, at "
+        f"the end.\n\n{_table(scores)}"
+    )
+    results = [
+        EvalResult(
+            task_type="semantic-similarity",
+            task_name="Semantic Similarity",
+            dataset_type=dataset,
+            dataset_name=f"{name}, by the training script",
+            dataset_split=name.rpartition(" ")[2],
+            metric_type="spearman_cosine",
+            metric_name="Spearman cosine x100",
+            metric_value=round(100 * after, 4),
+        )
+        for name, (_, after) in scores.items()
+    ]
+    model.model_card_data.eval_results_dict = {}
+    model.model_card_data.measure("training_scores", text, results)
+
+
+def _table(scores: dict[str, tuple[float, float]]) -> str:
+    rows = [f"| {name} | {100 * before:.2f} | {100 * after:.2f} |" for name, (before, after) in scores.items()]
+    return "\n".join(["| Spearman x 100 | base | trained |", "|---|---|---|", *rows])

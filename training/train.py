@@ -26,13 +26,14 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from transformers import EarlyStoppingCallback, set_seed
 
 from st_prompteol import PromptEOL
+from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.hub import check_push, push_to_hub
 from training.arguments import DEV_METRIC, DataArguments, ModelArguments, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_finite, check_saved, save_merged
-from training.data import PREPROCESSING, load_triplets, sts_benchmark
+from training.data import PREPROCESSING, STS_BENCHMARK, load_triplets, sts_benchmark
 from training.failures import explained
 from training.loss import build_loss
-from training.report import Curves, Speed, describe_run, describe_scores
+from training.report import Curves, Speed, describe_run, describe_scores, record_scores
 from training.run_folder import check_record, claimed, find_checkpoint
 from training.trainer import AdapterTrainer
 
@@ -72,6 +73,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     stsb = data_args.sts_data_dir, run_args.per_device_eval_batch_size
     dev = None if run_args.eval_strategy == "no" else sts_benchmark("dev", *stsb)
 
+    source = Path(data_args.train_file).name if data_args.train_file else data_args.dataset_name
+    model.model_card_data.train_datasets = [{"name": source}]
+    if not data_args.train_file:
+        model.model_card_data.datasets = [data_args.dataset_name]
+
     # 3. the trainer, whose loss compares each anchor to the positives and hard negatives of the global batch
     speed = Speed(run_args.dry_run)
     trainer = AdapterTrainer(
@@ -107,6 +113,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
             base = test(before)[test.primary_metric]
         scores = {"STS-B dev": dev_scores(trainer), "STS-B test": (base, test(model)[test.primary_metric])}
         say(describe_scores(scores))
+        dataset = STS_BENCHMARK if data_args.sts_data_dir is None else REPOSITORY
+        record_scores(model, scores, run_args.load_best_model_at_end, dataset)
+    model.model_card_data.write(run_args.output_dir)
 
     # 6. what else was asked for
     if run_args.push_result:

@@ -1,6 +1,6 @@
 """The playground: sentences in, and how near each other a model sees them, by two recipes side by side.
 
-    pip install 'st-prompteol[playground]'
+    pip install '.[playground]'
     MODEL=tiny python app.py
 
 `MODEL` is a Hub id, a folder, or `tiny`, the default. `GRADIO_SERVER_PORT` is the port, by default the first free one

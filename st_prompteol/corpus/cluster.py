@@ -22,6 +22,7 @@ from st_prompteol.corpus.encoder import FragmentEncoder, Job
 from st_prompteol.corpus.fragments import Fragment
 from st_prompteol.corpus.parts import Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
+from st_prompteol.extras import missing_extra
 from st_prompteol.identity import identify
 from st_prompteol.model import PromptEOL
 
@@ -190,7 +191,7 @@ def open_cluster(
     try:
         import ray
     except ImportError as error:
-        raise ImportError("engine='ray' needs the package ray: pip install 'st-prompteol[ray]'.") from error
+        raise missing_extra("engine='ray'", "ray", "ray") from error
     if os.path.isdir(model):  # workers have a working directory of their own
         model = os.path.abspath(model)
     is_ours = not ray.is_initialized()

@@ -12,6 +12,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol.evaluation.results import revision_of
+from st_prompteol.extras import missing_extra
 
 
 def evaluate_mteb(
@@ -52,7 +53,7 @@ def evaluate_mteb(
         import mteb
         from mteb.models import SentenceTransformerEncoderWrapper
     except ImportError as error:
-        raise ImportError("evaluate_mteb needs the package mteb: pip install 'st-prompteol[eval]'.") from error
+        raise missing_extra("An evaluation by MTEB", "mteb", "eval") from error
     selected = _select(mteb, tasks)
     name = name or model.transformers_model.config.name_or_path
     wrapper = SentenceTransformerEncoderWrapper(model)

@@ -1,22 +1,31 @@
-"""The model card: what a stranger needs to use and to trust a model, rendered from facts and results."""
+"""The card of a model that is published: the one that a save writes, with what its author, the Hub and results add."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
+from st_prompteol.card.data import key_of, render
+from st_prompteol.card.earlier import write_cosines
 from st_prompteol.evaluation.published import published_rows
 from st_prompteol.evaluation.score_table import Row, table
 from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
-from st_prompteol.hub.markdown import one_line
 from st_prompteol.hub.options import CardOptions
-from st_prompteol.hub.results import ModelResults, eval_results, read_results
+from st_prompteol.hub.results import SOURCES, ModelResults, eval_results, read_results
 from st_prompteol.model import PromptEOL
 from st_prompteol.output import to_markdown
 
-TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+_PART = "results"
+_INTRODUCTION = (
+    "### SentEval and MTEB\n\n"
+    "Measured by `st-prompteol evaluate` on the model as it is published. SentEval's protocol: Spearman correlation "
+    "of cosine similarities over all pairs for STS, accuracy for the transfer tasks, all x100. The average over a "
+    "group of tasks stands only where all of its tasks were run."
+)
+_MTEB = ' A task marked "(MTEB)" was run by mteb, on MTEB\'s own data and with its metric.'
+_PUBLISHED = ' Rows marked "published" are those of papers, on the same base model, measured by their authors.'
 
 
 def build_model_card(
@@ -27,11 +36,14 @@ def build_model_card(
     source: str | None = None,
     token: str | bool | None = None,
 ) -> ModelCard:
-    """Writes the card of a model.
+    """Writes the card of a model that is to be published.
+
+    It is the card that `model.save_pretrained` writes, with the repository's name and what the options and the base
+    model's card add. Of a card that others wrote or have edited the text stays, and the metadata are completed.
 
     Args:
-        model: The model. If it was trained in this process, the trainer's card data say how; if it was opened, the
-            card that it was saved with does.
+        model: The model. If it was trained in this process, the trainer's record says how; if it was opened, the card
+            that it was saved with does.
         repo_id: The repository that the card is for.
         options: What the author adds, and where the results are. Defaults to None: nothing.
         source: The folder or repository that holds the model as it is now, by which its results and its training
@@ -62,33 +74,37 @@ def render_card(facts: CardFacts, results: ModelResults | None) -> ModelCard:
         facts: Everything but the results.
         results: The results. None: no table.
     """
-    data = ModelCardData(**facts.metadata)
-    data.eval_results = _merge(data.eval_results or [], eval_results(results) if results else []) or None
-    data.model_name = one_line(facts.repo_id) if data.eval_results else None
-    card: ModelCard = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        repo_id=facts.repo_id,
-        base=facts.base,
-        table=_table(facts, results) if results else None,
-        **facts.text,
-    )
+    variables = facts.variables if results is None else _with_results(facts, results)
+    if facts.kept_text is None:
+        return render(variables)
+    card = ModelCard(facts.kept_text, ignore_metadata_errors=True)
+    theirs, ours = card.data.to_dict(), variables["metadata"]  # type: ignore[no-untyped-call]
+    tags = [*theirs.get("tags", ()), *ours["tags"]]
+    written = {key: ours[key] for key in ours.keys() & facts.stated}
+    card.data = ModelCardData(**{**ours, **theirs, **written, "tags": tags}, ignore_metadata_errors=True)
     return card
 
 
-def _merge(known: list[EvalResult], measured: list[EvalResult]) -> list[EvalResult]:
-    """Adds what was measured to the trainer's results, in place of what an earlier card says was measured."""
-    ours = {(result.dataset_type, result.dataset_config) for result in measured}
-    kept = [
-        result
-        for result in known
-        if (result.dataset_type, result.dataset_config) not in ours and "x100" not in str(result.metric_name)
-    ]
-    return [*kept, *measured]
+def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
+    """Returns the variables of a card with the results of `st-prompteol evaluate` in place of earlier ones."""
+    variables = facts.variables
+    data = ModelCardData(**variables["metadata"])
+    known = [one for one in data.eval_results or () if not one.dataset_name.startswith(SOURCES)]
+    data.eval_results = list({key_of(one): one for one in [*known, *eval_results(results)]}.values())
+    data.model_name = facts.repo_id
+    part = {
+        "name": _PART,
+        "text": _describe(facts, results),
+        "cosines": write_cosines(tuple(variables["cosines"])),
+        "note": None,
+    }
+    parts = [one for one in variables["parts"] if one["name"] != _PART]
+    return {**variables, "metadata": data.to_dict(), "parts": [part, *parts]}  # type: ignore[no-untyped-call]
 
 
-def _table(facts: CardFacts, results: ModelResults) -> str:
+def _describe(facts: CardFacts, results: ModelResults) -> str:
     own = Row(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
     published = published_rows([Row(facts.base, "", {})]) if facts.base else []
     base = [replace(row, model=facts.base or row.model) for row in results.base]  # which a folder may have stood for
-    return to_markdown(table([own, *base, *published]), text_columns=("model", "method"))
+    told = _INTRODUCTION + _MTEB * any("(MTEB)" in task for task in results.own) + _PUBLISHED * bool(published)
+    return f"{told}\n\n{to_markdown(table([own, *base, *published]), text_columns=('model', 'method'))}".rstrip()

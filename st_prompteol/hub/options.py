@@ -7,8 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from st_prompteol.card.data import is_repository
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,3 @@ def check_repository(name: str) -> None:
     """Raises ValueError for what cannot be the name of a repository."""
     if not is_repository(name):
         raise ValueError(f"{name!r} cannot be the name of a repository: write it as user/name.")
-
-
-def is_repository(name: str) -> bool:
-    """Whether this could be the name of a repository."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True

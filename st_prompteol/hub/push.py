@@ -285,7 +285,9 @@ class _Push:
         if new_base and config_file.is_file():
             config = json.loads(config_file.read_text(encoding="utf-8")) | new_base
             config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        facts = collect_facts(self.model, self.repo_id, self.card, source=self.source, run=run, token=self.token)
+        facts = collect_facts(
+            self.model, self.repo_id, self.card, source=self.source, saved_in=folder, run=run, token=self.token
+        )
         results = read_results(self.card.results_dir, run, facts.evaluated_base)
         if results is not None:
             (folder / ".eval_results").mkdir()

@@ -13,12 +13,14 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
+from st_prompteol.card.markdown import escape, one_line
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.score_table import SHORT_NAMES, Row
 from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
-from st_prompteol.hub.markdown import escape, one_line
+from st_prompteol.extras import missing_extra
 
+SOURCES = ("SentEval ", "MTEB ")  # which the names of data sets in a card's metadata begin with
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
 # Settings of a run that change what is measured by no more than rounding, or only name it. Weights are compared by the
 # revision, as their bytes depend on the dtype that the model was opened in.
@@ -185,7 +187,7 @@ def _mteb_dataset(task: str) -> tuple[str, str]:
     try:
         import mteb
     except ImportError as error:
-        raise ImportError("MTEB results need the package mteb: pip install 'st-prompteol[eval]'.") from error
+        raise missing_extra("A card with MTEB's results", "mteb", "eval") from error
     metadata = mteb.get_task(task).metadata
     return str(metadata.dataset["path"]), str(metadata.main_score)
 

@@ -9,7 +9,7 @@ from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
-from st_prompteol.hub.facts import TAG
+from st_prompteol.card.data import TAG
 from st_prompteol.retries import may_pass, retrying, was_turned_away
 from st_prompteol.saving import is_saved
 

@@ -18,6 +18,7 @@ from st_prompteol.evaluation.sts import cosine_similarities
 from st_prompteol.model import CENTERING, PromptEOL
 from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.recipes.candidates import Candidate, drop_duplicates, problem, usable
+from st_prompteol.recipes.card import describe_search
 from st_prompteol.recipes.log import Similarities
 from st_prompteol.recipes.measure import Measurements
 from st_prompteol.recipes.pairs import ScoredPair, split_pairs
@@ -56,7 +57,7 @@ def search(
     every candidate is tried as the one demonstration of the best of these recipes, by successive halving: all of them
     on a tenth of the pairs, the better ones on more, the last ones on all. Where the best recipe with another template
     is not worse beyond noise, the last ones are tried with it, too. Afterwards the model has the winner's template,
-    layer and centring; if the search fails, those that it had before.
+    layer and centring, and its card says what was measured; if the search fails, it has those that it had before.
 
     Centring subtracts the mean embedding of the distinct sentences of the pairs.
 
@@ -159,7 +160,7 @@ def search(
     model.template, model.layer = winner.template, winner.layer
     if mean is not None:
         model.center(mean=mean)
-    return SearchResult(
+    result = SearchResult(
         winner=trial(winner),
         start=trial(start),
         steps=tuple(_steps(measurements, start, chain)),
@@ -173,6 +174,8 @@ def search(
         start_tokens=start_tokens,
         encodings=measurements.encodings,
     )
+    model.model_card_data.measure("search", describe_search(result))
+    return result
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,417 @@
+"""What a model card says: upstream's record of the training, what the open model says of itself, what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from peft import PeftConfig
+from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
+
+from st_prompteol.card.earlier import Cosines, EarlierCard, Part, is_ours, read_card, sign, write_cosines
+from st_prompteol.card.markdown import code, escape, fence, one_line, one_line_each
+from st_prompteol.card.training import describe_evaluators, describe_training
+from st_prompteol.extras import requirement
+from st_prompteol.files import replacing_file
+from st_prompteol.quantization import came_quantized
+from st_prompteol.template import HOLE
+
+TAG = "prompteol"
+README = "README.md"
+# Without a full stop at the end of the last one, so that the preparation of sentences changes its embedding
+SENTENCES = ["A jockey is riding a horse.", "Someone rides a horse.", "Interest rates go up again"]
+_PLACEHOLDER = "sentence_transformers_model_id"  # which sentence-transformers replaces when it pushes a folder
+_SAME = 0.01  # the largest difference of cosines of one model, opened in another dtype or with an adapter merged
+# Metadata of the earlier card that the new one keeps
+_KEPT = ("language", "datasets", "metrics", "widget", "co2_eq_emissions", "license_name", "license_link")
+_CHANGED = "**The numbers above were measured before {}**: they are those of the model as it was then."
+_CHANGE = "the model was changed (its template, layer, weights or what is behind the pooling)"
+_UNCHECKED = "Whether the model still is as it was when the numbers above were measured has not been checked."
+_SHOWN = (
+    "architecture", "template tokens", "max_seq_length", "layer", "dimension", "behind the pooling", "parameters",
+    "dtype", "quantization",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """The sentences of the card, embedded."""
+
+    shape: str
+    similarities: list[str]
+    cosines: Cosines
+
+
+@dataclass
+class PromptEOLModelCardData(SentenceTransformerModelCardData):
+    """What the README of a saved model says, beside what `SentenceTransformerModelCardData` holds.
+
+    Args:
+        language: Code of a language, or several. Defaults to none: those of an earlier card.
+        license: Identifier of a license. Defaults to None: that of an earlier card.
+        model_name: The title. Defaults to None: made of the repository or the base LLM.
+        model_id: The repository, for the code that opens the model. Defaults to None: a placeholder, which
+            sentence-transformers fills in when it pushes a folder.
+        train_datasets: As upstream; a trainer fills it. Defaults to none.
+        eval_datasets: Likewise.
+        task_name: As upstream, and not shown.
+        tags: As upstream. Defaults to upstream's and `"prompteol"`.
+        local_files_only: As upstream. Defaults to False.
+        generate_widget_examples: Whether a save embeds three sentences, to show their similarities and to find out
+            whether earlier results are still the model's. Defaults to True.
+        hardware: What the model was trained on. Defaults to None: this machine, if it was trained in this process.
+        limits: What else a user must know, in Markdown. Defaults to None.
+        change: What was done to the model after results were measured that are no longer its own, to follow "before".
+            Defaults to None: in general words.
+        base_repository: The repository of the base LLM, where it was opened from a copy in a folder. Defaults to None:
+            what the adapter, the earlier card or the model's configuration say; a folder is not named.
+
+    Example:
+        >>> from st_prompteol import PromptEOL
+        >>> card = PromptEOLModelCardData(license="apache-2.0", limits="English only.")
+        >>> model = PromptEOL("tiny", model_card_data=card)  # model.save_pretrained(…) writes it
+    """
+
+    tags: list[str] = field(
+        default_factory=lambda: ["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", TAG]
+    )
+    hardware: str | None = None
+    limits: str | None = None
+    change: str | None = None
+    base_repository: str | None = None
+
+    # Filled when a model is opened, by `measure`, and by a push
+    earlier: EarlierCard = field(default_factory=EarlierCard, init=False, repr=False)
+    parts: dict[str, Part] = field(default_factory=dict, init=False, repr=False)
+    results: dict[str, Sequence[EvalResult]] = field(default_factory=dict, init=False, repr=False)
+    states: dict[str, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
+    base_card: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    curves: bool = field(default=False, init=False, repr=False)
+    template_path: Path = field(default=Path(__file__).with_name("model_card.md.jinja"), init=False, repr=False)
+    _embedded: _Embedded | None = field(default=None, init=False, repr=False)
+
+    def register_model(self, model: Any) -> None:
+        """Takes up the card that the model was opened with; one that somebody has edited stays as it is."""
+        super().register_model(model)
+        if model._model_card_text and is_ours(model._model_card_text):
+            self.earlier = read_card(model._model_card_text)
+            model._model_card_text = None
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether a trainer has changed the model since it was opened."""
+        return "generated_from_trainer" in self.tags
+
+    @property
+    def kept_text(self) -> str | None:
+        """The card that the model was opened with, if others wrote or edited it and it is still of this model."""
+        return None if self.trained_here else getattr(self.model, "_model_card_text", None)
+
+    def _has_record(self) -> bool:
+        return self.trained_here or bool(self.train_datasets or self.non_default_hyperparameters or self.training_logs)
+
+    def measure(self, name: str, text: str, results: Sequence[EvalResult] = ()) -> None:
+        """Puts what was measured of the model, as it is now, on its card.
+
+        Args:
+            name: What is replaced when it is measured again, a word.
+            text: A heading of the third level and what belongs under it, in Markdown.
+            results: The same as entries of the metadata's `model-index`. Defaults to none.
+        """
+        self.parts[name] = Part(text)  # whose cosines the next card gives
+        self.results[name] = results
+        self.states[name] = self._state()
+
+    def sign(self, folder: str | os.PathLike[str]) -> None:
+        """Signs the card that a save has just written, so that the next one knows that nobody has edited it."""
+        path = Path(folder, README)
+        if self.kept_text is None and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            path.write_text(sign(text, self._embedded.cosines if self._embedded else ()), encoding="utf-8")
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the card anew into the folder of a saved model, unless others wrote or have edited the one there."""
+        path = Path(folder, README)
+        if self.kept_text is None and may_write_card(path):
+            self.curves, self.save_dir = Path(folder, "curves.png").is_file(), os.fspath(folder)
+            with replacing_file(path) as staged:
+                staged.write_text(str(render(self.variables())), encoding="utf-8")
+
+    def variables(self) -> dict[str, Any]:
+        """Returns what the card's template is rendered with, ready for JSON."""
+        given = self.model_name  # type: ignore[has-type]
+        upstream = super().to_dict()
+        self.model_name, self._cached_dict = given, None  # which upstream has filled
+        return self._variables(upstream)
+
+    def try_to_set_base_model(self) -> None:
+        """Does nothing: which model the base is, is known without asking the Hub."""
+
+    def run_usage_snippet(self) -> None:
+        """Embeds the card's sentences, unless `generate_widget_examples` is off."""
+        self._embedded = None
+        if self.generate_widget_examples:
+            self._embedded = self._embed()
+
+    def format_eval_metrics(self) -> dict[str, Any]:
+        """Formats what evaluators measured of the kept checkpoint as upstream does, and leaves out the others."""
+        everything = self.eval_results_dict  # type: ignore[has-type]
+        self.eval_results_dict = self._of_the_kept_checkpoint()
+        try:
+            formatted: dict[str, Any] = super().format_eval_metrics() if self.eval_results_dict else {}
+        finally:
+            self.eval_results_dict = everything
+        return formatted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what the card's template is rendered with, as upstream asks for it."""
+        variables = self.variables()
+        self._cached_dict = variables  # type: ignore[assignment]
+        return variables
+
+    def to_yaml(self, line_break: str | None = None) -> str:
+        """Returns the card's metadata, as upstream asks for it."""
+        variables, self._cached_dict = self._cached_dict or self.variables(), None
+        return ModelCardData(**variables["metadata"]).to_yaml(line_break=line_break)
+
+    def _variables(self, upstream: dict[str, Any]) -> dict[str, Any]:
+        """Returns the variables of the card's template, ready for JSON."""
+        model, body = self.model, self.model[0].model
+        template, known = model.template, {} if self.trained_here else self.earlier.metadata
+        adapter = adapter_config(model)
+        base = self.find_base()
+        own_license = self.license or known.get("license")
+        license = own_license or self.base_card.get("license")
+        is_quantized, comes_so = bool(getattr(body, "is_quantized", False)), came_quantized(body)
+        relation = "adapter" if adapter else "quantized" if is_quantized and not comes_so else "finetune"
+        name = one_line(self.model_id or self.model_name or "")
+        shown = self._embedded
+        parts, results = self._measured(upstream)
+        metadata = {
+            **{key: self.base_card.get(key) for key in ("license_name", "license_link") if not own_license},
+            **{key: known[key] for key in _KEPT if known.get(key)},
+            **{key: upstream[key] for key in ("metrics", "widget", "co2_eq_emissions") if upstream.get(key)},
+            **{key: value for key, value in (("language", self.language), ("datasets", self.datasets)) if value},
+            "license": license,
+            "library_name": self.library_name,
+            "pipeline_tag": self.pipeline_tag,
+            "tags": list(dict.fromkeys([*self.tags, *known.get("tags", ()), TAG])),
+            "base_model": base,
+            "base_model_relation": relation if base else None,
+            "model_name": name or f"PromptEOL on {base or 'a decoder LLM'}" if results else None,
+            "eval_results": results or None,
+        }
+        metadata = {key: value for key, value in metadata.items() if value not in (None, [], {})}
+        earlier = {} if self.trained_here else self.earlier.parts
+        hardware = self.hardware or (self._this_machine() if self.trained_here else None)
+        return {
+            "metadata": one_line_each(ModelCardData(**metadata).to_dict()),  # type: ignore[no-untyped-call]
+            "cosines": list(shown.cosines) if shown else [],
+            "title": escape(self._title(base)),
+            "repo_id": one_line(self.model_id or _PLACEHOLDER).replace('"', ""),
+            "is_named": bool(self.model_id),
+            "base": base,
+            "base_revision": self._base_revision(adapter, base),
+            "adapter": _describe_adapter(adapter) if adapter else None,
+            "facts": {name: value for name, value in model.describe().items() if name in _SHOWN} | self._saved_dtype(),
+            "quantized": is_quantized and (comes_so or adapter is None),
+            "truncate_dim": model.truncate_dim,
+            "similarity": model.similarity_fn_name or "cosine",
+            "sentences": SENTENCES,
+            "shape": shown.shape if shown else None,
+            "similarities": shown.similarities if shown else [],
+            "template_block": fence(template.text.replace(HOLE, "{sentence}")),
+            "demonstrations": [(code(shot.sentence), code(shot.word)) for shot in template.demonstrations],
+            "preprocessing": template.preprocessing,
+            "rendered": fence(template.render(SENTENCES[0])),
+            "parts": parts,
+            "training": describe_training(self, upstream) if self._has_record() else None,
+            "earlier_training": earlier["training"].text if "training" in earlier else None,
+            "hardware": escape(hardware) if hardware else None,
+            "curves": self.curves,
+            "limits": self.limits or (earlier["limits"].text if "limits" in earlier else None),
+            "license": code(license) if license else None,
+            "license_from_base": bool(license) and not own_license,
+            "requirement": requirement(),
+        }
+
+    def _measured(self, upstream: dict[str, Any]) -> tuple[list[dict[str, Any]], list[EvalResult]]:
+        """Returns the parts of the section on results, and the results that are of the model as it is now."""
+        parts = {} if self.trained_here else dict(self.earlier.parts)
+        found: dict[tuple[Any, ...], EvalResult] = {}
+        if not self.trained_here and self._is_same(self.earlier.cosines):
+            found |= {key_of(result): result for result in self.earlier.results}
+        if upstream.get("eval_metrics"):
+            cosines = self._embedded.cosines if self._embedded else ()
+            parts["metrics"] = Part(describe_evaluators(self._of_the_kept_checkpoint()), cosines)
+            found |= {key_of(result): result for result in model_index_to_eval_results(upstream["model-index"])[1]}
+        fresh = {name for name, state in self.states.items() if state == self._state()}
+        for name in self.parts:
+            if name in fresh and self._embedded:
+                self.parts[name] = Part(self.parts[name].text, self._embedded.cosines)
+                del self.states[name]
+            parts[name] = self.parts[name]
+            if name in fresh or self._is_same(parts[name].cosines):
+                found |= {key_of(result): result for result in self.results[name]}
+        shown = [
+            {
+                "name": name,
+                "text": part.text,
+                "cosines": write_cosines(part.cosines),
+                "note": None if name in fresh else self._note(part.cosines),
+            }
+            for name, part in parts.items()
+            if name not in ("training", "limits")
+        ]
+        return shown, list(found.values())
+
+    def _state(self) -> tuple[Any, ...]:
+        """Returns what is known of the model without embedding anything."""
+        model = self.model
+        return model.template, model.layer, tuple(map(id, model)), tuple(model.adapters), model.truncate_dim
+
+    def _note(self, cosines: Cosines) -> str | None:
+        if self._is_same(cosines):
+            return None
+        return _CHANGED.format(escape(self.change or _CHANGE)) if self._embedded else _UNCHECKED
+
+    def _is_same(self, cosines: Cosines) -> bool:
+        """Whether these are cosines of the model as it is now, as far as that is known."""
+        now = self._embedded.cosines if self._embedded else ()
+        return len(now) == len(cosines) > 0 and all(
+            abs(one - other) <= _SAME for one, other in zip(now, cosines, strict=True)
+        )
+
+    def _embed(self) -> _Embedded:
+        model = self.model
+        embeddings = model.encode(SENTENCES, convert_to_tensor=True, show_progress_bar=False).float().cpu()
+        cosines = torch.nn.functional.cosine_similarity(embeddings[:, None], embeddings[None], dim=-1)
+        similarities = str(model.similarity(embeddings, embeddings).float().cpu()).splitlines()
+        pairs = torch.triu_indices(len(SENTENCES), len(SENTENCES), offset=1)
+        return _Embedded(
+            str(tuple(embeddings.shape)), similarities, tuple(round(float(one), 4) for one in cosines[*pairs])
+        )
+
+    def _of_the_kept_checkpoint(self) -> dict[Any, dict[str, Any]]:
+        """Returns what was measured by those evaluators whose last measurement is of the checkpoint that was kept."""
+
+        def last_step(evaluator: Any) -> int | None:
+            name = getattr(evaluator, "primary_metric", None)
+            return next((row["Step"] for row in reversed(self.training_logs) if name in row), None)
+
+        steps = (None, -1, self.best_model_step)  # -1: measured after the training
+        return {
+            evaluator: metrics
+            for evaluator, metrics in (self.eval_results_dict or {}).items()
+            if self.best_model_step is None or last_step(evaluator) in steps
+        }
+
+    def _saved_dtype(self) -> dict[str, str]:
+        """Returns the dtype that the saved configuration states, by which everybody opens the model."""
+        try:
+            config = json.loads(Path(self.save_dir or "", "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        dtype = config.get("dtype") or config.get("torch_dtype")
+        return {"dtype": str(dtype)} if dtype else {}
+
+    def _title(self, base: str | None) -> str:
+        if self.model_name:
+            return one_line(self.model_name)
+        if self.model_id:
+            return str(self.model_id).split("/")[-1]
+        return f"PromptEOL on {base}" if base else "PromptEOL sentence embeddings"
+
+    def find_base(self) -> str | None:
+        """Returns the repository of the base LLM, None if nobody else could open it."""
+        adapter = adapter_config(self.model)
+        known = None if self.trained_here else self.earlier.metadata.get("base_model")
+        names = [self.base_model, self.model[0].config.name_or_path]
+        if adapter or known:
+            names = [adapter.base_model_name_or_path] if adapter else known if isinstance(known, list) else [known]
+        names = [self.base_repository, *names]
+        return next((name for name in names if name and not os.path.exists(name) and is_repository(name)), None)
+
+    def _base_revision(self, adapter: PeftConfig | None, base: str | None) -> str | None:
+        commit = getattr(self.model[0].config, "_commit_hash", None)
+        if adapter is not None:
+            commit = commit or adapter.revision
+        elif base != self.model[0].config.name_or_path:
+            commit = self.base_model_revision
+        return commit if base and re.fullmatch("[0-9a-f]{40}", commit or "") else None
+
+    def _this_machine(self) -> str:
+        if torch.cuda.is_available():
+            return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        device: str = self.model.device.type
+        return f"{os.cpu_count()} CPU cores" if device == "cpu" else device
+
+
+def render(variables: Mapping[str, Any]) -> ModelCard:
+    """Returns the signed card that `PromptEOLModelCardData.variables` describes."""
+    data = ModelCardData(**variables["metadata"])
+    path = str(PromptEOLModelCardData.template_path)
+    others = {name: value for name, value in variables.items() if name != "metadata"}
+    card: ModelCard = ModelCard.from_template(data, template_path=path, **others)
+    return ModelCard(sign(card.content, tuple(variables["cosines"])))
+
+
+def may_write_card(path: Path) -> bool:
+    """Whether a README may be replaced: not one that others wrote or have edited."""
+    try:
+        return is_ours(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def is_repository(name: str) -> bool:
+    """Whether this could be the name of a repository."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def as_own_data(data: SentenceTransformerModelCardData) -> PromptEOLModelCardData:
+    """Returns card data of upstream's class as this package's, with all that its author can set."""
+    if isinstance(data, PromptEOLModelCardData):
+        return data
+    given = {one.name: getattr(data, one.name) for one in fields(data) if one.init}
+    return PromptEOLModelCardData(**given)
+
+
+def adapter_config(model: Any) -> PeftConfig | None:
+    """Returns the configuration of a model's active adapter, None if it has none."""
+    configs: dict[str, PeftConfig] = getattr(model[0].model, "peft_config", {})
+    return configs[model[0].model.active_adapters()[0]] if configs else None
+
+
+def _describe_adapter(adapter: PeftConfig) -> list[str]:
+    names = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
+    facts = [f"{name} {getattr(adapter, key)}" for key, name in names.items() if hasattr(adapter, key)]
+    targets = getattr(adapter, "target_modules", None) or ()
+    layers = [targets] if isinstance(targets, str) else sorted({name.rsplit(".", 1)[-1] for name in targets})
+    return [
+        escape("LoRA" if kind == "LORA" else kind),
+        *facts,
+        *([f"on {', '.join(map(code, layers))}"] * bool(layers)),
+    ]
+
+
+def key_of(result: EvalResult) -> tuple[Any, ...]:
+    """Returns what two results of the same measurement share."""
+    return result.dataset_type, result.dataset_name, result.dataset_config, result.dataset_split, result.metric_type
