@@ -30,7 +30,7 @@ RANKS = [
     {"model"},
     {"identity"},
     {"corpus", "evaluation"},
-    {"recipes", "hub"},
+    {"recipes", "hub", "server"},
     {"cli"},
 ]
 
