@@ -46,7 +46,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
 # what a reader does once and a test must not, and what takes a GPU, a cloud or many environments, or never ends
 NOT_RUN = re.compile(
-    r"pip install |hf auth login|make gpu|ray (up|submit) |python benchmarks/clients\.py|st-prompteol serve |vllm serve "
+    r"pip install |hf auth login|make gpu|ray (up|submit) |python benchmarks/clients\.py|(st-prompteol|vllm) serve "
 )
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|--config")
 TRIPLETS = "examples/triplets.tsv"

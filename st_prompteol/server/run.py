@@ -41,7 +41,7 @@ def serve(
     Raises:
         ImportError: If fastapi or uvicorn is missing.
         OSError: If the server cannot listen at the address.
-        ValueError: If the key is empty.
+        ValueError: If the key is blank.
     """
     try:
         import uvicorn
@@ -51,8 +51,8 @@ def serve(
         raise ImportError(
             "serve needs the packages fastapi and uvicorn: pip install 'st-prompteol[serve]'."
         ) from error
-    if api_key == "":
-        raise ValueError("The API key is empty, so anyone could guess it: choose another, or none.")
+    if api_key is not None and not api_key.strip():
+        raise ValueError(f"The API key {api_key!r} is blank: choose another, or leave it out.")
     with closing(_bind(host, port)) as listener:
         app = make_app(
             open_model(), name, batch_size=batch_size, normalize=normalize, max_inputs=max_inputs, api_key=api_key
