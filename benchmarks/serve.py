@@ -68,7 +68,7 @@ def main() -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
-            port = next(int(found[1]) for line in server.stderr if (found := re.search(r":(\d+)/v1$", line)))
+            port = next(int(found[1]) for line in server.stderr if (found := re.search(r":(\d+)/v1, with", line)))
             request_one_by_one(port, sentences[:32])
             rows = [measure(port, sentences, clients) for clients in arguments.clients]
         finally:

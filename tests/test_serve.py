@@ -59,7 +59,7 @@ class Server:
         self.url = ""
         for line in self.process.stderr:
             self.lines.append(line)
-            if found := re.search(r" is served at (http://\S+)/v1$", line):
+            if found := re.search(r" is served at (http://\S+)/v1, with", line):
                 self.url = found[1]
                 break
         self.rest = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or ()), daemon=True)

@@ -66,7 +66,9 @@ def serve(
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             listener.listen(server.config.backlog)
-            show(f"{name!r} is served at {_url(listener)}/v1")
+            show(
+                f"{name!r} is served at {_url(listener)}/v1, {'without an' if api_key is None else 'with an'} API key"
+            )
             server.run(sockets=[listener])
         except OSError as error:  # another server that was starting at the same time
             raise _explained(error, host, port) from error
