@@ -53,7 +53,7 @@ def test_help_is_quick_and_needs_no_pytorch() -> None:
 def test_every_command_that_opens_a_model_has_its_options() -> None:
     """And what they say is how the model is opened."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    for name in ("info", "encode", "corpus", "similarity", "evaluate", "export", "push", "search"):
+    for name in ("info", "encode", "corpus", "similarity", "evaluate", "export", "push", "search", "serve"):
         options = {parameter.name for parameter in commands[name].params}
         assert options >= set(inspect.signature(read_model_options).parameters), name
 

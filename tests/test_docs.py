@@ -46,7 +46,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
 # what a reader does once and a test must not, and what takes a GPU, a cloud or many environments, or never ends
 NOT_RUN = re.compile(
-    r"pip install |hf auth login|make gpu|ray (up|submit) |python (benchmarks/clients|examples/serve)\.py|vllm serve "
+    r"pip install |hf auth login|make gpu|ray (up|submit) |python benchmarks/clients\.py|(st-prompteol|vllm) serve "
 )
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|--config")
 TRIPLETS = "examples/triplets.tsv"
@@ -61,6 +61,7 @@ SMALLER = {
     r"(python benchmarks/train\.py .*)": r"\1 --shape tiny --steps 1",
     r"(python benchmarks/corpus\.py .*)": r"\1 --rows 8 --workers 1 --fragment-rows 4",
     r"(python benchmarks/recipes\.py .*)": r"\1 --tasks STSBenchmark",
+    r"(python benchmarks/serve\.py .*)": r"\1 --count 32 --clients 1 8",
     r"(python benchmarks/search\.py .*)": r"\1 --sentences 4 --reference-sentences 4 --candidates 1",
 }
 OFFLINE = {r"(st-prompteol evaluate (?!.*--data-dir).*)": r"\1 --data-dir senteval"}

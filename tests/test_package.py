@@ -31,7 +31,7 @@ RANKS = [
     {"model"},
     {"identity"},
     {"corpus", "evaluation"},
-    {"recipes", "hub"},
+    {"recipes", "hub", "server"},
     {"cli"},
 ]
 

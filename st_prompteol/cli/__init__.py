@@ -13,6 +13,7 @@ from st_prompteol.cli.info import info
 from st_prompteol.cli.options import shows_mistakes
 from st_prompteol.cli.push import push
 from st_prompteol.cli.search import search
+from st_prompteol.cli.serve import serve
 from st_prompteol.cli.similarity import similarity
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -24,5 +25,5 @@ app = typer.Typer(
     context_settings=HELP_OPTIONS,
     help="Sentence embeddings from decoder LLMs by PromptEOL.",
 )
-for _command in (info, encode, corpus, similarity, search, candidates, evaluate, export, push):
+for _command in (info, encode, corpus, similarity, search, candidates, evaluate, export, serve, push):
     app.command()(shows_mistakes(_command))

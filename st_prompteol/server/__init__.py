@@ -1,0 +1,1 @@
+"""An OpenAI-compatible embeddings server: `st-prompteol serve`."""
