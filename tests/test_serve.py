@@ -472,7 +472,7 @@ def test_mistakes_are_one_sentence_before_the_model_is_opened(monkeypatch: pytes
             (run("missing", "--port", "0", ST_PROMPTEOL_API_KEY=" "), "The API key ' ' is blank"),
         ]
         monkeypatch.setitem(sys.modules, "uvicorn", None)
-        mistakes.append((run("missing", "--port", "0"), "pip install 'st-prompteol[serve]'"))
+        mistakes.append((run("missing", "--port", "0"), "pip install 'st-prompteol[serve] @ git+"))
     for (code, error), message in mistakes:
         assert code == 2, error
         assert error.startswith("st-prompteol: ")
