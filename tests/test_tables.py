@@ -16,7 +16,7 @@ import pytest
 
 from st_prompteol.corpus.formats import read_batches
 from st_prompteol.recipes import read_candidates, read_pairs
-from st_prompteol.tables import LINE, Bad, Row, columns_of, read_rows
+from st_prompteol.tables import LINE, Bad, Row, look_into, read_rows
 
 # name, content, the cells of the rows (None: a row that is told to be bad), what is told of the bad rows or the file
 TABLE: list[tuple[str, bytes, list[Any], str]] = [
@@ -78,7 +78,7 @@ def test_csv_is_read_as_python_s_own_reader_reads_it(tmp_path: Path) -> None:
         path = tmp_path / f"{trial}.csv"
         path.write_text(text.getvalue(), encoding="utf-8", newline="")
         assert [list(row.cells.values()) for row in read_rows(path)] == rows
-        assert columns_of(path) == names
+        assert look_into(path, header=True).columns == names
 
 
 def test_rows_that_may_be_swallowed_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -119,9 +119,9 @@ def test_columns_that_are_there_twice_are_refused_where_they_are_asked_for(tmp_p
     assert list(read_rows(tmp_path / "a.parquet", columns=["id"])) == [Row("row 0", {"id": "c"})]
     with pytest.raises(ValueError, match="has 2 columns 'text', of which none is meant: rename them"):
         list(read_rows(tmp_path / "a.parquet", columns=["text"]))
-    assert columns_of(tmp_path / "a.parquet") == ["text", "text", "id"]
+    assert look_into(tmp_path / "a.parquet").columns == ["text", "text", "id"]
 
 
 def test_lines_have_one_column(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(json.dumps({"text": 1}), encoding="utf-8")
-    assert columns_of(tmp_path / "a.txt") == [LINE]
+    assert look_into(tmp_path / "a.txt").columns == [LINE]
