@@ -61,7 +61,8 @@ class Shortener:
     def _has_boundary(self, text: str, tokens: int) -> bool:
         """Whether behind the first tokens of a text there is a boundary that does not depend on what follows."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        words, offsets, pieces = encoding.word_ids, encoding.offsets, encoding.tokens
+        words = [word or 0 for word in encoding.word_ids]  # None only of special tokens, which there are none of
+        offsets, pieces = encoding.offsets, encoding.tokens
         for place in range(tokens, len(words)):
             end = offsets[place - 1][1]
             if not 0 < end <= offsets[place][0] < len(text) or _kind(text[end - 1]) == _kind(text[end]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,14 +111,17 @@ def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def shown_files() -> Iterator[None]:
-    """Shows on stderr what the library logs about the files that it reads."""
+    """Shows on stderr what the library logs about the files that it reads: at the end, and not beside a mistake."""
 
     class Echo(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            typer.echo(record.getMessage(), err=True)
+            if record.levelno > logging.INFO:
+                typer.echo(record.getMessage(), err=True)
+            else:
+                lines.append(record.getMessage())
 
-    echo = Echo()
-    logger = logging.getLogger("st_prompteol.tables")
+    lines: list[str] = []
+    echo, logger = Echo(), logging.getLogger("st_prompteol.tables")
     level = logger.level
     logger.addHandler(echo)
     logger.setLevel(logging.INFO)
@@ -126,6 +130,9 @@ def shown_files() -> Iterator[None]:
     finally:
         logger.removeHandler(echo)
         logger.setLevel(level)
+        if not isinstance(sys.exception(), ValueError | OSError | ImportError):
+            for line in lines:
+                typer.echo(line, err=True)
 
 
 def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:

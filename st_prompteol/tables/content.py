@@ -83,6 +83,7 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader, Kin
     elif head.startswith(_ZSTD):
         packing, read = "zstd", _zstd(file, name).read
     if read is not None:
+        stream: io.BufferedReader[Any]
         with io.BufferedReader(_Stream(_guarded(read, name)), _HEAD) as stream:
             kind = kind_of(stream.peek(_HEAD), name)
             if kind == "Parquet":
@@ -91,7 +92,7 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader, Kin
         return
     kind = kind_of(head, name)
     # pyarrow's files read no lines by themselves
-    stream = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
+    stream = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 20)  # type: ignore[arg-type]
     try:
         yield stream, kind, ""
     finally:
