@@ -67,7 +67,7 @@ def opened(path: str | os.PathLike[str], file: BinaryIO | None = None) -> Iterat
 
 
 @contextmanager
-def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader, Kind, str]]:
+def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader[Any], Kind, str]]:
     """Yields the content of a file from its beginning, its kind, and how it is packed: `gzip`, `zstd` or nothing.
 
     Raises:
@@ -83,7 +83,6 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader, Kin
     elif head.startswith(_ZSTD):
         packing, read = "zstd", _zstd(file, name).read
     if read is not None:
-        stream: io.BufferedReader[Any]
         with io.BufferedReader(_Stream(_guarded(read, name)), _HEAD) as stream:
             kind = kind_of(stream.peek(_HEAD), name)
             if kind == "Parquet":
