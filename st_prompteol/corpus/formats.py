@@ -101,14 +101,23 @@ def read_all_sentences(
 ) -> list[str]:
     """Returns the sentences of a file that are not empty, and logs what it holds.
 
+    Args:
+        path: The file.
+        column: The column that holds the sentences. Defaults to None: `sentence` if there is one, as in candidates,
+            else the only one.
+        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content.
+
     Raises:
         ValueError: As `read_sentences`, and if there is none.
         OSError: If the file cannot be read.
     """
     name = os.fspath(path)
     with opened(path) as file:
-        found = [text for batch in read_sentences(file, name, 1000, column, header) for text in batch]
-        report(look_into(name, file, columns=wanted_columns(column), header=header), len(found))
+        contents = look_into(name, file, columns=wanted_columns(column), header=header)
+        if column is None and "sentence" in contents.columns:
+            column = "sentence"
+        found = [text for batch in read_sentences(file, name, 1000, column, contents.header) for text in batch]
+    report(contents, len(found))
     if not (sentences := [text for text in found if text.strip()]):
         raise ValueError(f"{name!r} holds no sentence: write one a line.")
     return sentences
