@@ -60,16 +60,15 @@ def test_a_text_that_is_cut_before_has_the_same_tokens(name: str, template: str)
             assert tokenizer([text, "short"], **options)["input_ids"][0] == whole
 
 
-@pytest.mark.shared
 def test_it_is_the_prepared_text_that_is_cut() -> None:
     """Quotation marks of a text are more tokens than the ones that the template makes of them."""
-    vocabulary = {character: number for number, character in enumerate("\"' :.Thisentcamowrdq")}
-    merges = [("'", "'"), ("''", "''"), ("", ""), ("''", "''")]
+    vocabulary = {token: number for number, token in enumerate(["<unk>", *map(chr, range(32, 127))])}
+    merges = [("'" * size, "'" * size) for size in (1, 2, 4, 8)]
     for left, right in merges:
         vocabulary[left + right] = len(vocabulary)
-    backend = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer = TemplateTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token='"', bos_token=" "))
-    tokenizer.template = PromptTemplate("{sentence} ", preprocessing="paper")
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    tokenizer = TemplateTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    tokenizer.template = PromptTemplate("{sentence}")
     text = '"' * 5000 + "s"
     options = {"truncation": True, "max_length": 200}
     whole = PreTrainedTokenizerFast.__call__(tokenizer, text, **options)["input_ids"]
