@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from st_prompteol.files import replacing_file
-from st_prompteol.long_text import shorten
+from st_prompteol.long_text import Shortener, is_long
 from st_prompteol.template import HOLE, PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     bos: list[int]
     # Token ids of the demonstrations, with all in front of them, and a tokenizer of what stands behind
     _behind: tuple[list[int], Tokenizer] | None = None
+    _shortener: Shortener | None = None
 
     @classmethod
     def of(cls, base: PreTrainedTokenizerBase) -> TemplateTokenizer:
@@ -139,12 +140,30 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         if kwargs.get("truncation") and length and isinstance(text, str | list):
             whole = [text] if isinstance(text, str) else text
             if all(isinstance(one, str) for one in whole):
-                cut = [shorten(one, length, self._plain_ids) for one in whole]
+                cut = [self._shorten(one, length) for one in whole]
                 text = cut[0] if isinstance(text, str) else cut
         if self._behind is not None and not args and kwargs == _BATCH and isinstance(text, list):
             if all(isinstance(one, str) and one.strip() for one in text):
                 return self._tokenize_behind(*self._behind, text)
         return super().__call__(text, *args, **kwargs)
+
+    def _shorten(self, text: str, length: int) -> str:
+        """Returns so much of a text that its first `length` tokens in the template are the same."""
+        if not is_long(text, length):
+            return text
+        if self._shortener is None:
+            plain = Tokenizer.from_str(self.plain.to_str())
+            plain.encode_special_tokens = True  # as in a sentence
+            self._shortener = Shortener(plain)
+        template = self.template
+        lead = "" if template is None else self._lead(template)
+
+        def prepare(beginning: str) -> str:
+            if template is not None and template.preprocessing == "paper":  # what ends the sentence may become a stop
+                beginning = beginning.strip()[:-1].replace('"', "'")
+            return lead + beginning
+
+        return self._shortener.shorten(text, length, prepare)
 
     def _tokenize_behind(self, head: list[int], behind: Tokenizer, texts: list[str]) -> BatchEncoding:
         behind.enable_truncation(min(self.model_max_length, _NO_LIMIT) - len(head))

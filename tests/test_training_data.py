@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -136,6 +137,57 @@ def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) ->
     for limit in (4, 16):
         expected = [tokenizer.decode(tokenizer.encode(s, add_special_tokens=False)[:limit]) for s in sentences]
         assert cut_sentences(sentences, tokenizer.backend_tokenizer, limit) == expected
+
+
+LANGUAGES = [
+    "北京是中华人民共和国的首都，也是全国的政治、文化、国际交往和科技创新中心，历史悠久。今天天气很好，我们去公园散步吧。",
+    "東京は日本の首都であり、世界最大級の都市圏を形成している。昨日は友達と一緒に映画を見ました。",
+    "भारत दक्षिण एशिया में स्थित एक देश है, जिसकी राजधानी नई दिल्ली है।",
+    "😀🎉👩‍👩‍👧🚀🔥 party time 🥳🍕🍔🌍 and 🐶🐱🐭🐹🐰🦊🐻🐼 more 🎂🎈🎁 than 🇫🇷🇩🇪🇯🇵",
+    "Москва является столицей Российской Федерации, крупнейшим по численности населения городом страны.",
+    "L'été dernier, nous sommes allés à la plage où les élèves préférés étaient déjà très fatigués.",
+]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["opt", "llama2", "llama3"])
+def test_a_cut_ends_at_a_whole_character(shared: Path, name: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name).backend_tokenizer
+    broken = 0
+    for sentence in LANGUAGES:
+        ids = tokenizer.encode(sentence, add_special_tokens=False).ids
+        for limit in range(5, 40):  # from 5 on, which a character and a space in front take at most
+            (cut,) = cut_sentences([sentence], tokenizer, limit)
+            assert cut
+            assert sentence.startswith(cut)
+            assert len(tokenizer.encode(cut, add_special_tokens=False).ids) <= max(limit, 5)
+            reference = tokenizer.decode(ids[:limit], skip_special_tokens=False)
+            if "\ufffd" not in reference:
+                assert cut == (sentence if len(ids) <= limit else reference)
+            else:
+                broken += 1
+                whole = reference.rstrip("\ufffd")  # a token may hold a space, or the like, and a part of a character
+                assert len(cut) >= len(whole) - 2
+    assert broken > 10
+    own = "a \ufffd b\ufffd" * 30  # a character like any other
+    for limit in range(5, 40):
+        (cut,) = cut_sentences([own], tokenizer, limit)
+        assert own.startswith(cut)
+        assert len(cut) > limit / 4
+    assert cut_sentences([own], tokenizer, 10_000) == [own]
+
+
+def test_a_file_without_a_header_and_packed_ones_are_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "rows.tsv").write_text("It rains.\tRain falls.\nA man sings.\tSinging.\n", encoding="utf-8")
+    expected = [{"anchor": "It rains.", "positive": "Rain falls."}, {"anchor": "A man sings.", "positive": "Singing."}]
+    with pytest.raises(ValueError, match=r"has the columns .It rains\..*say --header false"):
+        load_triplets(DataArguments(train_file=str(tmp_path / "rows.tsv")), tokenizer)
+    args = DataArguments(train_file=str(tmp_path / "rows.tsv"), header=False)
+    assert list(load_triplets(args, tokenizer)) == expected
+    args = DataArguments(train_file=str(tmp_path / "rows.tsv"), header=False, columns=["2", "1"])
+    assert next(iter(load_triplets(args, tokenizer))) == {"anchor": "Rain falls.", "positive": "It rains."}
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(expected).encode()))
+    assert list(load_triplets(DataArguments(train_file=str(tmp_path / "rows.json.gz")), tokenizer)) == expected
 
 
 @pytest.mark.shared

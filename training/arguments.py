@@ -86,7 +86,12 @@ class DataArguments:
     )
     dataset_split: str = HfArg(default="train", help="Its split.")
     train_file: str | None = HfArg(
-        default=None, help="A .csv, .tsv, .jsonl or .parquet file in place of the Hub dataset."
+        default=None, help="A .csv, .tsv, .jsonl, .json or .parquet file in place of the Hub dataset."
+    )
+    header: bool | None = HfArg(
+        default=None,
+        help="Whether a .csv or .tsv file has a header; its columns are 1, 2, … without one. None: found out by its "
+        "content.",
     )
     columns: list[str] | None = HfArg(
         default=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from tokenizers import Tokenizer
 
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
-from st_prompteol.tables import Bad, Row, read_rows
+from st_prompteol.tables import Bad, Row, look_into, opened, read_rows, suffix_of
 
 if TYPE_CHECKING:
     from training.arguments import DataArguments
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROLES = ("anchor", "positive", "negative")
+_REPLACEMENT = "\ufffd"  # what bytes decode to that are not a whole character
+_PLACES = ("1", "2", "3")  # the columns of a file without a header
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
 # What `preprocessing` means for the template's own: in training, in evaluation
 PREPROCESSING = {"paper": ("paper", "paper"), "paper-train": ("none", "paper"), "none": ("none", "none")}
 STS_BENCHMARK = "sentence-transformers/stsb"
 _SIMCSE = ("sent0", "sent1", "hard_neg")  # the columns of the paper's file, nli_for_simcse.csv
-_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def load_triplets(args: DataArguments, tokenizer: Tokenizer, seed: int = 0) -> Dataset | IterableDataset:
@@ -64,7 +66,7 @@ def _source(args: DataArguments) -> str:
 def _read_source(args: DataArguments) -> Iterator[Row | Bad]:
     """Yields the rows of the file, or of the Hub dataset if there is none."""
     if args.train_file:
-        yield from read_file(args.train_file)
+        yield from read_file(args.train_file, args.columns or (), args.header)
         return
     config = args.dataset_config or ("triplet" if args.dataset_name == "sentence-transformers/all-nli" else None)
     rows = load_dataset(args.dataset_name, config, split=args.dataset_split, streaming=args.streaming)
@@ -81,12 +83,13 @@ def _find_columns(args: DataArguments) -> dict[str, str]:
         problem = problem or f" ({row.problem})"
     else:
         raise ValueError(f"{_source(args)} has no row to train on{problem}: check the file and its columns.")
-    for names in [args.columns] if args.columns else [ROLES, _SIMCSE, ROLES[:2], _SIMCSE[:2]]:
+    for names in [args.columns] if args.columns else [ROLES, _SIMCSE, _PLACES, ROLES[:2], _SIMCSE[:2], _PLACES[:2]]:
         if len(names) in (2, 3) and set(names) <= set(row.cells):
             return dict(zip(ROLES, names, strict=False))
     raise ValueError(
         f"{_source(args)} has the columns {', '.join(map(repr, row.cells))}, but not "
-        f"{' '.join(args.columns or ROLES)}: name the anchor, positive and (optional) negative column with --columns."
+        f"{' '.join(args.columns or ROLES)}: name the anchor, positive and (optional) negative column with --columns, "
+        "or say --header false if the first row of a CSV or TSV file is data."
     )
 
 
@@ -128,29 +131,50 @@ def _problem_of(row: Row | Bad, columns: dict[str, str]) -> str | None:
 def cut_sentences(sentences: list[str], tokenizer: Tokenizer, max_tokens: int) -> list[str]:
     """Cuts sentences to their first `max_tokens` tokens, the template not counted (the paper's code: 32).
 
-    A sentence that is short enough stays as it is, to the character.
+    A sentence that is short enough stays as it is, to the character. Where the cut falls into a character, of which
+    byte-level tokens hold a part each, the sentence ends with the character before.
     """
     encoded = (encoding.ids for encoding in tokenizer.encode_batch(sentences, add_special_tokens=False))
     return [
-        sentence if len(ids) <= max_tokens else tokenizer.decode(ids[:max_tokens], skip_special_tokens=False)
+        sentence if len(ids) <= max_tokens else _decode_whole(tokenizer, ids, max_tokens)
         for sentence, ids in zip(sentences, encoded, strict=True)
     ]
 
 
-def read_file(path: str | Path) -> Iterator[Row | Bad]:
-    """Yields the rows of a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or of all of a folder's Parquet files.
+def _decode_whole(tokenizer: Tokenizer, ids: list[int], count: int) -> str:
+    """Decodes the first `count` tokens, without those at their end that hold only a part of a character."""
+    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    text = decode(ids[:count])
+    if text.endswith(_REPLACEMENT):  # part of a character, unless the sentence has it there
+        whole = decode(ids)
+        while text.endswith(_REPLACEMENT) and not whole.startswith(text):
+            count -= 1
+            text = decode(ids[:count])
+    return text
+
+
+def read_file(path: str | Path, columns: Sequence[str] = (), header: bool | None = None) -> Iterator[Row | Bad]:
+    """Yields the rows of a CSV, TSV, JSON or Parquet file, or of all of a folder's Parquet files.
+
+    Args:
+        path: The file or folder.
+        columns: The columns that will be read, if they were named. Defaults to none.
+        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the format is unknown or the file as a whole is not in it.
+        ValueError: If the format is unknown, the file as a whole is not in it, or it is not certain whether it has a
+            header.
     """
     files = files_of(path)
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{str(path)!r} is neither a file nor a folder with .parquet files: check train_file.")
-    if files[0].suffix not in _SUFFIXES:
+    if suffix_of(files[0]) not in _SUFFIXES:
         raise ValueError(f"Unknown format {str(path)!r}: train_file ends in {', '.join(_SUFFIXES)}.")
     for file in files:
-        yield from read_rows(file)
+        with opened(file) as source:
+            contents = look_into(file, source, columns=columns, header=header)
+            yield from read_rows(file, file=source, header=contents.header)
 
 
 def files_of(path: str | Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_prompteol.cli.options import Device, quiet, refuse_unused
+from st_prompteol.cli.options import Column, Device, Header, quiet, refuse_unused
 
 DataDir = Annotated[str | None, typer.Option(help="Folder in SentEval's layout, for STS-B; downloaded if not given.")]
 Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
@@ -32,7 +32,9 @@ def candidates(
     llm_count: Annotated[
         int | None, typer.Option(min=1, help="Sentences to ask for; 100 beside a dictionary.")
     ] = None,
-    sentences: Annotated[str | None, typer.Option(help="File of sentences, one a line; STS-B train if none.")] = None,
+    sentences: Annotated[str | None, typer.Option(help="File of sentences; STS-B train if none.")] = None,
+    column: Column = None,
+    header: Header = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions under way at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds that an answer may take.")] = 60.0,
     data_dir: DataDir = None,
@@ -44,6 +46,8 @@ def candidates(
         refuse_unused(context, "without --dictionary", "dictionary_count", "min_frequency")
     if llm is None:
         refuse_unused(context, "without --llm", "llm_count", "sentences", "data_dir")
+    if sentences is None:
+        refuse_unused(context, "without --sentences", "column", "header")
     if llm is None or sentences is not None:
         refuse_unused(context, "where no sentences of STS-B are drawn", "data_dir")
     if base_url is None and provider is None:
@@ -51,8 +55,8 @@ def candidates(
     else:
         refuse_unused(context, "on an LLM at an endpoint", "device")
     quiet()
+    from st_prompteol.corpus.formats import read_all_sentences
     from st_prompteol.recipes import Endpoint, LocalLM, build_demonstrations
-    from st_prompteol.recipes.build import read_sentences
 
     asked: Endpoint | LocalLM | None = None
     if llm is not None and base_url is None and provider is None:
@@ -72,7 +76,7 @@ def candidates(
         output,
         dictionary=dictionary,
         llm=asked,
-        sentences=None if sentences is None else read_sentences(sentences),
+        sentences=None if sentences is None else read_all_sentences(sentences, column, header),
         dictionary_count=dictionary_count,
         llm_count=llm_count,
         min_frequency=min_frequency,

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from st_prompteol.cli.options import BatchSize, Column, Model, Normalize, quiet, refuse_unused, takes_model_options
+from st_prompteol.cli.options import (
+    BatchSize,
+    Column,
+    Header,
+    Model,
+    Normalize,
+    quiet,
+    refuse_unused,
+    takes_model_options,
+)
 
 
 @takes_model_options
@@ -18,6 +27,7 @@ def corpus(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder to write, here or at such an address.")],
     model_options: dict[str, Any],
     column: Column = None,
+    header: Header = None,
     keep: Annotated[
         str | None, typer.Option(help="Columns for the output, separated by commas. Default: the sentences.")
     ] = None,
@@ -53,6 +63,7 @@ def corpus(
             source,
             output,
             column=column,
+            header=header,
             keep=None if keep is None else [name for name in keep.split(",") if name],
             engine=engine,
             batch_size=batch_size,

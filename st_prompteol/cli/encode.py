@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from st_prompteol.cli.options import BatchSize, Column, Model, Normalize, open_model, takes_model_options
+from st_prompteol.cli.options import BatchSize, Column, Header, Model, Normalize, open_model, takes_model_options
 
 
 @takes_model_options
@@ -17,9 +17,10 @@ def encode(
     model: Model = "tiny",
     source: Annotated[
         str,
-        typer.Argument(metavar="[FILE|-]", help="Lines of text, .csv, .tsv, .jsonl or .parquet; - is stdin."),
+        typer.Argument(metavar="[FILE|-]", help="Lines of text, .csv, .tsv, .jsonl, .json or .parquet; - is stdin."),
     ] = "-",
     column: Column = None,
+    header: Header = None,
     batch_size: BatchSize = 32,
     precision: Annotated[
         Literal["float32", "int8", "uint8", "binary", "ubinary"], typer.Option(help="Numbers of the embeddings.")
@@ -35,6 +36,7 @@ def encode(
         source,
         output,
         column=column,
+        header=header,
         batch_size=batch_size,
         precision=precision,
         normalize_embeddings=normalize,

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import Model, open_model, takes_model_options
+from st_prompteol.cli.options import Column, Header, Model, open_model, refuse_unused, takes_model_options
 
 
 @takes_model_options
 def export(
+    context: typer.Context,
     model: Model,
     path: Annotated[str, typer.Argument(help="The folder to write.")],
     model_options: dict[str, Any],
@@ -19,19 +20,23 @@ def export(
     ] = False,
     center: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Subtract the mean embedding of the sentences of this file, one a line."),
+        typer.Option(metavar="FILE", help="Subtract the mean embedding of the sentences of this file."),
     ] = None,
+    column: Column = None,
+    header: Header = None,
 ) -> None:
     """Save a model as a folder that plain SentenceTransformer opens, an adapter merged into its base."""
+    if center is None:
+        refuse_unused(context, "without --center", "column", "header")
     opened = open_model(model, model_options)
     if opened.adapters:
         opened.merge_adapter()
     if cut:
         typer.echo(str(opened.cut()), err=True)
     if center is not None:
-        from st_prompteol.corpus.formats import read_sentences
+        from st_prompteol.corpus.formats import read_all_sentences
 
-        opened.center([text for sentences in read_sentences(center, 1000) for text in sentences if text])
+        opened.center(read_all_sentences(center, column, header))
     opened.save_pretrained(path)
     typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)
     if opened.layer != -1:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -15,7 +17,13 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="A decoder LLM, a saved model or an adapter: Hub id or folder; or tiny.")]
 Device = Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
-Column = Annotated[str | None, typer.Option(help="The column that holds the sentences.")]
+Column = Annotated[
+    str | None, typer.Option(help="The column that holds the sentences; 1, 2, … where there is no header.")
+]
+Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether CSV and TSV have a header. Default: found out by the content."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sentences per forward pass.")]
 Normalize = Annotated[bool, typer.Option("--normalize", help="Scale every embedding to length 1.")]
 
@@ -92,12 +100,39 @@ def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with shown_files():
+                command(*args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
             typer.echo(f"st-prompteol: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
 
     return wrapper
+
+
+@contextmanager
+def shown_files() -> Iterator[None]:
+    """Shows on stderr what the library logs about the files that it reads: at the end, and not beside a mistake."""
+
+    class Echo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno > logging.INFO:
+                typer.echo(record.getMessage(), err=True)
+            else:
+                lines.append(record.getMessage())
+
+    lines: list[str] = []
+    echo, logger = Echo(), logging.getLogger("st_prompteol.tables")
+    level = logger.level
+    logger.addHandler(echo)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(echo)
+        logger.setLevel(level)
+        if not isinstance(sys.exception(), ValueError | OSError | ImportError):
+            for line in lines:
+                typer.echo(line, err=True)
 
 
 def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:

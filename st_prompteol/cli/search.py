@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from st_prompteol.cli.candidates import DataDir, Seed
-from st_prompteol.cli.options import BatchSize, Model, open_model, quiet, refuse_unused, takes_model_options
+from st_prompteol.cli.options import BatchSize, Header, Model, open_model, quiet, refuse_unused, takes_model_options
 
 
 @takes_model_options
@@ -31,6 +31,7 @@ def search(
         str | None,
         typer.Option(help="File with sentence1, sentence2, score: .jsonl, .csv, .tsv or .parquet; else STS-B dev."),
     ] = None,
+    header: Header = None,
     data_dir: DataDir = None,
     holdout: Annotated[
         float, typer.Option(min=0, help="Share of the pairs on which only the winner is measured, e.g. 0.3.")
@@ -50,6 +51,8 @@ def search(
     refuse_unused(context, "where they are searched for", "demonstrations")
     if pairs is not None:
         refuse_unused(context, "beside --pairs", "data_dir")
+    else:
+        refuse_unused(context, "without --pairs", "header")
     if candidates is None:
         refuse_unused(context, "without candidates", "shots", "exhaustive")
     read_layers = None if layers is None else _numbers(layers)
@@ -59,7 +62,7 @@ def search(
 
     import_figure()  # before hours of work rather than after them
     tried = [] if candidates is None else recipes.read_candidates(candidates)
-    scored = recipes.sts_b_dev(data_dir) if pairs is None else recipes.read_pairs(pairs)
+    scored = recipes.sts_b_dev(data_dir) if pairs is None else recipes.read_pairs(pairs, header)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     opened = open_model(model, model_options)

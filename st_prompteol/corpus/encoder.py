@@ -42,6 +42,7 @@ class Job:
     identity: dict[str, Any] = field(default_factory=dict)  # of the model that every process must have
     key: str = ""
     ranges: list[list[float]] | None = None  # that int8 and uint8 are scaled by
+    header: bool | None = None  # of CSV and TSV files; None: found out by their content
 
     @property
     def output_columns(self) -> tuple[str, ...]:
@@ -174,6 +175,7 @@ def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
                 rows,
                 column=job.column,
                 keep=job.keep or (),
+                header=job.header,
                 span=(fragment.start, fragment.stop),
             )
             for batch in batches:

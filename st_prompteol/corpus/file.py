@@ -20,9 +20,10 @@ from sentence_transformers.util import quantize_embeddings
 from tqdm.auto import tqdm
 
 from st_prompteol.corpus.encoder import CHUNK_BATCHES
-from st_prompteol.corpus.formats import Batch, read_sentences
+from st_prompteol.corpus.formats import Batch, read_sentences, wanted_columns
 from st_prompteol.corpus.parts import Array, PartWriter
 from st_prompteol.files import replacing_file
+from st_prompteol.tables import look_into, report
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 _Chunk = tuple[list[str], Array]  # sentences and their embeddings (len(sentences), dimension)
@@ -34,6 +35,7 @@ def encode_file(
     destination: str | os.PathLike[str],
     *,
     column: str | None = None,
+    header: bool | None = None,
     batch_size: int = 32,
     precision: Precision = "float32",
     normalize_embeddings: bool = False,
@@ -43,12 +45,15 @@ def encode_file(
 
     Args:
         model: Any `SentenceTransformer`.
-        source: A text file with one sentence a line, a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or `-` for lines
-            on standard input; UTF-8. An empty line is an empty sentence. It is read once before anything is encoded,
-            so that a row without text is found at once.
+        source: A text file with one sentence a line, a `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` file, or `-`
+            for standard input; UTF-8, also packed by gzip or zstd. An empty line is an empty sentence. It is read
+            once before anything is encoded, so that a row without text is found at once.
         destination: `.npy` `(rows, dimension)`, `.safetensors` with the tensor `embeddings`, or `.parquet` with the
             columns `sentence` and `embedding`. It appears when it is complete.
-        column: The column that holds the sentences, for files with columns. Defaults to None.
+        column: The column that holds the sentences, for files with columns; `"1"`, `"2"`, … in a CSV or TSV file
+            without a header. Defaults to None: the only one.
+        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content; an error if that
+            is not certain.
         batch_size: Sentences per forward pass. Defaults to 32.
         precision: As in `SentenceTransformer.encode`. `"int8"` and `"uint8"` are scaled by the ranges of all rows,
             which pass through a temporary float32 file beside `destination`. Defaults to `"float32"`.
@@ -75,7 +80,7 @@ def encode_file(
         raise FileNotFoundError(f"The folder {str(destination.parent)!r} does not exist: make it, then run again.")
 
     def read() -> Iterator[list[str]]:
-        return read_sentences(path, CHUNK_BATCHES * batch_size, column)
+        return read_sentences(file, str(source), CHUNK_BATCHES * batch_size, column, header)
 
     def encode() -> Iterator[_Chunk]:
         for sentences in read():
@@ -83,8 +88,9 @@ def encode_file(
             progress.update(len(sentences))
             yield sentences, np.asarray(rows, dtype=np.float32)
 
-    with _rereadable(source) as path, replacing_file(destination) as staged:
+    with _rereadable(source) as file, replacing_file(destination) as staged:
         count = sum(map(len, read()))
+        report(look_into(str(source), file, columns=wanted_columns(column), header=header), count)
         if count == 0:
             raise ValueError(f"{str(source)!r} holds no sentence: nothing was written.")
         if count == 1 and precision in ("int8", "uint8"):
@@ -121,17 +127,17 @@ def _quantize_by_ranges(
 
 
 @contextmanager
-def _rereadable(source: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields the path of a file; standard input is copied to a temporary one first."""
+def _rereadable(source: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yields a file that can seek; standard input is copied to a temporary one first."""
     if str(source) != "-":
         if not Path(source).is_file():
             raise FileNotFoundError(f"{str(source)!r} is not a file: name one with a sentence a line, or - for stdin.")
-        yield Path(source)
+        with open(source, "rb") as file:
+            yield file
         return
-    with tempfile.NamedTemporaryFile(suffix=".txt") as copy:
+    with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
-        copy.flush()
-        yield Path(copy.name)
+        yield copy
 
 
 def _write_npy(path: Path, count: int, empty: Array, chunks: Iterator[_Chunk]) -> None:

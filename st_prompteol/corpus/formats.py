@@ -7,10 +7,21 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from st_prompteol.tables import LINE, SUFFIXES, Bad, Row, columns_of, known, read_rows, read_tables, values_of
+from st_prompteol.tables import (
+    LINE,
+    Bad,
+    Contents,
+    Row,
+    known,
+    look_into,
+    opened,
+    read_rows,
+    read_tables,
+    report,
+    values_of,
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,10 @@ def read_batches(
     *,
     column: str | None = None,
     keep: Sequence[str] = (),
+    header: bool | None = None,
     span: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
-    """Reads a file, which `name` tells the format of, or a span of it, in batches.
+    """Reads a file, or a span of it, in batches.
 
     Args:
         file: The open file; it can seek.
@@ -46,61 +58,93 @@ def read_batches(
         rows: The most rows of a batch.
         column: The column that holds the sentences. Defaults to None: the only one there is.
         keep: Columns to read beside it. Defaults to none.
+        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content.
         span: As `read_rows` takes it. Defaults to None: the whole file.
 
     Raises:
-        ValueError: If a column is missing, or the file as a whole cannot be read.
+        ValueError: If a column is missing, the file as a whole cannot be read, or it is not certain whether it has a
+            header.
         OSError: If the file cannot be read.
         ImportError: If it is Parquet and pyarrow is not installed.
     """
-    suffix = Path(name).suffix
-    if is_lines(name):
-        check_lines(name, column, keep)
-        column = LINE
-    elif suffix != ".jsonl":
-        names = columns_of(name, file)
-        column, keep = known(name, column, names), [known(name, other, names) for other in keep]
-    elif (column is None or span is None) and (names := columns_of(name, file)):  # none if the first rows are all bad
-        column = known(name, column, names)
-    column = column or ""
-    if suffix == ".parquet":
+    contents = look_into(name, file, columns=wanted_columns(column, keep), header=header)
+    column, keep = choose_columns(contents, column, keep)
+    if contents.kind == "Parquet":
         for first, batch in read_tables(file, name, rows, columns=[column, *keep], span=span):
             found: list[Row | Bad] = [
                 Row(f"row {place}", {column: value}) for place, value in enumerate(values_of(batch[column]), first)
             ]
             yield _batch(found, column, name, {other: batch[other] for other in keep})
         return
-    every = read_rows(name, file=file, columns=None if suffix == ".jsonl" else [column, *keep], span=span)
+    every = read_rows(name, file=file, columns=[column, *keep], header=contents.header, span=span)
     while found := list(islice(every, rows)):
         yield _batch(found, column, name, {other: [_as_text(row.cells.get(other)) for row in found] for other in keep})
 
 
-def read_sentences(path: str | os.PathLike[str], rows: int, column: str | None = None) -> Iterator[list[str]]:
-    """Yields the sentences of a file, at most `rows` at a time.
+def read_sentences(
+    file: BinaryIO, name: str, rows: int, column: str | None = None, header: bool | None = None
+) -> Iterator[list[str]]:
+    """Yields the sentences of an open file, at most `rows` at a time.
 
     Raises:
         ValueError: As `read_batches`, and if a row has no text; the message names file and line.
         OSError: If the file cannot be read.
     """
-    with open(path, "rb") as file:
-        for batch in read_batches(file, os.fspath(path), rows, column=column):
-            if batch.problem:
-                raise ValueError(batch.problem)
-            yield [sentence for sentence in batch.sentences if sentence is not None]
+    for batch in read_batches(file, name, rows, column=column, header=header):
+        if batch.problem:
+            raise ValueError(batch.problem)
+        yield [sentence for sentence in batch.sentences if sentence is not None]
 
 
-def is_lines(name: str) -> bool:
-    """Whether a file is read as one sentence a line."""
-    return Path(name).suffix not in SUFFIXES[:-1]
+def read_all_sentences(
+    path: str | os.PathLike[str], column: str | None = None, header: bool | None = None
+) -> list[str]:
+    """Returns the sentences of a file that are not empty, and logs what it holds.
+
+    Args:
+        path: The file.
+        column: The column that holds the sentences. Defaults to None: `sentence` if there is one, as in candidates,
+            else the only one.
+        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content.
+
+    Raises:
+        ValueError: As `read_sentences`, and if there is none.
+        OSError: If the file cannot be read.
+    """
+    name = os.fspath(path)
+    with opened(path) as file:
+        contents = look_into(name, file, columns=wanted_columns(column), header=header)
+        if column is None and "sentence" in contents.columns:
+            column = "sentence"
+        found = [text for batch in read_sentences(file, name, 1000, column, contents.header) for text in batch]
+    report(contents, len(found))
+    if not (sentences := [text for text in found if text.strip()]):
+        raise ValueError(f"{name!r} holds no sentence: write one a line.")
+    return sentences
 
 
-def check_lines(name: str, column: str | None, keep: Sequence[str]) -> None:
-    """Raises ValueError if a column is asked for of a file that is read as lines."""
-    if column is not None or keep:
-        raise ValueError(
-            f"{name!r} is read as one sentence a line, so it has no column {(column or keep[0])!r}: encode it without "
-            "one, in a run of its own."
-        )
+def wanted_columns(column: str | None, keep: Sequence[str] = ()) -> list[str]:
+    """Returns the columns that were asked for."""
+    return [*([] if column is None else [column]), *keep]
+
+
+def choose_columns(contents: Contents, column: str | None, keep: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the columns to read of a file: that of the sentences, and those that are kept.
+
+    Raises:
+        ValueError: If the file does not have them.
+    """
+    if contents.is_lines:
+        if column is not None or keep:
+            raise ValueError(
+                f"{contents.name!r} is read as one sentence a line, so it has no column {(column or keep[0])!r}: "
+                "encode it without one, in a run of its own."
+            )
+        return LINE, []
+    if contents.kind in ("JSON lines", "JSON"):  # an object may lack a column, and so may all of the first ones
+        return known(contents.name, column, contents.columns) if contents.columns else column or "", list(keep)
+    column = known(contents.name, column, contents.columns)
+    return column, [known(contents.name, other, contents.columns) for other in keep]
 
 
 def _batch(rows: Sequence[Row | Bad], column: str, name: str, kept: dict[str, Any]) -> Batch:

@@ -10,12 +10,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from math import ceil
-from pathlib import Path
 from typing import Any
 
-from st_prompteol.corpus.formats import check_lines, is_lines
+from st_prompteol.corpus.formats import choose_columns, wanted_columns
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.tables import SUFFIXES, check_single, columns_of, known, open_parquet
+from st_prompteol.tables import (
+    SUFFIXES,
+    Contents,
+    HeaderError,
+    check_single,
+    look_into,
+    open_parquet,
+    report_kinds,
+    suffix_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +45,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A span of a file: of rows in Parquet, of bytes elsewhere; a CSV file is one fragment."""
+    """A span of a file: of rows in Parquet, of bytes elsewhere; a file that is read whole is one fragment."""
 
     file: SourceFile
     number: int
@@ -61,7 +69,7 @@ def list_sources(sources: Sequence[str]) -> list[SourceFile]:
         storage = Storage(address)
         found = storage.files()
         is_folder = not (len(found) == 1 and found[0].path == storage.path)
-        others = [file.path for file in found if is_folder and Path(file.path).suffix not in SUFFIXES]
+        others = [file.path for file in found if is_folder and suffix_of(file.path) not in SUFFIXES]
         if others:
             logger.warning(
                 "%d files like %r are left out: their names end in none of %s.",
@@ -79,64 +87,76 @@ def list_sources(sources: Sequence[str]) -> list[SourceFile]:
     return files
 
 
-def cut(files: Sequence[SourceFile], rows: int, column: str | None, keep: Sequence[str]) -> list[Fragment]:
-    """Cuts files into fragments of about `rows` rows, and looks whether their columns are there.
+def cut(
+    files: Sequence[SourceFile], rows: int, column: str | None, keep: Sequence[str], header: bool | None = None
+) -> list[Fragment]:
+    """Cuts files into fragments of about `rows` rows, checks their columns, and logs what the files hold.
 
-    Of Parquet the footer is read, of CSV and JSONL the beginning. A file that cannot be read is one fragment: whoever
+    Of Parquet the footer is read, of all else the beginning. A file that cannot be read is one fragment: whoever
     encodes it will say so.
 
     Raises:
-        ValueError: If a file does not have a column, or the column is not text; the message names those there are.
+        ValueError: If a file does not have a column, the column is not text, or it is not certain whether a CSV or
+            TSV file has a header; the message names the columns that there are.
     """
     with ThreadPoolExecutor(_THREADS) as threads:
-        spans = threads.map(partial(_spans, rows=rows, column=column, keep=keep), files)
-        return [
-            Fragment(file, number, *span)
-            for file, cuts in zip(files, spans, strict=True)
-            for number, span in enumerate(cuts)
-        ]
+        looked = list(threads.map(partial(_look_into, column=column, keep=keep, header=header), files))
+    report_kinds(contents for contents, _, _ in looked if contents is not None)
+    return [
+        Fragment(file, number, *span)
+        for file, found in zip(files, looked, strict=True)
+        for number, span in enumerate(_spans(file, rows, *found, column=column, keep=keep))
+    ]
 
 
-def _spans(file: SourceFile, rows: int, column: str | None, keep: Sequence[str]) -> list[tuple[int, int]]:
-    suffix = Path(file.path).suffix
-    if is_lines(file.path):
-        check_lines(file.path, column, keep)
-    else:
-        try:
-            types, groups = _look_into(file, [*([] if column is None else [column]), *keep])
-        except (OSError, ValueError) as error:
-            logger.warning("%r cannot be read: %s", file.path, error)
-            return [(0, file.size)]
-        if types:  # an empty file has no columns to miss
-            name = known(file.path, column, list(types))
-            if not re.fullmatch(_TEXT, str(types[name])):
-                raise ValueError(
-                    f"The column {name!r} of {file.path!r} holds {types[name]}, not text: choose another one."
-                )
-            for wanted in keep if suffix != ".jsonl" else ():  # whose rows need not have the same
-                known(file.path, wanted, list(types))
-        if suffix == ".parquet":
-            return _cut_row_groups(groups, rows)
-    step = max(file.size, 1) if suffix in (".csv", ".tsv") else rows * _LINE_BYTES
+def _spans(
+    file: SourceFile,
+    rows: int,
+    contents: Contents | None,
+    types: dict[str, Any],
+    groups: list[int],
+    *,
+    column: str | None,
+    keep: Sequence[str],
+) -> list[tuple[int, int]]:
+    if contents is None:
+        return [(0, file.size)]
+    if contents.columns:  # an empty file has no columns to miss
+        name, _ = choose_columns(contents, column, keep)
+        if not re.fullmatch(_TEXT, str(types.get(name, "string"))):
+            raise ValueError(
+                f"The column {name!r} of {file.path!r} holds {types[name]}, not text: choose another one."
+            )
+    if contents.kind == "Parquet":
+        return _cut_row_groups(groups, rows)
+    step = max(file.size, 1) if contents.is_whole else rows * _LINE_BYTES
     return [(start, min(start + step, file.size)) for start in range(0, file.size, step)]
 
 
-def _look_into(file: SourceFile, wanted: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """Returns the columns with their types and, of Parquet, the rows of each row group.
+def _look_into(
+    file: SourceFile, column: str | None, keep: Sequence[str], header: bool | None
+) -> tuple[Contents | None, dict[str, Any], list[int]]:
+    """Returns what a file holds, None if it cannot be read, and of Parquet the columns' types and sizes of row groups.
 
     Raises:
-        ValueError: If the file as a whole cannot be read, or a column that is wanted is there twice.
-        OSError: If it cannot be read.
+        HeaderError: If it is not certain whether the file has a header.
     """
-    with Storage(file.source).open(file.path) as opened:
-        names = columns_of(file.path, opened)
-        check_single(file.path, wanted or names[:1], names)
-        if Path(file.path).suffix != ".parquet":
-            return dict.fromkeys(names, "string"), []
-        with open_parquet(opened, file.path) as parquet:
-            metadata = parquet.metadata
-            groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            return {field.name: field.type for field in parquet.schema_arrow}, groups
+    wanted = wanted_columns(column, keep)
+    try:
+        with Storage(file.source).open(file.path) as opened:
+            contents = look_into(file.path, opened, columns=wanted, header=header)
+            check_single(file.path, wanted or contents.columns[:1], contents.columns)
+            if contents.kind != "Parquet":
+                return contents, {}, []
+            with open_parquet(opened, file.path) as parquet:
+                metadata = parquet.metadata
+                groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+                return contents, {field.name: field.type for field in parquet.schema_arrow}, groups
+    except HeaderError:
+        raise
+    except (OSError, ValueError) as error:
+        logger.warning("%r cannot be read: %s", file.path, error)
+        return None, {}, []
 
 
 def _cut_row_groups(groups: Sequence[int], rows: int) -> list[tuple[int, int]]:

@@ -61,6 +61,7 @@ def encode_corpus(
     destination: Address,
     *,
     column: str | None = None,
+    header: bool | None = None,
     keep: Sequence[str] | None = None,
     engine: Literal["local", "ray"] = "local",
     batch_size: int = 32,
@@ -83,10 +84,14 @@ def encode_corpus(
     Args:
         model: The name or folder of a model that `PromptEOL` opens; for the local engine also an open
             `SentenceTransformer`.
-        source: A file or folder, or several: `.parquet`, `.jsonl`, `.csv`, `.tsv`, all else as one sentence a line; a
-            path of this machine or an address (`s3://`, `gs://`, `hf://datasets/…`, whatever fsspec opens).
+        source: A file or folder, or several: `.parquet`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.txt` with one sentence
+            a line, all but Parquet also packed (`.gz`, `.zst`); a path of this machine or an address (`s3://`,
+            `gs://`, `hf://datasets/…`, whatever fsspec opens).
         destination: The folder to write to, a path or an address likewise; a cluster's nodes all write to it.
-        column: The column that holds the sentences. Defaults to None: the only one.
+        column: The column that holds the sentences; `"1"`, `"2"`, … in CSV and TSV files without a header. Defaults
+            to None: the only one.
+        header: Whether CSV and TSV files have a header. Defaults to None: found out by their content; an error if
+            that is not certain.
         keep: The columns of the input that the output has in front of `embedding`: of Parquet as they are, of other
             formats as text, JSON's values as JSON. Defaults to None: the sentences.
         engine: `"local"` for this machine, `"ray"` for a cluster or a Ray of this machine's own. Defaults to
@@ -135,10 +140,16 @@ def encode_corpus(
         if folder.address == each or folder.address.startswith(each.rstrip("/") + "/"):
             raise ValueError(f"The destination {folder.address!r} lies in the source {each!r}: choose one outside.")
     files = list_sources(sources)
-    fragments = cut(files, fragment_rows, column, keep or ())
+    fragments = cut(files, fragment_rows, column, keep or (), header)
     found = read_manifest(folder)
     job = Job(
-        folder.address, column, None if keep is None else tuple(keep), batch_size, precision, normalize_embeddings
+        folder.address,
+        column,
+        None if keep is None else tuple(keep),
+        batch_size,
+        precision,
+        normalize_embeddings,
+        header=header,
     )
     options = dict(model_options or {})
     opened: AbstractContextManager[LocalEngine | RayEngine]
@@ -157,6 +168,8 @@ def encode_corpus(
                 "normalize_embeddings": normalize_embeddings,
                 "fragment_rows": fragment_rows,
             }
+            if header is not None:
+                identity["header"] = header
             about |= {"source": sources, "packages": packages()}
             manifest = Manifest(_as_json(identity), about, [asdict(file) for file in files])
             done: dict[str, Outcome] = {}

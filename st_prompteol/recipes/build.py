@@ -12,7 +12,6 @@ from st_prompteol.output import check_output
 from st_prompteol.recipes.candidates import FORMATS, Candidate, drop_duplicates, write_candidates
 from st_prompteol.recipes.llm import LLM, ask_for_words
 from st_prompteol.recipes.wordnet import read_dictionary
-from st_prompteol.tables import read_lines
 from st_prompteol.template import Demonstration
 
 # The paper's mix (section 3.2)
@@ -108,11 +107,3 @@ def build_demonstrations(
         raise ValueError("No sentence got a word, so there is no candidate to write: look at the LLM's answers.")
     write_candidates(candidates, path)
     return candidates
-
-
-def read_sentences(path: str | Path) -> list[str]:
-    """Reads one sentence a line; ValueError if there is none."""
-    sentences = [line.strip() for _, line in read_lines(Path(path)) if line.strip()]
-    if not sentences:
-        raise ValueError(f"{str(path)!r} holds no sentence: write one a line.")
-    return sentences

@@ -13,7 +13,7 @@ from typing import Any
 from st_prompteol.files import replacing_file
 from st_prompteol.model import PromptEOL
 from st_prompteol.output import check_output
-from st_prompteol.tables import LINE, Bad, columns_of, read_rows
+from st_prompteol.tables import LINE, Bad, look_into, opened, read_rows, report
 from st_prompteol.template import CLOSING_QUOTES, HOLE, Demonstration, PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
     r"""Reads candidates from a file; of duplicates the first one stays.
 
     Args:
-        path: `.jsonl` with objects of `sentence`, `word` and, if known, `source`; `.tsv` or `.csv` with these columns,
-            with or without a header; anything else in the paper's one-line spelling, `_` for a space and `*sent_0*`
-            for the place of the sentence, e.g.
+        path: `.jsonl` or `.json` with objects of `sentence`, `word` and, if known, `source`; `.tsv` or `.csv` with
+            these columns, with or without a header; anything else in the paper's one-line spelling, `_` for a space
+            and `*sent_0*` for the place of the sentence, e.g.
             `This_sentence_:_"A_jockey."_means_in_one_word:"Horse".This_sentence_:_"*sent_0*"_means_in_one_word:"`.
 
     Raises:
@@ -58,17 +58,24 @@ def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
         Demonstration(sentence='A jockey riding a horse.', word='Equestrian')
     """
     path = Path(path)
-    candidates = []
-    for row in read_rows(path, header=_missing_header(path)):
-        if isinstance(row, Bad):
-            raise ValueError(row.problem)
-        try:
-            if LINE not in row.cells:
-                candidates.append(_from_cells(row.cells, path.stem))
-            elif row.cells[LINE].strip():
-                candidates.append(_from_reference(row.cells[LINE], path.stem))
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r}, {row.place}: {error}") from None
+    candidates, count = [], 0
+    with opened(path) as file:
+        contents = look_into(path, file, columns=_COLUMNS[:2], header=True)
+        if contents.kind in ("CSV", "TSV") and not _has_header(contents.name, contents.columns):
+            names = _COLUMNS[: max(2, len(contents.columns))]
+            contents = replace(contents, columns=list(names), header=False)
+        for row in read_rows(path, file=file, header=contents.header or contents.columns):
+            if isinstance(row, Bad):
+                raise ValueError(row.problem)
+            count += 1
+            try:
+                if LINE not in row.cells:
+                    candidates.append(_from_cells(row.cells, path.stem))
+                elif row.cells[LINE].strip():
+                    candidates.append(_from_reference(row.cells[LINE], path.stem))
+            except ValueError as error:
+                raise ValueError(f"{str(path)!r}, {row.place}: {error}") from None
+    report(contents, count)
     if not candidates:
         raise ValueError(f"{str(path)!r} holds no demonstration: write one a line, as sentence and word.")
     return drop_duplicates(candidates)
@@ -149,11 +156,16 @@ def problem(model: PromptEOL, template: PromptTemplate) -> str | None:
     return None
 
 
-def _missing_header(path: Path) -> Sequence[str] | None:
-    """Returns the columns of a table without a header, None where there is one."""
-    if path.suffix not in (".csv", ".tsv") or {"sentence", "word"} <= set(first := columns_of(path)):
-        return None
-    return _COLUMNS[: max(2, len(first))]
+def _has_header(name: str, first: Sequence[str]) -> bool:
+    """Returns whether the first row of a table is a header; ValueError if it looks like one of other columns."""
+    if {"sentence", "word"} <= set(first):
+        return True
+    if {cell.strip().lower() for cell in first} & {*_COLUMNS, "definition"}:
+        raise ValueError(
+            f"The first row of {name!r}, {', '.join(map(repr, first))}, looks like a header: call its columns "
+            "'sentence' and 'word'."
+        )
+    return False
 
 
 def _from_cells(cells: Mapping[str, Any], source: str) -> Candidate:

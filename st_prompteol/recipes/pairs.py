@@ -9,7 +9,7 @@ import numpy as np
 
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
-from st_prompteol.tables import Bad, read_rows
+from st_prompteol.tables import Bad, look_into, opened, read_rows, report
 
 ScoredPair = tuple[str, str, float]
 
@@ -33,14 +33,16 @@ def sts_b_dev(data_dir: str | Path | None = None) -> list[ScoredPair]:
     return list(zip(first, second, map(float, examples.labels), strict=True))
 
 
-def read_pairs(path: str | Path) -> list[ScoredPair]:
-    """Reads pairs from a `.jsonl`, `.csv`, `.tsv` or `.parquet` file with columns `sentence1`, `sentence2`, `score`.
+def read_pairs(path: str | Path, header: bool | None = None) -> list[ScoredPair]:
+    """Reads pairs from a JSON, CSV, TSV or Parquet file with columns `sentence1`, `sentence2`, `score`.
 
     Args:
-        path: The file.
+        path: The file: `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`, also packed by gzip or zstd.
+        header: False for a CSV or TSV file without a header, whose columns are in this order. Defaults to None: it has
+            one with these names.
 
     Raises:
-        ValueError: If the suffix is another, a column is missing, a score is not a number or there is no pair; the
+        ValueError: If the file is another one, a column is missing, a score is not a number or there is no pair; the
             message names the line.
         OSError: If the file cannot be read.
 
@@ -49,24 +51,32 @@ def read_pairs(path: str | Path) -> list[ScoredPair]:
         >>> len(pairs)
         40
     """
-    path = Path(path)
-    if path.suffix not in (".jsonl", ".csv", ".tsv", ".parquet"):
-        raise ValueError(f"Unknown format of pairs {str(path)!r}: end its name in .jsonl, .csv, .tsv or .parquet.")
-    pairs = []
-    for row in read_rows(path):
-        if isinstance(row, Bad):
-            raise ValueError(row.problem)
-        try:
-            first, second, score = (row.cells[name] for name in _COLUMNS)
-            if not isinstance(first, str) or not isinstance(second, str):
-                raise TypeError("sentences must be text")
-            pairs.append((first, second, float(score)))
-        except (KeyError, TypeError, ValueError):
+    name, pairs = str(path), []
+    with opened(path) as file:
+        contents = look_into(path, file, columns=_COLUMNS, header=_COLUMNS if header is False else header)
+        if contents.is_lines:
+            raise ValueError(f"Unknown format of pairs {name!r}: end its name in .jsonl, .csv, .tsv or .parquet.")
+        if contents.kind in ("CSV", "TSV") and contents.columns and not set(_COLUMNS) <= set(contents.columns):
             raise ValueError(
-                f"{str(path)!r}, {row.place}, must have {', '.join(_COLUMNS)}, the last one a number: mend it."
-            ) from None
+                f"{name!r} has no header with {', '.join(_COLUMNS)} but {', '.join(map(repr, contents.columns))}: "
+                "rename its columns or, if it has no header and its columns are in this order, say --no-header "
+                "(header=False in Python)."
+            )
+        for row in read_rows(path, file=file, header=header is not False or _COLUMNS):
+            if isinstance(row, Bad):
+                raise ValueError(row.problem)
+            try:
+                first, second, score = (row.cells[column] for column in _COLUMNS)
+                if not isinstance(first, str) or not isinstance(second, str):
+                    raise TypeError("sentences must be text")
+                pairs.append((first, second, float(score)))
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{name!r}, {row.place}, must have {', '.join(_COLUMNS)}, the last one a number: mend it."
+                ) from None
+    report(contents, len(pairs))
     if not pairs:
-        raise ValueError(f"{str(path)!r} holds no pair: write {', '.join(_COLUMNS)} of each.")
+        raise ValueError(f"{name!r} holds no pair: write {', '.join(_COLUMNS)} of each.")
     return pairs
 
 

@@ -1,0 +1,180 @@
+"""The kind of a file, by its content first and its name second; gzip and zstd are unpacked on the way."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from st_prompteol.extras import missing_extra
+
+Kind = Literal["text", "CSV", "TSV", "JSON lines", "JSON", "Parquet"]
+
+KINDS: dict[str, Kind] = {
+    ".parquet": "Parquet",
+    ".jsonl": "JSON lines",
+    ".json": "JSON",
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".txt": "text",
+}
+SUFFIXES = tuple(KINDS)
+_PACKED = (".gz", ".zst", ".zstd")
+_HEAD = 2**16  # bytes at the beginning by which the kind is recognized
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1\x15"  # 15: every first field in a Parquet file
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive, as Excel writes them: export it as .csv",
+    b"\xfd7zXZ": "packed by xz: unpack it",
+    b"BZh91AY&SY": "packed by bzip2: unpack it",
+    b"%PDF-": "a PDF: convert it to text",
+    b"ARROW1": "an Arrow file: convert it to Parquet",
+    b"version https://git-lfs": "a pointer to a file of Git LFS: fetch the file, for example with `git lfs pull`",
+    _GZIP: "packed twice: unpack it",
+    _ZSTD: "packed twice: unpack it",
+}
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_MOST_NULS = 0.1  # share of NUL bytes; text in UTF-16 has about 0.5
+_OBJECT, _ARRAY = re.compile(rb"\s*\{\s*[\"}]"), re.compile(rb"\s*\[\s*[{\"\]]")
+_ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{\s*\"")  # what no text begins with
+
+
+def suffix_of(name: str | os.PathLike[str]) -> str:
+    """Returns the end of a name in lower case, without that of a compression: `.csv` of `A.CSV.gz`."""
+    path = Path(os.fspath(name).lower())
+    return path.with_suffix("").suffix if path.suffix in _PACKED else path.suffix
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], file: BinaryIO | None = None) -> Iterator[BinaryIO]:
+    """Yields the file, opened if it is not yet; one that cannot seek, such as a pipe, is copied first."""
+    if file is not None:
+        yield file
+        return
+    with open(path, "rb") as source:
+        if source.seekable():
+            yield source
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(source, copy)
+            yield copy
+
+
+@contextmanager
+def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader[Any], Kind, str]]:
+    """Yields the content of a file from its beginning, its kind, and how it is packed: `gzip`, `zstd` or nothing.
+
+    Raises:
+        ValueError: If the file is not text, JSON or Parquet, or damaged.
+        ImportError: If it is packed by zstd and pyarrow is not installed.
+    """
+    file.seek(0)
+    head = bytes(file.read(_HEAD))
+    file.seek(0)
+    packing, read = "", None
+    if head.startswith(_GZIP):
+        packing, read = "gzip", gzip.GzipFile(fileobj=file).read
+    elif head.startswith(_ZSTD):
+        packing, read = "zstd", _zstd(file, name).read
+    if read is not None:
+        with io.BufferedReader(_Stream(_guarded(read, name)), _HEAD) as stream:
+            kind = kind_of(stream.peek(_HEAD), name)
+            if kind == "Parquet":
+                raise ValueError(f"{name!r} is a Parquet file inside {packing}: unpack it, Parquet is packed itself.")
+            yield stream, kind, packing
+        return
+    kind = kind_of(head, name)
+    # pyarrow's files read no lines by themselves
+    stream = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 20)  # type: ignore[arg-type]
+    try:
+        yield stream, kind, ""
+    finally:
+        if stream is not file:
+            stream.detach()  # or the file would be closed with it
+
+
+def kind_of(head: bytes, name: str) -> Kind:
+    """Returns what a file is, by its first bytes where they are unmistakable, else by its name.
+
+    Raises:
+        ValueError: If it is something that is not read, or not what its name says.
+    """
+    suffix = suffix_of(name)
+    if head.startswith(_PARQUET) or suffix == ".parquet":
+        return "Parquet"
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise ValueError(f"{name!r} is {what}.")
+    if head.startswith(_UTF_16) or head.count(0) > _MOST_NULS * len(head):
+        raise ValueError(
+            f"{name!r} is not UTF-8 but UTF-16 or binary data: convert it, for example with "
+            "`iconv -f UTF-16 -t UTF-8`."
+        )
+    text = head.removeprefix(b"\xef\xbb\xbf")
+    is_json = suffix in (".json", ".jsonl") or suffix not in KINDS
+    if (_ARRAY if is_json else _ARRAY_OF_OBJECTS).match(text):
+        return "JSON" if suffix != ".jsonl" or not _is_json(text, list) else "JSON lines"
+    if suffix == ".jsonl" or (_OBJECT.match(text) and _is_json(text, dict)):
+        return "JSON lines"
+    if suffix == ".json" and text.strip():
+        raise ValueError(
+            f"{name!r} is neither a JSON array of objects or strings nor one JSON object a line: write it as one."
+        )
+    return KINDS.get(suffix, "text")
+
+
+def _is_json(head: bytes, kind: type) -> bool:
+    """Whether the first line of a file is a whole JSON value of a type, or too long to tell."""
+    line, end, _ = head.lstrip().partition(b"\n")
+    if not end and len(head) >= _HEAD:
+        return kind is dict
+    try:
+        return isinstance(json.loads(line), kind)
+    except (ValueError, RecursionError):
+        return False
+
+
+class _Stream(io.RawIOBase):
+    """A stream of the bytes that a function reads; closing it closes nothing else."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._read = read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        place = 0
+        while place < len(buffer) and (data := self._read(len(buffer) - place)):
+            buffer[place : place + len(data)] = data
+            place += len(data)
+        return place
+
+
+def _guarded(read: Callable[[int], bytes], name: str) -> Callable[[int], bytes]:
+    def guarded(size: int) -> bytes:
+        try:
+            return read(size)
+        except (EOFError, zlib.error, OSError) as error:
+            raise ValueError(
+                f"{name!r} cannot be unpacked to its end ({error}): it is cut off or damaged, so copy it again."
+            ) from error
+
+    return guarded
+
+
+def _zstd(file: BinaryIO, name: str) -> Any:
+    try:
+        from pyarrow import CompressedInputStream
+    except ImportError as error:
+        raise missing_extra(f"{name!r}, which is packed by zstd,", "pyarrow", "parquet") from error
+    return CompressedInputStream(_Stream(file.read), "zstd")  # which would close the file with itself

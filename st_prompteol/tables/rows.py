@@ -1,0 +1,200 @@
+"""Rows of a file of any kind, and what it holds: its columns, with or without a header."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO
+
+from st_prompteol.tables.content import KINDS, Kind, opened, suffix_of, unpacked
+from st_prompteol.tables.lines import LINE, Bad, Row, bad, check_text, is_utf_8, lines, not_utf_8
+from st_prompteol.tables.parquet import open_parquet, read_tables, values_of
+from st_prompteol.tables.separated import names_of, read_separated
+
+logger = logging.getLogger(__name__)
+
+_LINES_LOOKED_AT = 100  # of JSON, for the columns that there are
+_ROWS = 1000  # of Parquet that are held at a time
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Args:
+        name: The file.
+        kind: Its kind.
+        columns: Its columns: of JSON those of its first rows, of sentences only `LINE`.
+        header: Whether the first row of a CSV or TSV file is a header.
+        packing: How it is packed: `gzip`, `zstd` or nothing.
+    """
+
+    name: str
+    kind: Kind
+    columns: list[str]
+    header: bool
+    packing: str
+
+    @property
+    def is_lines(self) -> bool:
+        """Whether it holds sentences without columns."""
+        return self.columns == [LINE]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is only read as a whole, never by spans."""
+        return self.kind in ("CSV", "TSV", "JSON") or bool(self.packing)
+
+    @property
+    def outline(self) -> str:
+        """Its kind and columns: `of TSV, columns sentence, score`."""
+        shown = [column or "''" for column in self.columns[:10]] + ["…"] * (len(self.columns) > 10)
+        return (
+            f"of {self.kind}"
+            + ", no header" * (not self.header)
+            + f", column{'s' * (len(shown) != 1)} {', '.join(shown)}" * (bool(shown) and not self.is_lines)
+        )
+
+    def describe(self, rows: int) -> str:
+        """Returns a line about the file: `sentences.tsv: 3 rows, columns sentence, score`."""
+        what, outline = "line" if self.kind == "text" else "row", self.outline
+        if self.kind in ("text", KINDS.get(suffix_of(self.name))):
+            outline = outline.removeprefix(f"of {self.kind}")
+        return f"{self.name}: {rows:,} {what}{'s' * (rows != 1)} {outline}".rstrip().replace(" ,", ",")
+
+
+def look_into(
+    path: str | os.PathLike[str],
+    file: BinaryIO | None = None,
+    *,
+    columns: Sequence[str] = (),
+    header: bool | Sequence[str] | None = None,
+) -> Contents:
+    """Returns what a file holds.
+
+    Args:
+        path: The file.
+        file: The file, already open and seekable. Defaults to None: it is opened.
+        columns: The columns that will be read. Defaults to none: the only one.
+        header: Whether a CSV or TSV file has a header, or the columns of one that has none. Defaults to None: found
+            out by its content.
+
+    Raises:
+        ValueError: If the file as a whole cannot be read, or it is not certain whether it has a header.
+        OSError: If it cannot be read.
+        ImportError: If it is Parquet or packed by zstd and pyarrow is not installed.
+    """
+    name = os.fspath(path)
+    with opened(path, file) as source, unpacked(source, name) as (stream, kind, packing):
+        has_header, names = True, [LINE]
+        if kind == "Parquet":
+            with open_parquet(source, name) as parquet:
+                names = list(parquet.schema_arrow.names)
+        elif kind in ("CSV", "TSV"):
+            names, has_header = names_of(stream, name, kind, columns, header)
+        elif kind != "text":
+            rows = list(islice(_read_json(stream, name, kind, None), _LINES_LOOKED_AT))
+            names = list(dict.fromkeys(key for row in rows for key in row.cells))
+    return Contents(name, kind, names, has_header, packing)
+
+
+def read_rows(
+    path: str | os.PathLike[str],
+    *,
+    file: BinaryIO | None = None,
+    columns: Sequence[str] | None = None,
+    header: bool | Sequence[str] | None = None,
+    span: tuple[int, int] | None = None,
+) -> Iterator[Row | Bad]:
+    """Yields the rows of a file in order.
+
+    Args:
+        path: The file.
+        file: The file, already open and seekable, if it is not on this machine. Defaults to None: it is opened.
+        columns: The columns to read. Of Parquet no others are read. Each may be there only once. Defaults to None:
+            all.
+        header: Whether a CSV or TSV file has a header, or the columns of one that has none. Defaults to None: found
+            out by its content.
+        span: A half-open range: of rows in Parquet, of bytes in JSON lines and text files, where a line belongs to
+            the range that it begins in. All others are read whole, as are packed files. Defaults to None: the whole
+            file.
+
+    Raises:
+        ValueError: If the file as a whole cannot be read, a column is there twice, or it is not certain whether the
+            file has a header.
+        OSError: If it cannot be read.
+        ImportError: If it is Parquet or packed by zstd and pyarrow is not installed.
+    """
+    name = os.fspath(path)
+    with opened(path, file) as source:
+        with unpacked(source, name) as (stream, kind, packing):
+            if kind in ("CSV", "TSV"):
+                names, has_header = names_of(stream, name, kind, columns or (), header)
+        with unpacked(source, name) as (stream, kind, packing):
+            span = None if packing else span
+            if kind == "Parquet":
+                yield from _read_parquet(source, name, columns, span)
+            elif kind in ("CSV", "TSV"):
+                yield from read_separated(stream, name, kind, names, has_header)
+            elif kind == "text":
+                for number, line in lines(stream, name, span):
+                    yield check_text(number, name, line) or Row(f"line {number}", {LINE: line})
+            else:
+                yield from _read_json(stream, name, kind, span)
+
+
+def report(contents: Contents, rows: int) -> None:
+    """Logs a line about a file that was read."""
+    logger.info("%s", contents.describe(rows))
+
+
+def report_kinds(found: Iterable[Contents]) -> None:
+    """Logs a line about each kind of files that will be read."""
+    for outline, count in Counter(contents.outline for contents in found).items():
+        logger.info("%d file%s %s", count, "s" * (count != 1), outline)
+
+
+def _read_parquet(
+    file: BinaryIO, name: str, columns: Sequence[str] | None, span: tuple[int, int] | None
+) -> Iterator[Row]:
+    for first, batch in read_tables(file, name, _ROWS, columns=columns, span=span):
+        cells = {column: values_of(batch[column]) for column in batch.schema.names}
+        for place, row in enumerate(zip(*cells.values(), strict=True), start=first):
+            yield Row(f"row {place}", dict(zip(cells, row, strict=True)))
+
+
+def _read_json(stream: io.BufferedReader, name: str, kind: Kind, span: tuple[int, int] | None) -> Iterator[Row | Bad]:
+    if kind == "JSON lines":
+        for number, line in lines(stream, name, span):
+            if line.strip():
+                yield _parse(number, line, name)
+        return
+    content = stream.read()
+    try:
+        values = json.loads(content) if content.strip() else []
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name!r} is not JSON that can be read ({error}): mend it.") from None
+    for place, value in enumerate(values):
+        if isinstance(value, dict | str):
+            yield Row(f"row {place}", value if isinstance(value, dict) else {LINE: value})
+        else:
+            problem = f"Row {place} of {name!r} is {str(value)[:80]!r}, but each must be a JSON object or a string."
+            yield Bad(f"row {place}", problem)
+
+
+def _parse(number: int, line: str, name: str) -> Row | Bad:
+    if not is_utf_8(line):
+        return not_utf_8(number, name)
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError also of numbers with thousands of digits
+        return bad(number, name, f"is not JSON that can be read ({error}): mend it.")
+    if not isinstance(row, dict):
+        return bad(number, name, f"is {line[:80]!r}, but each must be a JSON object.")
+    return Row(f"line {number}", row)
