@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+from collections import OrderedDict
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +22,7 @@ from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layers
 from st_prompteol.cut import Cut, cut_body
+from st_prompteol.decoders import split_gguf
 from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
 from st_prompteol.files import replacing_folder
@@ -57,8 +60,9 @@ class PromptEOL(SentenceTransformer):
     repository with or without tokenizer files. Everything it saves opens with plain `SentenceTransformer`.
 
     Args:
-        model_name_or_path: Hub id or folder, or `"tiny"` for the model that comes with the package, which is small
-            and for trying things out. Defaults to None, which needs `modules`.
+        model_name_or_path: Hub id or folder, a GGUF file (`folder/model.gguf`, `user/repository/model.gguf`), or
+            `"tiny"` for the model that comes with the package, which is small and for trying things out. Defaults to
+            None, which needs `modules`.
         modules: Modules to assemble instead, the first one a `PromptEOLTransformer`. Defaults to None.
         template: A `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one `{sentence}`. Defaults to
             None: the template of a saved model, `"prompteol"` for a base LLM.
@@ -111,7 +115,7 @@ class PromptEOL(SentenceTransformer):
         **kwargs: Any,
     ) -> None:
         model_kwargs, processor_kwargs = dict(model_kwargs or {}), dict(processor_kwargs or {})
-        model_name_or_path = find_released(model_name_or_path)
+        model_name_or_path = opened = find_released(model_name_or_path)
         if modules is not None and not isinstance(modules[0], PromptEOLTransformer):
             raise ValueError(f"The first module of a PromptEOL is a PromptEOLTransformer, got {type(modules[0])}.")
         if model_name_or_path is None and (modules is None or quantization or device_map):
@@ -136,9 +140,13 @@ class PromptEOL(SentenceTransformer):
             model_kwargs["dtype"] = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
+        if model_name_or_path is not None:
+            model_name_or_path, gguf_file = split_gguf(model_name_or_path)
+            if gguf_file is not None:
+                model_kwargs["gguf_file"] = gguf_file
 
         self._transformer_options: dict[str, Any] = {"template": template, "layer": layer, "fast": fast}
-        with explain_opening(model_name_or_path):
+        with explain_opening(opened):
             super().__init__(
                 model_name_or_path,
                 modules=modules,
@@ -364,7 +372,7 @@ class PromptEOL(SentenceTransformer):
         """Returns what the model runs with, by name, as `st-prompteol info` shows it."""
         transformer, template = self[0], self.template
         return {
-            "model": transformer.config.name_or_path,
+            "model": os.path.join(transformer.config.name_or_path, *filter(None, [transformer.gguf_file])),
             "architecture": type(transformer.model).__name__,
             "adapters": self._describe_adapters(),
             "template": template.head + HOLE + template.tail,
@@ -487,6 +495,9 @@ class PromptEOL(SentenceTransformer):
         self, *args: Any, **kwargs: Any
     ) -> tuple[MutableMapping[str, torch.nn.Module], dict[str, Any]]:
         """Opens a saved model, with our reading of the last token in place of upstream's."""
+        if "gguf_file" in (kwargs.get("model_kwargs") or {}):  # it may lie beside the model that it was made of
+            modules_of_file, no_kwargs = self._load_default_modules(*args, **kwargs)
+            return OrderedDict((str(place), module) for place, module in enumerate(modules_of_file)), no_kwargs
         modules, module_kwargs = super()._load_config_modules(*args, **kwargs)
         _fit_poolings(modules, next(iter(modules.values())).get_embedding_dimension())
         return modules, module_kwargs

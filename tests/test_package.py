@@ -22,7 +22,7 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    set("template files failures tables long_text adapters decoders pooling quantization released spelling".split()),
+    set("template files failures tables long_text adapters decoders pooling quantization released signals spelling".split()),
     {"body", "tokens", "fast", "output", "retries"},
     {"stock"},
     {"modules"},
@@ -32,6 +32,7 @@ RANKS = [
     {"corpus", "evaluation"},
     {"recipes", "hub"},
     {"cli"},
+    {"__main__"},
 ]
 
 

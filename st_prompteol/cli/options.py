@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from st_prompteol.cli.terminal import end_by_broken_pipe
+
 if TYPE_CHECKING:
     from st_prompteol.model import PromptEOL
 
@@ -87,12 +89,17 @@ def takes_model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """Shows a user's mistake as one sentence on stderr with exit code 2."""
+    """Shows a user's mistake as one sentence on stderr with exit code 2, and an interruption with 130."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:
+            end_by_broken_pipe()
+        except KeyboardInterrupt:
+            typer.echo("st-prompteol: interrupted", err=True)
+            raise typer.Exit(130) from None
         except (ValueError, OSError, ImportError) as error:
             typer.echo(f"st-prompteol: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
@@ -117,7 +124,8 @@ def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
 
 def quiet() -> None:
     """Turns upstream's notices and weight-loading bars off: what a user should know is printed here."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # when they are imported
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

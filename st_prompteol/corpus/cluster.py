@@ -191,7 +191,7 @@ def open_cluster(
         import ray
     except ImportError as error:
         raise ImportError("engine='ray' needs the package ray: pip install 'st-prompteol[ray]'.") from error
-    if os.path.isdir(model):  # workers have a working directory of their own
+    if os.path.exists(model):  # workers have a working directory of their own
         model = os.path.abspath(model)
     is_ours = not ray.is_initialized()
     address = address or os.environ.get("RAY_ADDRESS") or "local"

@@ -82,7 +82,7 @@ def _select(mteb: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _repository(name: str) -> str:
-    """Returns a name of the form that mteb asks for, `organisation/model`, for folders too."""
-    if not os.path.isdir(name) and name.count("/") == 1:
+    """Returns a name of the form that mteb asks for, `organisation/model`, for folders and files too."""
+    if not os.path.exists(name) and name.count("/") == 1:
         return name
     return "local/" + (re.sub(r"[^\w.-]+", "-", Path(name).resolve().name) or "model")
