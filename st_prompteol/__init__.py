@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +48,26 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: templates and the command line's help need no PyTorch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with _without_advice():
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keeps back what bitsandbytes, which peft imports, advises on a faster kernel for CPUs, while it is imported.
+
+    It would be the first line of every process, and has no effect on a model that is not quantised.
+    """
+
+    def is_no_advice(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.addFilter(is_no_advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_advice)
 
 
 def __dir__() -> list[str]:

@@ -60,12 +60,18 @@ def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> 
     if not has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
         return None
     try:
-        return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+        adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"The adapter_config.json of {model_name_or_path!r} is none that the installed peft knows ({error}): mend "
             "it, or install the version of peft that it was made with."
         ) from error
+    if not adapter.base_model_name_or_path:
+        raise ValueError(
+            f"The adapter_config.json of {model_name_or_path!r} does not name the base LLM: write its repository or "
+            "folder there as base_model_name_or_path."
+        )
+    return adapter
 
 
 def check_complete(model_name_or_path: str, missing: Iterable[str]) -> None:

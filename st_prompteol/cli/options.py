@@ -124,7 +124,8 @@ def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
 
 def quiet() -> None:
     """Turns upstream's notices and weight-loading bars off: what a user should know is printed here."""
-    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # when they are imported
+    # what these say when they are imported, and of tries that failed, which end in a sentence of ours
+    for name in ("bitsandbytes", "huggingface_hub", "sentence_transformers.util.file_io", "torchao", "torch.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 

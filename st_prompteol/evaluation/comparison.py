@@ -20,7 +20,7 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
 from st_prompteol.evaluation.score_table import Row
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
-from st_prompteol.failures import explain_opening
+from st_prompteol.failures import check_whole, explain_opening
 from st_prompteol.model import PromptEOL
 from st_prompteol.output import FIGURES, TABLES, check_output, duration
 from st_prompteol.quantization import quantization_config
@@ -63,6 +63,7 @@ class Comparison:
 
     def check(self, output: str | None = None, plot: str | None = None) -> None:
         """Raises ValueError or FileNotFoundError for what would otherwise fail after the first hour of work."""
+        check_whole(batch_size=self.batch_size)
         if self.tasks:
             folder = senteval_folder(self.data_dir)
             check_tasks(folder, expand_tasks(self.tasks), (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))

@@ -12,6 +12,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol.evaluation.results import revision_of
+from st_prompteol.failures import check_whole
 
 
 def evaluate_mteb(
@@ -48,6 +49,7 @@ def evaluate_mteb(
         >>> result = evaluate_mteb(PromptEOL("tiny"), ["STS12"])  # doctest: +SKIP
         >>> [task.get_score() for task in result.task_results]  # doctest: +SKIP
     """
+    check_whole(batch_size=batch_size)
     try:
         import mteb
         from mteb.models import SentenceTransformerEncoderWrapper

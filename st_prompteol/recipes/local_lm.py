@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from st_prompteol.decoders import split_gguf
-from st_prompteol.failures import explain_opening
+from st_prompteol.failures import check_whole, explain_opening
 from st_prompteol.recipes.llm import PROMPT, Answered
 from st_prompteol.template import Demonstration, PromptTemplate
 
@@ -35,6 +35,9 @@ class LocalLM:
     name: str
     device: str | None = None
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check_whole(batch_size=self.batch_size)
 
     @property
     def prompt(self) -> str:
