@@ -54,20 +54,22 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keeps back what bitsandbytes, which peft imports, advises on a faster kernel for CPUs, while it is imported.
+    """Keeps back which faster kernels bitsandbytes and torchao, if installed, miss while upstream imports them.
 
-    It would be the first line of every process, and has no effect on a model that is not quantised.
+    It would be the first line of every process, although a model that is not quantised never needs them.
     """
 
     def is_no_advice(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+        return not record.getMessage().startswith("Failed to load ")
 
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    logger.addFilter(is_no_advice)
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes.backends.cpu.ops", "torchao")]
+    for logger in loggers:
+        logger.addFilter(is_no_advice)
     try:
         yield
     finally:
-        logger.removeFilter(is_no_advice)
+        for logger in loggers:
+            logger.removeFilter(is_no_advice)
 
 
 def __dir__() -> list[str]:

@@ -124,8 +124,8 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
             ) from error
         if type(error) is OSError:  # transformers' own, of several lines
             raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
-        if sentence := _explain_unexpected(error, name):
-            raise ValueError(sentence) from error
+        if explained := _explain_unexpected(error, name):
+            raise ValueError(explained) from error
         raise
 
 

@@ -34,7 +34,7 @@ def check_output(path: str | os.PathLike[str], formats: Sequence[str]) -> None:
 
 
 def one_line(text: str) -> str:
-    r"""Returns text as one line that does nothing to a terminal: line breaks and control characters as `\n`, `\x1b`."""
+    r"""Returns text as one line that is harmless to a terminal; line breaks and control characters are escaped."""
     return "".join(
         letter
         if letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"

@@ -90,7 +90,8 @@ class Console(TrainerCallback):
         """Starts the clock, and says what happens before the first step."""
         self._began, self._first_step = time.perf_counter(), state.global_step
         if state.is_world_process_zero and args.eval_on_start:
-            print(f"step {state.global_step:,} of {state.max_steps:,}: evaluating before the next step", flush=True)
+            step = "first" if state.global_step == 0 else "next"
+            print(f"step {state.global_step:,} of {state.max_steps:,}: evaluating before the {step} step", flush=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Prints what was logged; the totals at the end are described by `Speed`."""

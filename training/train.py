@@ -30,6 +30,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from st_prompteol.cli.options import quiet
 from st_prompteol.decoders import check_layer
 from st_prompteol.hub import check_push, push_to_hub
 from st_prompteol.signals import ending_on_sigterm
@@ -159,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains; a mistake in it ends in one sentence."""
     level = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
-    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line per multiplication in int8
+    quiet()
     with ending_on_sigterm(), explained():
         model_args, data_args, run_args = parse_arguments(argv)
         writes = run_args.process_index == 0 and not run_args.dry_run
