@@ -228,7 +228,7 @@ def check_whole(minimum: int = 1, **given: Any) -> None:
     for name, value in given.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if value is not None and not (whole and value >= minimum):
-            raise ValueError(f"{name}={value!r} must be a whole number, {minimum} or more.")
+            raise ValueError(f"{name}={value!r} must be at least {minimum}, a whole number.")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import logging
@@ -101,7 +102,10 @@ def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             typer.echo("st-prompteol: interrupted", err=True)
             raise typer.Exit(130) from None
         except (ValueError, OSError, ImportError) as error:
-            typer.echo(f"st-prompteol: {' '.join(str(error).split())}", err=True)
+            sentence = str(error)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+                sentence = f"the output could not be written: {error.strerror}"
+            typer.echo(f"st-prompteol: {' '.join(sentence.split())}", err=True)
             raise typer.Exit(2) from None
 
     return wrapper

@@ -23,6 +23,8 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Runs a command."""
         _hold_standard_streams()
+        if sys.stdin is None:
+            sys.stdin = open(0, encoding="utf-8", closefd=False)
         if sys.stdout is not None:
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         with ending_on_sigterm(), _reporting_lost_output():
