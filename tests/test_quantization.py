@@ -415,7 +415,7 @@ def test_a_gguf_file_is_taken_by_its_path_or_named_as_damaged(
     with pytest.raises(ValueError, match=r"^layer=-99 is out of range"):
         PromptEOL("model.gguf", layer=-99)
     sentences = ["a jockey", "a horse"]
-    assert list(LocalLM("model.gguf", device="cpu").ask(sentences))[0][0] == "a jockey"
+    assert next(iter(LocalLM("model.gguf", device="cpu").ask(sentences)))[0] == "a jockey"
     assert encode_corpus("model.gguf", write_lines(tmp_path / "s.txt", sentences), tmp_path / "corpus").rows == 2
     data = build_senteval(tmp_path / "senteval")
     comparison = Comparison(tasks=("STSBenchmark",), data_dir=str(data), results_dir=str(tmp_path / "results"))

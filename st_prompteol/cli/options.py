@@ -128,11 +128,13 @@ def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
 
 def quiet() -> None:
     """Turns upstream's notices and weight-loading bars off: what a user should know is printed here."""
-    # what these say when they are imported, and of tries that failed, which end in a sentence of ours
-    for name in ("bitsandbytes", "huggingface_hub", "sentence_transformers.util.file_io", "torchao", "torch.utils"):
+    # what these say when they are imported, and of a name that a sentence of ours is about
+    for name in ("bitsandbytes", "sentence_transformers.util.file_io", "torchao", "torch.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
+    hub_logging.set_verbosity_error()  # of every try without a connection
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
