@@ -259,8 +259,8 @@ def parse_recipe(
             raise ValueError(_unknown("flag", flag, {f"--{name}" for name in known}))
         flags = _recipe_flags(options.config, known) if options.config else []
         return tuple(parser.parse_args_into_dataclasses([*flags, *argv])[: len(kinds)])
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error}: run with --help for what it takes.") from None
+    except argparse.ArgumentError as error:  # without the usage, which is longer than a screen
+        parser.exit(2, f"train.py: {error}; run with --help for what it takes\n")
 
 
 def _recipe_flags(path: str, known: set[str]) -> list[str]:

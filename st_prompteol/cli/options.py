@@ -134,7 +134,7 @@ def quiet() -> None:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
-    hub_logging.set_verbosity_error()  # of every try without a connection
+    hub_logging.set_verbosity(logging.ERROR)  # without a connection a line for every try
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
