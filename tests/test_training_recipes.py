@@ -75,7 +75,10 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "r.yaml").write_text("output_dir: a\nlora_r: many\n")
     with pytest.raises(SystemExit):
         parse_arguments(["--config", str(tmp_path / "r.yaml")])
-    assert "argument --lora_r" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("train.py: argument --lora_r")
+    assert "invalid int value: 'many'" in told
+    assert told.count("\n") == 1
 
 
 def test_sharded_weights_are_not_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +113,6 @@ def test_sharded_weights_are_not_pushed(monkeypatch: pytest.MonkeyPatch) -> None
         ("output_dir: a\n", ["--num_train_epochs", "0"], "num_train_epochs=0.0 leaves nothing to train"),
         ("output_dir: a\n", ["--seed=-1"], "seed=-1 must be at least 0"),
         ("output_dir: a\n", ["--early_stopping_patience", "0"], "early_stopping_patience=0 must be at least 1"),
-        (
-            "output_dir: a\n",
-            ["--learning_rate", "fast"],
-            "learning_rate: invalid float value: 'fast': run with --help",
-        ),
-        ("output_dir: a\n", ["--seed"], "seed: expected one argument"),
         ("output_dir: [a\n", [], "is not YAML .*: mend it"),
         ("seed: 'x\n", [], "is not YAML"),
         ("", [], "must be a list of `key: value` lines, got None"),
