@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +48,28 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: templates and the command line's help need no PyTorch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with _without_advice():
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keeps back which faster kernels bitsandbytes and torchao, if installed, miss while upstream imports them.
+
+    It would be the first line of every process, although a model that is not quantised never needs them.
+    """
+
+    def is_no_advice(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Failed to load ")
+
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes.backends.cpu.ops", "torchao")]
+    for logger in loggers:
+        logger.addFilter(is_no_advice)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_no_advice)
 
 
 def __dir__() -> list[str]:

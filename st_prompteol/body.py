@@ -46,6 +46,7 @@ class DecoderTransformer(Transformer):
 
     Attributes:
         quantization: How the weights are, or came, quantised, in a few words; None for floats.
+        gguf_file: The name of the GGUF file that was opened; None for other checkpoints.
 
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, or an adapter does not fit.
@@ -54,6 +55,7 @@ class DecoderTransformer(Transformer):
     """
 
     quantization: str | None
+    gguf_file: str | None
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class DecoderTransformer(Transformer):
         config_kwargs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
-        if gguf_file := model_kwargs.get("gguf_file"):  # which holds configuration and tokenizer too
+        gguf_file = model_kwargs.get("gguf_file")
+        if gguf_file:  # which holds configuration and tokenizer too
             processor_kwargs, config_kwargs = (
                 {"gguf_file": gguf_file, **options} for options in (processor_kwargs, config_kwargs)
             )
@@ -94,6 +97,7 @@ class DecoderTransformer(Transformer):
             config_kwargs=config_kwargs,
             **kwargs,
         )
+        self.gguf_file = gguf_file
         if bare_adapter:
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 

@@ -31,6 +31,24 @@ def hub_kwargs_of(model_kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def split_gguf(model_name_or_path: str) -> tuple[str, str | None]:
+    """Returns the folder or repository of a GGUF file and the file's name in it; of any other model its name and None.
+
+    Args:
+        model_name_or_path: A file that is there (`models/llama.gguf`), or one of a repository
+            (`user/repository/llama.gguf`).
+    """
+    if not model_name_or_path.endswith(".gguf") or os.path.isdir(model_name_or_path):
+        return model_name_or_path, None
+    if os.path.isfile(model_name_or_path):
+        folder, file = os.path.split(model_name_or_path)
+        return folder or os.curdir, file
+    hub = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+)", model_name_or_path)
+    if hub is None or hub[1].startswith("."):
+        raise FileNotFoundError(f"{model_name_or_path!r} is not a file: check the path.")
+    return hub[1], hub[2]
+
+
 def has_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> bool:
     """Says whether a folder or repository has a file."""
     where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
@@ -42,12 +60,18 @@ def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> 
     if not has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
         return None
     try:
-        return PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
+        adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"The adapter_config.json of {model_name_or_path!r} is none that the installed peft knows ({error}): mend "
             "it, or install the version of peft that it was made with."
         ) from error
+    if not adapter.base_model_name_or_path:
+        raise ValueError(
+            f"The adapter_config.json of {model_name_or_path!r} does not name the base LLM: write its repository or "
+            "folder there as base_model_name_or_path."
+        )
+    return adapter
 
 
 def check_complete(model_name_or_path: str, missing: Iterable[str]) -> None:
@@ -122,7 +146,7 @@ def load_decoder_config(
             raise
         raise ValueError(
             f"{source!r} has no config.json that names its model_type: add the one of the base LLM, or name the GGUF "
-            'file to open there: model_kwargs={"gguf_file": "….gguf"}.'
+            f"file to open there: {os.path.join(source, '….gguf')}."
         ) from error
     if not is_decoder(config):
         raise ValueError(

@@ -1,12 +1,22 @@
-"""Failures of opening and of pushing a model: upstream's many exceptions, each as one sentence of a built-in one."""
+"""Failures of opening and of pushing a model: upstream's many exceptions, each as one sentence of a built-in one.
+
+Numbers that a user gives are checked here too, before anything is computed with them.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
+import numbers
+import os
+import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -27,6 +37,7 @@ _FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
         "A weights file of {name} holds something else than numbers, which could run code, so it is not opened: take "
         "a safetensors file of it, from whoever made it.",
     ),
+    (EOFError, ValueError, "A weights file of {name} is empty or cut short: download or save it again."),
     (SafetensorError, ValueError, "A weights file of {name} is damaged ({error}): download or save it again."),
     (GatedRepoError, PermissionError, "{name} is gated: ask for access on its page, then pass token=… or log in."),
     (RevisionNotFoundError, FileNotFoundError, "{name} has no such revision: pass a branch, tag or commit of it."),
@@ -66,6 +77,15 @@ _PUSH_STATUSES: dict[int, tuple[type[Exception], str]] = {
     409: (FileExistsError, "the Hub sees a conflict (409), something of that name is there: choose another name."),
     412: (FileExistsError, "someone else has pushed meanwhile (412): look at it, then push again."),
 }
+# What upstream's code runs into when a file does not hold what it expects
+_UNEXPECTED = (
+    ArithmeticError, AttributeError, LookupError, NameError, StopIteration, TypeError, struct.error,
+)  # fmt: skip
+# The JSON files that are read when a model is opened
+_JSON_FILES = re.compile(
+    r"(modules|config(_sentence_transformers)?|sentence_\w+_config|adapter_config|tokenizer(_config)?"
+    r"|special_tokens_map|added_tokens|(pytorch_)?model\.(safetensors|bin)\.index|\d+_\w+/config)\.json"
+)
 # How libraries that are not written in Python say that a disk is full
 _DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
 
@@ -85,20 +105,130 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
         # a sentence already, of an adapter's base, which is opened on the way
         if type(error) is FileNotFoundError and error.errno is None and error.__cause__ is not None:
             raise
+        if damage := find_damage(model_name_or_path):
+            raise ValueError(damage) from error
+        if isinstance(error, HFValidationError) and os.path.isdir(str(model_name_or_path)):
+            raise FileNotFoundError(
+                f"The adapter {name} has no adapter_model.safetensors: download or save it again."
+            ) from error
         for kind, builtin, sentence in _FAILURES:
             for cause in (error, error.__cause__):
                 if isinstance(cause, kind):
-                    raise builtin(sentence.format(name=name, error=cause)) from error
+                    raise builtin(sentence.format(name=name, error=_line(cause))) from error
         if (status := status_of(error)) is not None and status in STATUSES:
             builtin, sentence = STATUSES[status]
             raise builtin(f"{name} could not be read: {sentence}") from error
+        if is_broken_connection(error) and not _is_ours(error):
+            raise ConnectionError(
+                f"{name} could not be looked up on the Hub: check the connection, then do it again."
+            ) from error
         if type(error) is OSError:  # transformers' own, of several lines
             raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
-        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-            raise ValueError(
-                f"The weights of {name} do not fit its config.json: they are of another model."
-            ) from error
+        if explained := _explain_unexpected(error, name):
+            raise ValueError(explained) from error
         raise
+
+
+def _explain_unexpected(error: Exception, name: str) -> str | None:
+    """Returns a sentence for what upstream says in Python's words or in several lines; None for a sentence."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in text:
+        return f"The weights of {name} do not fit its config.json: they are of another model."
+    if isinstance(error, RuntimeError) and "PytorchStreamReader" in text:
+        return f"A weights file of {name} is damaged ({_line(error)}): download or save it again."
+    if module := re.search(r"references the module class (.+?), which is not part of Sentence Transformers", text):
+        return (
+            f"The modules.json of {name} names {module[1]}, which is not a module of sentence-transformers: mend the "
+            "file, or pass trust_remote_code=True if it is code of an author whom you trust."
+        )
+    # an argument of the caller's that does not exist is an error of Python's own
+    if re.match(r"(SentenceTransformer|PromptEOL)\.__init__\(\) got an unexpected", text):
+        return None
+    lines = "\n" in text and not isinstance(error, (ImportError, OSError, RuntimeError)) and not _is_ours(error)
+    if lines or isinstance(error, _UNEXPECTED):
+        return (
+            f"{name} cannot be opened, because a file of it lacks a value, or holds one that does not belong there "
+            f"({type(error).__name__}: {_line(error)}): download or save it again."
+        )
+    return None
+
+
+def find_damage(folder: str | None) -> str | None:
+    """Returns a sentence on the first of a folder's JSON files that is cut short or is not of its kind; or None."""
+    if folder is None or not os.path.isdir(folder):
+        return None
+    for path in sorted([*Path(folder).glob("*.json"), *Path(folder).glob("*/config.json")]):
+        file = path.relative_to(folder).as_posix()
+        if not _JSON_FILES.fullmatch(file) or not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            return f"{file!r} in {folder!r} cannot be read: {error.strerror}."
+        except ValueError as error:
+            problem = f"is not JSON ({error})" if path.stat().st_size else "is empty"
+            return f"{file!r} in {folder!r} {problem}: download or save it again."
+        if file == "modules.json":
+            if not _lists_modules(content):
+                return (
+                    f"{file!r} in {folder!r} is not a list of modules, each with its type and path: download or save "
+                    "it again."
+                )
+        elif not isinstance(content, dict):
+            return f"{file!r} in {folder!r} is not a JSON object: download or save it again."
+    return None
+
+
+def _lists_modules(content: Any) -> bool:
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(
+            isinstance(module, dict) and all(isinstance(module.get(key), str) for key in ("name", "path", "type"))
+            for module in content
+        )
+    )
+
+
+@contextmanager
+def explain_gguf(path: str) -> Iterator[None]:
+    """Turns everything that reading a GGUF file runs into into one ValueError; of any other `path` nothing."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, *_UNEXPECTED) as error:
+        if not path.endswith(".gguf") or not os.path.isfile(path) or _is_ours(error) or is_disk_full(error):
+            raise
+        raise ValueError(
+            f"The GGUF file {path!r} is damaged, cut short or not one that transformers reads ({_line(error)}): "
+            "download it again, or take the safetensors of the same model."
+        ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether an exception was raised by this package's own code, which then says what a user should know."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("st_prompteol.")
+
+
+def _line(error: BaseException) -> str:
+    """Returns what an exception says, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) < 300 else str(error).strip().splitlines()[0]).rstrip(".")
+
+
+def check_whole(minimum: int = 1, **given: Any) -> None:
+    """Raises ValueError for a number that is not whole or is below the minimum; None counts as not given.
+
+    Args:
+        minimum: The least that is allowed. Defaults to 1.
+        **given: The numbers, by the names of the arguments.
+    """
+    for name, value in given.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= minimum):
+            raise ValueError(f"{name}={value!r} must be at least {minimum}, a whole number.")
 
 
 @contextmanager

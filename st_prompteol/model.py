@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,8 @@ from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layer
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.cut import Cut, cut_body
-from st_prompteol.failures import explain_opening
+from st_prompteol.decoders import split_gguf
+from st_prompteol.failures import check_whole, explain_gguf, explain_opening
 from st_prompteol.fast import Reading, encode_distinct
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
@@ -51,8 +53,9 @@ class PromptEOL(SentenceTransformer):
     repository with or without tokenizer files. Everything it saves opens with plain `SentenceTransformer`.
 
     Args:
-        model_name_or_path: Hub id or folder, or `"tiny"` for the model that comes with the package, which is small
-            and for trying things out. Defaults to None, which needs `modules`.
+        model_name_or_path: Hub id or folder, a GGUF file (`folder/model.gguf`, `user/repository/model.gguf`), or
+            `"tiny"` for the model that comes with the package, which is small and for trying things out. Defaults to
+            None, which needs `modules`.
         modules: Modules to assemble instead, the first one a `PromptEOLTransformer`. Defaults to None.
         template: A `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one `{sentence}`. Defaults to
             None: the template of a saved model, `"prompteol"` for a base LLM.
@@ -105,11 +108,12 @@ class PromptEOL(SentenceTransformer):
         processor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_whole(max_seq_length=max_seq_length, truncate_dim=kwargs.get("truncate_dim"))
         model_kwargs, processor_kwargs = dict(model_kwargs or {}), dict(processor_kwargs or {})
-        model_name_or_path = find_released(model_name_or_path)
+        model_name_or_path = opened = find_released(model_name_or_path)
         if modules is not None and not isinstance(modules[0], PromptEOLTransformer):
             raise ValueError(f"The first module of a PromptEOL is a PromptEOLTransformer, got {type(modules[0])}.")
-        if model_name_or_path is None and (modules is None or quantization or device_map):
+        if not model_name_or_path and (modules is None or quantization or device_map):
             raise ValueError("PromptEOL needs a model_name_or_path to open, or modules to assemble.")
         if device is not None and device_map is not None:
             raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other: pass one.")
@@ -119,6 +123,8 @@ class PromptEOL(SentenceTransformer):
             template = get_template(template)
             if demonstrations:
                 template = replace(template, demonstrations=tuple(demonstrations))
+        if device is not None:
+            _check_device(device)
         if device is None and device_map is None and "device_map" not in model_kwargs:
             device = get_device_name()
         if quantization is not None:
@@ -131,12 +137,21 @@ class PromptEOL(SentenceTransformer):
             model_kwargs["dtype"] = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
+        if model_name_or_path is not None:
+            model_name_or_path, file = split_gguf(model_name_or_path)
+            if file is not None:
+                model_kwargs["gguf_file"] = file
 
         if kwargs.get("model_card_data") is not None:
             kwargs["model_card_data"] = as_own_data(kwargs["model_card_data"])
 
         self._transformer_options: dict[str, Any] = {"template": template, "layer": layer, "fast": fast}
-        with explain_opening(model_name_or_path), reading_from(model_name_or_path):
+        gguf_file = model_kwargs.get("gguf_file")
+        with (
+            explain_opening(opened),
+            explain_gguf(os.path.join(str(model_name_or_path), gguf_file or "")),
+            reading_from(model_name_or_path),
+        ):
             super().__init__(
                 model_name_or_path,
                 modules=modules,
@@ -278,9 +293,11 @@ class PromptEOL(SentenceTransformer):
             Likewise, by default an array `(len(inputs), embedding_dimension)`.
 
         Raises:
-            ValueError: If the model was moved to the device `meta`, where it has no weights.
+            ValueError: If the model was moved to the device `meta`, where it has no weights, or if `batch_size` or
+                `truncate_dim` is below 1.
             RuntimeError: If another thread changes the template, the layer or `max_seq_length` meanwhile.
         """
+        check_whole(batch_size=batch_size, truncate_dim=kwargs.get("truncate_dim"))
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
         only_embeddings = output_value == "sentence_embedding"
@@ -362,7 +379,7 @@ class PromptEOL(SentenceTransformer):
         """Returns what the model runs with, by name, as `st-prompteol info` shows it."""
         transformer, template = self[0], self.template
         return {
-            "model": transformer.config.name_or_path,
+            "model": os.path.join(transformer.config.name_or_path, *filter(None, [transformer.gguf_file])),
             "architecture": type(transformer.model).__name__,
             "adapters": self._describe_adapters(),
             "template": template.head + HOLE + template.tail,
@@ -482,7 +499,17 @@ class PromptEOL(SentenceTransformer):
         return [transformer, LastTokenPooling(transformer.get_embedding_dimension())], {}
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
-        module_class: type = super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        try:
+            module_class: Any = super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        except ImportError:
+            if not class_ref.startswith("sentence_transformers."):
+                raise  # code of the repository's own, or a package of its
+            module_class = None
+        if not isinstance(module_class, type) or not issubclass(module_class, torch.nn.Module):
+            raise ValueError(
+                f"The modules.json of {args[0]!r} names {class_ref!r}, which is not a module of "
+                "sentence-transformers: mend the file, or save the model again."
+            )
         return PromptEOLTransformer if module_class is Transformer else module_class
 
     def _get_module_init_defaults(self, class_ref: str) -> dict[str, Any]:
@@ -493,9 +520,33 @@ class PromptEOL(SentenceTransformer):
         self, *args: Any, **kwargs: Any
     ) -> tuple[MutableMapping[str, torch.nn.Module], dict[str, Any]]:
         """Opens a saved model, with our reading of the last token in place of upstream's."""
+        name = args[0]
+        if gguf_file := (kwargs.get("model_kwargs") or {}).get("gguf_file"):
+            raise ValueError(
+                f"The GGUF file {gguf_file!r} lies in {name!r} beside a saved model, whose tokenizer and modules "
+                "would be mixed with it: move it to a folder of its own."
+            )
         modules, module_kwargs = super()._load_config_modules(*args, **kwargs)
-        _fit_poolings(modules, next(iter(modules.values())).get_embedding_dimension())
+        first, *behind = modules.values()
+        if not isinstance(first, PromptEOLTransformer) or not behind:
+            problem = "with another module than a Transformer" if behind else "and ends with its Transformer"
+            raise ValueError(
+                f"The modules.json of {name!r} begins {problem}, where PromptEOL has a Transformer and a Pooling: "
+                "open it with SentenceTransformer, or take the file that belongs to the model."
+            )
+        _fit_poolings(modules, first.get_embedding_dimension())
         return modules, module_kwargs
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"The device {device!r} is not one of this machine ({problem}): choose cpu, or leave it out for the one "
+            "that is here."
+        ) from error
 
 
 def _reads_embedding(module: torch.nn.Module) -> bool:

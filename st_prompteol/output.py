@@ -1,4 +1,4 @@
-"""Tables and figures as files: Markdown, CSV and JSON; PNG and SVG."""
+"""Tables and figures: as plain text that a person reads, and as files (Markdown, CSV, JSON; PNG, SVG)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from st_prompteol.files import replacing_file
 
 TABLES = (".md", ".csv", ".json")
 FIGURES = (".png", ".svg")
+_JOINERS = "\u200c\u200d"  # of letters and of emoji
 
 
 def check_output(path: str | os.PathLike[str], formats: Sequence[str]) -> None:
@@ -30,6 +32,85 @@ def check_output(path: str | os.PathLike[str], formats: Sequence[str]) -> None:
         raise ValueError(f"Unknown {kind} format {str(path)!r}: end its name in {', '.join(others)} or {last}.")
     if not Path(path).resolve().parent.is_dir():
         raise FileNotFoundError(f"The folder of {str(path)!r} does not exist: make it, then run again.")
+
+
+def one_line(text: str) -> str:
+    r"""Returns text as one line that is harmless to a terminal; line breaks and control characters are escaped."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def to_text(lines: Sequence[Sequence[str]], text_columns: int = 1, width: int | None = None) -> list[str]:
+    """Lays a table out in aligned columns, every cell whole.
+
+    Args:
+        lines: The table as text, the header first.
+        text_columns: How many columns, the first ones, are text, on the left; the others are numbers, on the right.
+            Defaults to 1.
+        width: How many characters a line should have at most. Columns of numbers that do not fit follow below, with
+            the columns of text in front of them again. Defaults to None: any number.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> to_text([["model", "STS12"], ["tiny", "62.90"]])
+        ['model  STS12', 'tiny   62.90']
+    """
+    cells = [[one_line(cell) for cell in line] for line in lines]
+    widths = [max(map(_cells, column)) for column in zip(*cells, strict=True)]
+    texts = list(range(text_columns))
+    blocks: list[list[int]] = [[]]
+    for column in range(text_columns, len(widths)):
+        if width is not None and blocks[-1]:
+            taken = sum(widths[one] + 2 for one in (*texts, *blocks[-1], column)) - 2
+            if taken > width:
+                blocks.append([])
+        blocks[-1].append(column)
+    laid: list[str] = []
+    for block in blocks:
+        laid += [""] * bool(laid)
+        for line in cells:
+            shown = [
+                line[column] + _pad(line[column], widths[column])
+                if column < text_columns
+                else _pad(line[column], widths[column]) + line[column]
+                for column in (*texts, *block)
+            ]
+            laid.append("  ".join(shown).rstrip())
+    return laid
+
+
+def _cells(text: str) -> int:
+    """Returns how many columns of a terminal a text takes: two for a wide character, none for a combining one."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _pad(text: str, width: int) -> str:
+    return " " * (width - _cells(text))
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as a person says it.
+
+    Example:
+        >>> [duration(seconds) for seconds in (0.42, 75.2, 3720)]
+        ['0.4 s', '1 min 15 s', '1 h 02 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def to_markdown(lines: Sequence[Sequence[str]], text_columns: Collection[str]) -> str:

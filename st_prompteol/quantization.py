@@ -117,7 +117,12 @@ def opening_quantized(name: str, config: PretrainedConfig, model_kwargs: dict[st
             ) from error
         raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if stated and not isinstance(error, OutOfMemoryError) and "ignore_mismatched_sizes" not in str(error):
+        if (
+            stated
+            and method != "gguf"
+            and not isinstance(error, OutOfMemoryError)
+            and "ignore_mismatched_sizes" not in str(error)
+        ):
             raise ValueError(
                 f"{name!r} does not hold what its config.json says of its quantisation, {method or 'no quant_method'} "
                 f"({_line(error)}): download or save it again, or take the config.json that belongs to it."

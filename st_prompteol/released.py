@@ -20,10 +20,14 @@ Example:
 
 
 def find_released(model_name_or_path: str | None) -> str | None:
-    """Returns the packaged folder for `"tiny"`, unless a folder of that name is there, and any other name as it is.
+    """Returns the packaged folder for `"tiny"`, unless a folder of that name is there, any other name as it is.
+
+    A leading `~` is the user's home folder, also where no shell has read the name.
 
     The first time that this is the packaged model, a warning says what it is for.
     """
+    if model_name_or_path is not None and model_name_or_path.startswith("~"):
+        model_name_or_path = os.path.expanduser(model_name_or_path)
     if model_name_or_path == "tiny" and not os.path.isdir("tiny"):
         model_name_or_path = TINY
     if model_name_or_path is not None and os.path.realpath(model_name_or_path) == os.path.realpath(TINY):

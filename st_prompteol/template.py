@@ -217,9 +217,9 @@ def get_template(template: str | PromptTemplate) -> PromptTemplate:
     """
     if isinstance(template, PromptTemplate):
         return template
-    if template in TEMPLATES:
+    if isinstance(template, str) and template in TEMPLATES:
         return TEMPLATES[template]
-    if HOLE in template:
+    if isinstance(template, str) and HOLE in template:
         return PromptTemplate(template)
     raise ValueError(
         f"Unknown template {template!r}: choose one of {', '.join(TEMPLATES)}, or write a text with {HOLE} in it."

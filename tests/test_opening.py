@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -96,6 +98,153 @@ def test_what_cannot_be_opened_is_one_sentence(causal_lms: dict[str, str], tmp_p
         call()
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def of_another_kind(path: Path) -> None:
+    path.write_text("[1, 2]", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def saved(causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    PromptEOL(causal_lms["llama"], layer=-2).save_pretrained(str(folder))
+    return folder
+
+
+def sentence_of(opening: Callable[[], Any]) -> str:
+    with pytest.raises((ValueError, OSError)) as caught:
+        opening()
+    assert "\n" not in str(caught.value)
+    assert type(caught.value).__module__ == "builtins"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [cut_short, emptied, of_another_kind])
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json",
+     "config_sentence_transformers.json", "1_Pooling/config.json", "adapter_config.json"],
+)  # fmt: skip
+def test_a_damaged_file_is_named(
+    saved: Path, causal_lms: dict[str, str], tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    if file == "adapter_config.json":
+        publish_adapter(causal_lms["llama"], tmp_path / "model")
+    else:
+        shutil.copytree(saved, tmp_path / "model")
+    damage(tmp_path / "model" / file)
+    assert f"'{file}' in '{tmp_path / 'model'}'" in sentence_of(lambda: PromptEOL(str(tmp_path / "model")))
+
+
+def changed(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / file
+        path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+
+    return damage
+
+
+def typed(kind: Any, place: int = 1) -> Callable[[Path], None]:
+    return changed("modules.json", lambda modules: [
+        {**module, "type": kind} if number == place else module for number, module in enumerate(modules)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (typed("os.system"), r"names 'os\.system', which is not a module of sentence-transformers"),
+        (typed("sentence_transformers.util.cos_sim"), r"names 'sentence_transformers\.util\.cos_sim', which is not a"),
+        (typed("sentence_transformers.models.NoSuch", 0), "names 'sentence_transformers.models.NoSuch', which is not"),
+        (typed(None), r"'modules\.json' in .* is not a list of modules"),
+        (changed("modules.json", lambda modules: []), r"'modules\.json' in .* is not a list of modules"),
+        (changed("modules.json", lambda modules: modules[0]), r"'modules\.json' in .* is not a list of modules"),
+        (changed("modules.json", lambda modules: modules[::-1]), "begins with another module than a Transformer"),
+        (changed("modules.json", lambda modules: modules[:1]), "ends with its Transformer"),
+        (changed("sentence_bert_config.json", lambda values: {**values, "odd": 1}), "unexpected keyword .*'odd'"),
+        (changed("sentence_bert_config.json", lambda values: {**values, "max_seq_length": "x"}), "a file of it"),
+        (changed("1_Pooling/config.json", lambda values: {}), "lacks a value"),
+        (changed("config.json", lambda values: {**values, "hidden_size": "x"}), "expected int, got str"),
+        (changed("config.json", lambda values: {**values, "hidden_act": "x"}), "a file of it lacks a value"),
+        (changed("config.json", lambda values: {**values, "model_type": "x"}), "does not recognize this architecture"),
+        (lambda folder: cut_short(folder / "model.safetensors"), "A weights file of .* is damaged"),
+        (lambda folder: emptied(folder / "model.safetensors"), "A weights file of .* is damaged"),
+    ],
+)
+def test_values_that_do_not_belong_there_are_one_sentence(
+    saved: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    damage(tmp_path / "model")
+    assert re.search(message, sentence_of(lambda: PromptEOL(str(tmp_path / "model"))))
+
+
+@pytest.mark.parametrize("size", [0, 10, 3000])
+def test_a_pickled_checkpoint_that_is_cut_is_one_sentence(
+    causal_lms: dict[str, str], tmp_path: Path, size: int
+) -> None:
+    shutil.copytree(causal_lms["llama"], tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    (tmp_path / "model/model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "model/pytorch_model.bin")
+    whole = (tmp_path / "model/pytorch_model.bin").read_bytes()
+    (tmp_path / "model/pytorch_model.bin").write_bytes(whole[:size])
+    assert "A weights file of" in sentence_of(lambda: PromptEOL(str(tmp_path / "model")))
+
+
+def test_an_adapter_that_lacks_a_part_is_one_sentence(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    adapter = Path(publish_adapter(causal_lms["llama"], tmp_path / "adapter"))
+    changed("adapter_config.json", lambda values: {**values, "base_model_name_or_path": None})(adapter)
+    assert "does not name the base LLM" in sentence_of(lambda: PromptEOL(str(adapter)))
+    adapter = Path(publish_adapter(causal_lms["llama"], tmp_path / "other"))
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "has no adapter_model.safetensors" in sentence_of(lambda: PromptEOL(str(adapter)))
+
+
+NUMBERS: list[dict[str, Any]] = [
+    *({name: value} for name in ("truncate_dim", "max_seq_length") for value in (0, -5, 2.5, "x", True)),
+    {"layer": 0},
+    {"layer": -9},
+    {"device": "nope"},
+    {"template": 3},
+]
+
+
+@pytest.mark.parametrize("options", NUMBERS, ids=str)
+def test_a_number_out_of_range_is_one_sentence(causal_lms: dict[str, str], options: dict[str, Any]) -> None:
+    message = sentence_of(lambda: PromptEOL(causal_lms["llama"], **options))
+    assert repr(next(iter(options.values()))) in message
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_batch_has_at_least_one_sentence(causal_lms: dict[str, str], fast: bool) -> None:
+    model = PromptEOL(causal_lms["llama"], fast=fast)
+    for size in (0, -1, 2.5, "x", True):
+        for inputs in ("a", ["a", "b"], []):
+            message = sentence_of(lambda inputs=inputs, size=size: model.encode(inputs, batch_size=size))
+            assert message == f"batch_size={size!r} must be at least 1, a whole number."
+    assert "truncate_dim=0 must be" in sentence_of(lambda: model.encode("a", truncate_dim=0))
+    assert model.encode(["a", "b"], batch_size=np.int64(1)).shape == (2, 32)
+
+
+def test_an_argument_that_does_not_exist_is_an_error_of_python(causal_lms: dict[str, str]) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        PromptEOL(causal_lms["llama"], nonsense=1)
+
+
+def test_a_home_folder_is_found(causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(causal_lms["llama"], tmp_path / "a model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    one, other = (PromptEOL(name).encode("x") for name in ("~/a model/", causal_lms["llama"]))
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
     {"extras"},
-    set("template files failures tables long_text adapters decoders pooling quantization released spelling".split()),
+    set("template files failures tables long_text adapters decoders pooling quantization".split())
+    | {"released", "signals", "spelling"},
     {"body", "tokens", "fast", "output", "retries", "saving"},
     {"stock", "card"},
     {"modules"},
@@ -33,6 +34,7 @@ RANKS = [
     {"corpus", "evaluation"},
     {"recipes", "hub", "server"},
     {"cli"},
+    {"__main__"},
 ]
 
 

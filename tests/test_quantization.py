@@ -23,10 +23,13 @@ from transformers import (
 )
 
 from st_prompteol import PromptEOL, lora_config
+from st_prompteol.corpus import encode_corpus
+from st_prompteol.evaluation import Comparison
 from st_prompteol.fast.check import mixes_rows
 from st_prompteol.identity import identify
+from st_prompteol.recipes import LocalLM
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantised
+from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, build_senteval, dequantised
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # gptqmodel's
 BLOCK = 32  # numbers that share a scale
@@ -379,12 +382,51 @@ def test_a_gguf_file_is_opened_as_floats(
     assert str(model.describe()["quantization"]).startswith("gguf")
     model.save_pretrained(str(tmp_path / "saved"))
     assert distance(plain.encode(tmp_path / "saved", SENTENCES), embeddings) <= 1e-5
+    by_path = PromptEOL(str(tmp_path / "repository/model.gguf"), demonstrations=[JOCKEY])
+    np.testing.assert_array_equal(by_path.encode(SENTENCES), embeddings)
+    assert by_path.describe()["model"] == str(tmp_path / "repository/model.gguf")
     with pytest.raises(ValueError, match=r"has no config\.json that names its model_type: .* name the GGUF file"):
         PromptEOL(str(tmp_path / "repository"))
     with pytest.raises(
         FileNotFoundError, match=r"cannot be opened: .* does not appear to have a file named none\.gguf"
     ):
         PromptEOL(str(tmp_path / "repository"), model_kwargs={"gguf_file": "none.gguf"})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of its reader
+def test_a_gguf_file_is_taken_by_its_path_or_named_as_damaged(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(bases["llama"], tmp_path / "model.gguf", "F32")
+    whole, cut = (tmp_path / "model.gguf").read_bytes(), tmp_path / "cut.gguf"
+    for size in (0, 3, 20, 100, 3000, len(whole) // 2, len(whole) - 7):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"^The GGUF file '{cut}' is damaged, cut short or not one") as caught:
+            PromptEOL(str(cut))
+        assert "\n" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    model = PromptEOL("model.gguf")
+    model.save_pretrained("saved")
+    shutil.copy("model.gguf", "saved/model.gguf")
+    with pytest.raises(ValueError, match=r"lies in 'saved' beside a saved model, whose tokenizer"):
+        PromptEOL("saved/model.gguf")
+    with pytest.raises(FileNotFoundError, match=r"^'none\.gguf' is not a file"):
+        PromptEOL("none.gguf")
+    with pytest.raises(ValueError, match=r"^layer=-99 is out of range"):
+        PromptEOL("model.gguf", layer=-99)
+    sentences = ["a jockey", "a horse"]
+    assert next(iter(LocalLM("model.gguf", device="cpu").ask(sentences)))[0] == "a jockey"
+    assert encode_corpus("model.gguf", write_lines(tmp_path / "s.txt", sentences), tmp_path / "corpus").rows == 2
+    data = build_senteval(tmp_path / "senteval")
+    comparison = Comparison(tasks=("STSBenchmark",), data_dir=str(data), results_dir=str(tmp_path / "results"))
+    rows = [row for name in ("model.gguf", "saved") for row in comparison.run(name, {})]
+    assert rows[0].scores == pytest.approx(rows[1].scores, abs=1e-2)
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["model.gguf", "saved"]
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
 
 
 @pytest.mark.parametrize(

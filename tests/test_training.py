@@ -34,7 +34,7 @@ pytest.importorskip("accelerate")
 from training import train as script
 from training.arguments import DEV_METRIC, ModelArguments, RunArguments
 from training.data import PREPROCESSING, sts_benchmark
-from training.failures import explain
+from training.failures import explain, explained
 from training.loss import build_loss
 from training.report import describe_scores
 from training.run_folder import claimed, find_checkpoint
@@ -146,6 +146,98 @@ def test_a_run_tells_what_it_trains_and_what_it_cost(finished: tuple[Path, str])
     assert (output_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "MultipleNegativesRankingLoss" in (output_dir / "README.md").read_text(encoding="utf-8")
     assert len(logged(output_dir, 8)) == 8
+
+
+def test_a_run_prints_a_line_for_each_log(finished: tuple[Path, str]) -> None:
+    output_dir, said = finished
+    lines = [line for line in said.splitlines() if line.startswith("step ")]
+    assert lines[0] == "step 0 of 8: evaluating before the first step"
+    dev = logged(output_dir, 8, DEV_METRIC)
+    assert lines[1].startswith(f"step 0 of 8: STS-B dev {100 * dev[0]:.2f} before training; ")
+    for step, loss in logged(output_dir, 8).items():
+        rate = logged(output_dir, 8, "learning_rate")[step]
+        told = f"step {step} of 8: loss {loss:.4f}, learning rate {rate:.2e}; "
+        (line,) = (line for line in lines if line.startswith(told))
+        assert re.fullmatch(r"\d+(\.\d)? (s|min \d\d s) elapsed, \d+(\.\d)? (s|min \d\d s) left", line[len(told) :])
+    best = max(dev[step] for step in dev if step)
+    assert f"STS-B dev {100 * dev[8]:.2f}, best {100 * best:.2f} at step " in lines[-1]
+    assert "{'" not in said
+    assert "per_second" not in said
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(words: Words, finished: tuple[Path, str]) -> None:
+    before = contents(finished[0])
+    for checkpoint in ("auto", str(finished[0] / "checkpoint-8")):
+        argv = words("--resume_from_checkpoint", checkpoint, "--merge")
+        _, said = run_to_the_end(script.main, argv, finished[0])
+        assert said == f"complete: {finished[0]} holds the result of this run already, and nothing was changed\n"
+        assert contents(finished[0]) == before
+    argv = words("--resume_from_checkpoint", "auto", "--output_dir", str(finished[0]), "--learning_rate", "0.5")
+    assert "learning_rate was 0.01 and is 0.5" in sentence_of_exit(argv)
+    assert contents(finished[0]) == before
+
+
+@pytest.mark.parametrize("stopped", ["before the save", "in the save", "after the save"])
+def test_a_run_that_was_stopped_around_its_last_save_is_only_saved(
+    words: Words, finished: tuple[Path, str], tmp_path: Path, stopped: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "trainer_state.json").unlink()
+    if stopped == "before the save":
+        for path in run.iterdir():
+            if path.is_file() and path.name != "run.json":
+                path.unlink()
+    elif stopped == "in the save":
+        (run / "trainer_state.json").write_text('{"epoch', encoding="utf-8")
+        (run / "adapter_model.safetensors").write_bytes(b"half")
+    _, said = run_to_the_end(script.main, words("--resume_from_checkpoint", "auto"), run)
+    assert "\nstep " not in said
+    scores = [line for line in finished[1].splitlines() if line.startswith("| STS-B")]
+    assert [line for line in said.splitlines() if line.startswith("| STS-B")] == scores
+    kept, expected = (load_file(folder / "adapter_model.safetensors") for folder in (run, finished[0]))
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    assert state_of(run, 8)["global_step"] == 8
+    assert not (run / "checkpoint-9").exists()
+    before = contents(run)
+    assert run_to_the_end(script.main, words("--resume_from_checkpoint", "auto"), run)[1].startswith("complete: ")
+    assert contents(run) == before
+
+
+def test_a_damaged_record_is_as_none(
+    words: Words, finished: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    for content in ("[1]", "{", ""):
+        (run / "run.json").write_text(content, encoding="utf-8")
+        run_to_the_end(script.main, words("--resume_from_checkpoint", "auto"), run)
+        assert caplog.text.count("has no record of the arguments") == 1
+        caplog.clear()
+
+
+def test_an_interrupted_run_is_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, explained():
+        raise KeyboardInterrupt
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "train.py: interrupted\n")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_end_does_so_in_order(words: Words, tmp_path: Path) -> None:
+    process, deadline = start(child, words()), time.monotonic() + 120
+    while not (tmp_path / "run/checkpoint-2").exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 143
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_what_is_kept_is_the_best_checkpoint(finished: tuple[Path, str]) -> None:

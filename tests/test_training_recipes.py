@@ -75,7 +75,10 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "r.yaml").write_text("output_dir: a\nlora_r: many\n")
     with pytest.raises(SystemExit):
         parse_arguments(["--config", str(tmp_path / "r.yaml")])
-    assert "argument --lora_r" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("train.py: argument --lora_r")
+    assert "invalid int value: 'many'" in told
+    assert told.count("\n") == 1
 
 
 def test_sharded_weights_are_not_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +96,27 @@ def test_sharded_weights_are_not_pushed(monkeypatch: pytest.MonkeyPatch) -> None
         ("- a\n", [], "must be a list of `key: value` lines"),
         ("seed: 1\n", [], "needs an output_dir"),
         ("output_dir: a\n", ["--mini_batch_size", "0"], "mini_batch_size=0 must be at least 1"),
+        (
+            "output_dir: a\n",
+            ["--per_device_train_batch_size", "0"],
+            "per_device_train_batch_size=0 must be at least 1",
+        ),
+        ("output_dir: a\n", ["--per_device_eval_batch_size=-1"], "per_device_eval_batch_size=-1 must be at least 1"),
+        ("output_dir: a\n", ["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0 must be at least"),
+        ("output_dir: a\n", ["--max_sentence_tokens", "0"], "max_sentence_tokens=0 must be at least 1"),
+        ("output_dir: a\n", ["--max_train_samples=-1"], "max_train_samples=-1 must be at least 1"),
+        ("output_dir: a\n", ["--max_seq_length", "0"], "max_seq_length=0 must be at least 1"),
+        ("output_dir: a\n", ["--matryoshka_dims", "8", "0"], "matryoshka_dims=0 must be at least 1"),
+        ("output_dir: a\n", ["--lora_r=-1"], "lora_r=-1 must be at least 0"),
+        ("output_dir: a\n", ["--lora_dropout", "1.5"], "lora_dropout=1.5 is out of range"),
+        ("output_dir: a\n", ["--learning_rate", "nan"], "learning_rate=nan is out of range"),
+        ("output_dir: a\n", ["--num_train_epochs", "0"], "num_train_epochs=0.0 leaves nothing to train"),
+        ("output_dir: a\n", ["--seed=-1"], "seed=-1 must be at least 0"),
+        ("output_dir: a\n", ["--early_stopping_patience", "0"], "early_stopping_patience=0 must be at least 1"),
+        ("output_dir: [a\n", [], "is not YAML .*: mend it"),
+        ("seed: 'x\n", [], "is not YAML"),
+        ("", [], "must be a list of `key: value` lines, got None"),
+        ("\x00", [], "is not YAML"),
     ],
 )
 def test_a_recipe_without_sense_is_refused(tmp_path: Path, recipe: str, arguments: list[str], message: str) -> None:

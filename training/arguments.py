@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,8 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import HfArg
+
+from st_prompteol.failures import check_whole
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 DEV_METRIC = "eval_sts-dev_spearman_cosine"
@@ -39,6 +43,11 @@ DEFAULTS = {
     "report_to": "none",
     "hub_strategy": "end",
 }
+# Arguments of a run that are whole numbers from 1 on, or left out
+_COUNTS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "mini_batch_size",
+    "early_stopping_patience", "save_total_limit",
+)  # fmt: skip
 
 
 @dataclass
@@ -72,6 +81,11 @@ class ModelArguments:
     lora_target_modules: list[str] = HfArg(
         default_factory=lambda: ["all-linear"], help="Layers to adapt: all-linear, or names such as q_proj v_proj."
     )
+
+    def __post_init__(self) -> None:
+        check_whole(lora_alpha=self.lora_alpha, max_seq_length=self.max_seq_length)
+        check_whole(0, lora_r=self.lora_r)
+        _check_between(0, 1, lora_dropout=self.lora_dropout)
 
 
 @dataclass
@@ -112,6 +126,13 @@ class DataArguments:
         default=None, help="SentEval's data folder, for STS-B. None: sentence-transformers/stsb."
     )
 
+    def __post_init__(self) -> None:
+        check_whole(
+            shuffle_buffer_size=self.shuffle_buffer_size,
+            max_train_samples=self.max_train_samples,
+            max_sentence_tokens=self.max_sentence_tokens,
+        )
+
 
 @dataclass
 class RunArguments(SentenceTransformerTrainingArguments):
@@ -143,8 +164,13 @@ class RunArguments(SentenceTransformerTrainingArguments):
     checkpoint_activations: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.mini_batch_size is not None and self.mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size={self.mini_batch_size} must be at least 1, or left out.")
+        check_whole(**{name: getattr(self, name) for name in _COUNTS})
+        check_whole(0, seed=self.seed, data_seed=self.data_seed)
+        for dimension in self.matryoshka_dims or ():
+            check_whole(matryoshka_dims=dimension)
+        _check_between(0, math.inf, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps)
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs} leaves nothing to train: raise it above 0.")
         self.precision_reason = prepare_arguments(self)
         # the trainer would push every file in the folder; train.py pushes the model
         self.push_result, self.push_to_hub = self.push_to_hub, False
@@ -228,22 +254,28 @@ def parse_recipe(
         FileNotFoundError: If there is no such recipe.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(tuple(kinds), allow_abbrev=False)
+    parser = HfArgumentParser(tuple(kinds), allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", help="Recipe: a YAML file whose keys are the names of these flags.")
     parser.set_defaults(**(defaults or {}))
     known = {action.dest for action in parser._actions} - {"config", "help"}
-    options, unknown = parser.parse_known_args(argv)
-    for flag in unknown:
-        raise ValueError(_unknown("flag", flag, {f"--{name}" for name in known}))
-    flags = _recipe_flags(options.config, known) if options.config else []
-    return tuple(parser.parse_args_into_dataclasses([*flags, *argv])[: len(kinds)])
+    try:
+        options, unknown = parser.parse_known_args(argv)
+        for flag in unknown:
+            raise ValueError(_unknown("flag", flag, {f"--{name}" for name in known}))
+        flags = _recipe_flags(options.config, known) if options.config else []
+        return tuple(parser.parse_args_into_dataclasses([*flags, *argv])[: len(kinds)])
+    except argparse.ArgumentError as error:  # without the usage, which is longer than a screen
+        parser.exit(2, f"train.py: {error}; run with --help for what it takes\n")
 
 
 def _recipe_flags(path: str, known: set[str]) -> list[str]:
     """Reads a recipe as flags, so that both are checked in the same way."""
     import yaml
 
-    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The recipe {path!r} is not YAML ({' '.join(str(error).split())}): mend it.") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {path!r} must be a list of `key: value` lines, got {recipe!r}.")
     flags = []
@@ -255,6 +287,13 @@ def _recipe_flags(path: str, known: set[str]) -> list[str]:
         elif value is not None:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
+
+
+def _check_between(least: float, limit: float, **given: float) -> None:
+    """Raises ValueError for a number below the least or not below the limit, NaN among them."""
+    for name, value in given.items():
+        if not least <= value < limit:
+            raise ValueError(f"{name}={value!r} is out of range: give {least} or more, below {limit}.")
 
 
 def _unknown(kind: str, name: str, known: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 
 from st_prompteol.failures import is_disk_full
 
@@ -13,14 +14,17 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 @contextmanager
 def explained(script: str = "train.py") -> Iterator[None]:
-    """Ends the process with status 1 and one sentence where that says more than a traceback."""
+    """Ends the process with status 1 and one sentence where that says more than a traceback, by Ctrl-C with 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise
-        sys.exit(f"{script}: {sentence}")
+        sys.exit(f"{script}: {' '.join(sentence.split())}")
 
 
 def explain(error: BaseException) -> str | None:
@@ -38,5 +42,10 @@ def explain(error: BaseException) -> str | None:
         return (
             "The disk is full, so the last checkpoint was not written: free space or lower --save_total_limit, then "
             "go on with --resume_from_checkpoint auto."
+        )
+    if isinstance(error, (EOFError, UnpicklingError)) or "PytorchStreamReader" in text:
+        return (
+            f"A file of the checkpoint is damaged ({text.splitlines()[0] if text else 'it is empty'}): remove its "
+            "folder, then go on from the one before with --resume_from_checkpoint auto."
         )
     return text if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)) else None

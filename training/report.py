@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from st_prompteol import PromptEOL
 from st_prompteol.files import replacing_file
+from st_prompteol.output import duration
 from training.arguments import DEV_METRIC, RunArguments
 
 _DRY_STEPS = 2
@@ -79,6 +80,47 @@ class Speed(TrainerCallback):
         """Returns how long a run of so many steps will take, without evaluations."""
         seconds = self.seconds_per_step * steps
         return f"forecast: {steps:,} steps in {seconds / 3600:.2f} h ({seconds:,.0f} s), without evaluations"
+
+
+class Console(TrainerCallback):
+    """Prints a line for each log, of the first process: step, loss, learning rate, STS-B dev, time gone and left."""
+
+    def __init__(self) -> None:
+        self._began, self._first_step = time.perf_counter(), 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the clock, and says what happens before the first step."""
+        self._began, self._first_step = time.perf_counter(), state.global_step
+        if state.is_world_process_zero and args.eval_on_start:
+            step = "first" if state.global_step == 0 else "next"
+            print(f"step {state.global_step:,} of {state.max_steps:,}: evaluating before the {step} step", flush=True)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Prints what was logged; the totals at the end are described by `Speed`."""
+        told = _describe_log(logs or {}, state.log_history)
+        if told and state.is_world_process_zero:
+            line = f"step {state.global_step:,} of {state.max_steps:,}: {told}; {self._times(state)}"
+            print(line, flush=True)
+
+    def _times(self, state: Any) -> str:
+        elapsed = time.perf_counter() - self._began
+        done = state.global_step - self._first_step
+        times = f"{duration(elapsed)} elapsed"
+        return times + (f", {duration(elapsed / done * (state.max_steps - state.global_step))} left" if done else "")
+
+
+def _describe_log(logs: dict[str, Any], history: list[dict[str, Any]]) -> str | None:
+    """Returns what a log of the training or of an evaluation says, None for one of totals."""
+    if "loss" in logs:
+        return f"loss {float(logs['loss']):.4f}, learning rate {float(logs['learning_rate']):.2e}"
+    if DEV_METRIC not in logs:
+        return None
+    measured = [(row[DEV_METRIC], -row["step"]) for row in history if DEV_METRIC in row and row["step"]]
+    told = f"STS-B dev {100 * logs[DEV_METRIC]:.2f}"
+    if not measured:
+        return f"{told} before training"
+    best, step = max(measured)
+    return f"{told}, best {100 * best:.2f} at step {-step:,}"
 
 
 class Curves(TrainerCallback):

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -75,6 +76,23 @@ def is_complete(checkpoint: str | Path) -> bool:
     return any(Path(checkpoint, name).is_file() for name in _WEIGHTS_NAMES)
 
 
+def last_state(checkpoint: str | Path) -> TrainerState | None:
+    """Returns the trainer's state in a complete checkpoint if no step comes after it, None if the training goes on."""
+    state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})  # stopped early, or by max_steps
+    return state if state.global_step >= state.max_steps or control.get("should_training_stop") else None
+
+
+def is_finished(output_dir: str, checkpoint: str | None) -> bool:
+    """Whether the run in a folder came to its end, which is more than to the checkpoint of its last step.
+
+    Args:
+        output_dir: The run's folder. From the end on it has the trainer's state, as a checkpoint has.
+        checkpoint: What the run is resumed from. After an earlier one than the last there are steps to train again.
+    """
+    return is_complete(output_dir) and (checkpoint is None or last_state(checkpoint) is not None)
+
+
 def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
     """Returns the checkpoint to resume from: the one named, for `"auto"` the last complete one, or None to start.
 
@@ -119,8 +137,8 @@ def check_record(
     if checkpoint is not None:
         record = Path(checkpoint).parent / RECORD
         try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = dict(json.loads(record.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError):
             logger.warning("%r has no record of the arguments its run began with: not checked.", str(record.parent))
             before = now
         if told := differences(before, now, "{name} was {before} and is {now}"):

@@ -22,30 +22,44 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
 
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from transformers import EarlyStoppingCallback, set_seed
+from st_prompteol import PromptEOL  # first: it keeps the import of bitsandbytes quiet
 
-from st_prompteol import PromptEOL
+# isort: split
+
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+
+from st_prompteol.cli.options import quiet
+from st_prompteol.decoders import check_layer
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.hub import check_push, push_to_hub
+from st_prompteol.signals import ending_on_sigterm
 from training.arguments import DEV_METRIC, DataArguments, ModelArguments, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_finite, check_saved, save_merged
 from training.data import PREPROCESSING, STS_BENCHMARK, load_triplets, sts_benchmark
 from training.failures import explained
 from training.loss import build_loss
-from training.report import Curves, Speed, describe_run, describe_scores, record_scores
-from training.run_folder import check_record, claimed, find_checkpoint
+from training.report import Console, Curves, Speed, describe_run, describe_scores, record_scores
+from training.run_folder import check_record, claimed, find_checkpoint, is_finished
 from training.trainer import AdapterTrainer
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments) -> PromptEOL:
-    """Runs a recipe from the base LLM to the saved adapter, and returns the model."""
+def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments) -> PromptEOL | None:
+    """Runs a recipe from the base LLM to the saved adapter, and returns the model; None of a run that is finished."""
     say = print if run_args.process_index == 0 else lambda *_: None
     checkpoint = find_checkpoint(run_args.output_dir, run_args.resume_from_checkpoint)
+    end = Path(run_args.output_dir, TRAINER_STATE_NAME)  # what a run writes last
+    if run_args.resume_from_checkpoint and not run_args.dry_run and is_finished(run_args.output_dir, checkpoint):
+        if run_args.process_index == 0:
+            check_record(model_args, data_args, run_args, checkpoint or str(end))
+        say(f"complete: {run_args.output_dir} holds the result of this run already, and nothing was changed")
+        return None
     if run_args.resume_from_checkpoint:
         say(f"resuming from: {checkpoint or 'the start, there is no complete checkpoint yet'}")
     if run_args.process_index == 0 and not run_args.dry_run:
         check_record(model_args, data_args, run_args, checkpoint)
+        end.unlink(missing_ok=True)
 
     # 1. the model: a base LLM, quantised or not, with an adapter on every linear layer
     set_seed(run_args.seed)
@@ -58,6 +72,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         "private": run_args.hub_private_repo,
         "revision": run_args.hub_revision,
     }
+    if run_args.merge:
+        check_layer(run_args.merge_layer, model[0].config)
     if run_args.push_result:
         check_push(model, **repository)
 
@@ -87,15 +103,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         loss=build_loss(model, run_args),
         evaluator=dev,
         data_collator=SentenceTransformerDataCollator(preprocess_with(model, in_training)),
-        callbacks=[speed, Curves()],
+        callbacks=[speed, Curves(), Console()],
     )
+    for upstream in (PrinterCallback, ProgressCallback):  # in whose place is `Console`
+        trainer.remove_callback(upstream)
     if run_args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
     say(describe_run(model.transformers_model, run_args, "negative" in triplets.column_names))
 
     # 4. training, after which the model is that of the best checkpoint
     trainer.train(resume_from_checkpoint=checkpoint)
-    say(speed.describe(trainer))
+    if speed.durations:
+        say(speed.describe(trainer))
     if run_args.dry_run:
         say(speed.forecast(trainer.state.max_steps))
         return model
@@ -103,6 +122,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     # 5. the result: adapter with tokenizer and template, read back as a check
     check_finite(model)
     trainer.save_model(run_args.output_dir)
+    if run_args.sharded:
+        trainer.save_state()
     if not trainer.is_world_process_zero() or run_args.sharded:
         return model
     check_saved(model, run_args.output_dir, model_args, run_args)
@@ -122,6 +143,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         say(f"pushed: {push_to_hub(model, source=run_args.output_dir, **repository)}")
     if run_args.merge:
         say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype, run_args.merge_layer)}")
+    trainer.save_state()
     return model
 
 
@@ -147,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains; a mistake in it ends in one sentence."""
     level = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
-    logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # a line per multiplication in int8
-    with explained():
+    quiet()
+    with ending_on_sigterm(), explained():
         model_args, data_args, run_args = parse_arguments(argv)
         writes = run_args.process_index == 0 and not run_args.dry_run
         with claimed(run_args.output_dir) if writes else nullcontext():

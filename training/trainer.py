@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from training.build import load_weights, saving
-from training.run_folder import is_complete
+from training.run_folder import is_complete, last_state
 
 
 class AdapterTrainer(SentenceTransformerTrainer):
@@ -21,6 +21,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
       base nor into a quantised one; here the trained weights alone are read.
     - Upstream ignores a NaN loss and an error in loading the best checkpoint; here they end the run.
     - Upstream leaves half a checkpoint behind when saving fails; here it is removed.
+    - Upstream trains on when it is resumed after the last step; here it loads what was trained.
     """
 
     tokens_seen: int = 0
@@ -42,10 +43,20 @@ class AdapterTrainer(SentenceTransformerTrainer):
             )
         return result
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains as upstream, and leaves the model without the autocast of training."""
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Trains as upstream, and leaves the model without the autocast of training.
+
+        From a checkpoint of the last step there is nothing left to train, where upstream would begin another epoch.
+        """
+        if resume_from_checkpoint is not None and (state := last_state(resume_from_checkpoint)):
+            self.state = state
+            if self.args.load_best_model_at_end and state.best_model_checkpoint:
+                self._load_best_model()
+            else:
+                self._load_from_checkpoint(resume_from_checkpoint)
+            return None
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, **kwargs)
         finally:
             vars(self.model).pop("forward", None)
 

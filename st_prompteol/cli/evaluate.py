@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from st_prompteol.cli.options import BatchSize, quiet, refuse_unused, takes_model_options
+from st_prompteol.cli.terminal import fits, show_table
 
 if TYPE_CHECKING:
     from st_prompteol.evaluation.score_table import Row
@@ -49,6 +51,7 @@ def evaluate(
         refuse_unused(context, "on MTEB's tasks", "data_dir")
     quiet()
     from st_prompteol.evaluation import Comparison, plot_scaling, published_rows, write_scores
+    from st_prompteol.output import duration
 
     comparison = Comparison(
         tasks=tuple(tasks or (() if mteb else ("all",))),
@@ -66,34 +69,29 @@ def evaluate(
     def show(line: str) -> None:
         typer.echo(line, err=True)
 
-    rows = []
+    rows, start = [], time.perf_counter()
     for name in models:
         for row in comparison.run(name, model_options, show=show, show_progress_bar=sys.stderr.isatty()):
             rows.append(row)
             if output:
                 write_scores(rows, output)
     rows += published_rows(rows)
-    _print_rows(rows)
     if output:
         write_scores(rows, output)
     if plot:
         plot_scaling(rows, plot)
+    show(f"evaluated in {duration(time.perf_counter() - start)}")
+    _show_rows(rows)
 
 
-def _print_rows(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def _show_rows(rows: list[Row]) -> None:
     from st_prompteol.evaluation.score_table import table
 
     header, *body = table(rows)
-    one_model = len({line[0] for line in body}) == 1
-    shown = Table(title=body[0][0] if one_model else None)
-    for index, name in enumerate(header):
-        if index or not one_model:
-            shown.add_column(name, justify="left" if index < 2 else "right", no_wrap=index >= 2)
-    for line in body:
-        shown.add_row(*map(Text, line[1:] if one_model else line))
-    # in a pipe there is no width to keep to
-    Console(width=None if sys.stdout.isatty() else max(sum(map(len, header)) + 3 * len(header) + 60, 80)).print(shown)
+    if fits([header, *body], text_columns=2):
+        show_table([header, *body], text_columns=2)
+        return
+    numbers = [str(number) for number in range(1, len(body) + 1)]
+    show_table([["", *header[:2]], *([number, *line[:2]] for number, line in zip(numbers, body, strict=True))], 3)
+    typer.echo()
+    show_table([["", *header[2:]], *([number, *line[2:]] for number, line in zip(numbers, body, strict=True))])

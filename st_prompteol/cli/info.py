@@ -7,6 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from st_prompteol.cli.options import Model, open_model, takes_model_options
+from st_prompteol.cli.terminal import show_table
+
+_UNLIMITED = 10**30  # the max_seq_length of a tokenizer that states none
 
 
 @takes_model_options
@@ -24,11 +27,10 @@ def info(
         if not separator:
             raise ValueError(f"{adapter!r} is not NAME=FOLDER_OR_REPO: write --adapter legal=user/legal-adapter.")
         opened.load_adapter(repository, name)
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    show_table([[name, _shown(value)] for name, value in opened.describe().items()], text_columns=2)
 
-    table = Table(show_header=False, box=None)
-    for name, value in opened.describe().items():
-        table.add_row(Text(name, style="bold"), Text(str(value)))
-    Console().print(table)
+
+def _shown(value: str | int | None) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else "unlimited" if value >= _UNLIMITED else f"{value:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import logging
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from st_prompteol.cli.terminal import end_by_broken_pipe
 
 if TYPE_CHECKING:
     from st_prompteol.model import PromptEOL
@@ -95,15 +98,23 @@ def takes_model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """Shows a user's mistake as one sentence on stderr with exit code 2."""
+    """Shows a user's mistake as one sentence on stderr with exit code 2, and an interruption with 130."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             with shown_files():
                 command(*args, **kwargs)
+        except BrokenPipeError:
+            end_by_broken_pipe()
+        except KeyboardInterrupt:
+            typer.echo("st-prompteol: interrupted", err=True)
+            raise typer.Exit(130) from None
         except (ValueError, OSError, ImportError) as error:
-            typer.echo(f"st-prompteol: {' '.join(str(error).split())}", err=True)
+            sentence = str(error)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+                sentence = f"the output could not be written: {error.strerror}"
+            typer.echo(f"st-prompteol: {' '.join(sentence.split())}", err=True)
             raise typer.Exit(2) from None
 
     return wrapper
@@ -152,9 +163,13 @@ def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
 
 def quiet() -> None:
     """Turns upstream's notices and weight-loading bars off: what a user should know is printed here."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # what these say when they are imported, and of a name that a sentence of ours is about
+    for name in ("bitsandbytes", "sentence_transformers.util.file_io", "torchao", "torch.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
+    hub_logging.set_verbosity(logging.ERROR)  # without a connection a line for every try
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -86,12 +86,12 @@ def search(
     )
     recipes.write_table(result, folder / "table.md")
     recipes.plot(result, folder / "recipes.png")
-    for line in recipes.summarize(result, model):
-        typer.echo(line)
     typer.echo(f"log, table and plot in {folder}", err=True)
     if save is not None:
         opened.save_pretrained(save)
         typer.echo(f"saved in {save}: open it with SentenceTransformer({save!r})", err=True)
+    for line in recipes.summarize(result, model):
+        typer.echo(line)
 
 
 def _numbers(text: str) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from st_prompteol.cli.options import Model, open_model, takes_model_options
+from st_prompteol.cli.terminal import show_table
 
 
 @takes_model_options
@@ -19,14 +20,10 @@ def similarity(
     if len(sentences) < 2:
         raise ValueError(f"One sentence ({sentences[0]!r}) has nothing to be similar to: give two or more.")
     opened = open_model(model, model_options)
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     embeddings = opened.encode(sentences)
-    table = Table("", "sentence", *(str(number) for number in range(1, len(sentences) + 1)))
-    for number, (sentence, row) in enumerate(
-        zip(sentences, opened.similarity(embeddings, embeddings), strict=True), 1
-    ):
-        table.add_row(str(number), Text(sentence), *(f"{value:.4f}" for value in row.tolist()))
-    Console().print(table)
+    numbers = [str(number) for number in range(1, len(sentences) + 1)]
+    show_table([["", "sentence"], *map(list, zip(numbers, sentences, strict=True))], text_columns=2)
+    typer.echo()
+    similarities = opened.similarity(embeddings, embeddings).tolist()
+    rows = [[number, *(f"{value:.4f}" for value in row)] for number, row in zip(numbers, similarities, strict=True)]
+    show_table([["", *numbers], *rows])

@@ -192,7 +192,7 @@ def open_cluster(
         import ray
     except ImportError as error:
         raise missing_extra("engine='ray'", "ray", "ray") from error
-    if os.path.isdir(model):  # workers have a working directory of their own
+    if os.path.exists(model):  # workers have a working directory of their own
         model = os.path.abspath(model)
     is_ours = not ray.is_initialized()
     address = address or os.environ.get("RAY_ADDRESS") or "local"

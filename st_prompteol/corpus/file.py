@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from st_prompteol.corpus.encoder import CHUNK_BATCHES
 from st_prompteol.corpus.formats import Batch, read_sentences, wanted_columns
 from st_prompteol.corpus.parts import Array, PartWriter
+from st_prompteol.failures import check_whole
 from st_prompteol.files import replacing_file
 from st_prompteol.tables import look_into, report
 
@@ -73,6 +74,7 @@ def encode_file(
         >>> encode_file(PromptEOL("tiny"), "examples/sentences.tsv", "embeddings.npy", column="sentence")
         (230, 256)
     """
+    check_whole(batch_size=batch_size)
     destination = Path(destination)
     if destination.suffix not in _WRITERS:
         raise ValueError(f"Unknown output format {str(destination)!r}: end its name in {', '.join(_WRITERS)}.")

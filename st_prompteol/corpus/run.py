@@ -21,6 +21,7 @@ from st_prompteol.corpus.local import LocalEngine
 from st_prompteol.corpus.manifest import Manifest, check_files, check_identity, describe, packages, read_manifest
 from st_prompteol.corpus.parts import EMBEDDING, PREFIX, Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
+from st_prompteol.failures import check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -215,8 +216,7 @@ def _check(
         raise ValueError("The Ray engine opens the model in every worker: pass its name or folder, not the model.")
     if isinstance(keep, str) or EMBEDDING in (keep or ()):
         raise ValueError(f"keep={keep!r} must be a list of columns, none of which is {EMBEDDING!r}, the output's own.")
-    if batch_size < 1 or fragment_rows < 1:
-        raise ValueError(f"batch_size={batch_size} and fragment_rows={fragment_rows} must be at least 1.")
+    check_whole(batch_size=batch_size, fragment_rows=fragment_rows)
 
 
 def _finished(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig
 
-from st_prompteol.decoders import has_file, is_decoder
+from st_prompteol.decoders import has_file, is_decoder, split_gguf
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods
@@ -19,9 +20,9 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
 from st_prompteol.evaluation.score_table import Row
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
-from st_prompteol.failures import explain_opening
+from st_prompteol.failures import check_whole, explain_opening
 from st_prompteol.model import PromptEOL
-from st_prompteol.output import FIGURES, TABLES, check_output
+from st_prompteol.output import FIGURES, TABLES, check_output, duration
 from st_prompteol.quantization import quantization_config
 from st_prompteol.released import find_released
 
@@ -62,6 +63,7 @@ class Comparison:
 
     def check(self, output: str | None = None, plot: str | None = None) -> None:
         """Raises ValueError or FileNotFoundError for what would otherwise fail after the first hour of work."""
+        check_whole(batch_size=self.batch_size)
         if self.tasks:
             folder = senteval_folder(self.data_dir)
             check_tasks(folder, expand_tasks(self.tasks), (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))
@@ -91,11 +93,13 @@ class Comparison:
         for method, model in self._models(source, given):
             run = Run.of(model, source, method, revision=given.get("revision"))
             scores: dict[str, float] = {}
+            begun = time.perf_counter()
 
             def note(result: TaskResult, finished: bool, method: str = method) -> None:
-                show(
-                    f"{name}, {method}: {result.task} {result.score:.2f}" + (" (finished before)" if finished else "")
-                )
+                nonlocal begun
+                took = "finished before" if finished else f"in {duration(time.perf_counter() - begun)}"
+                show(f"{name}, {method}: {result.task} {result.score:.2f} ({took})")
+                begun = time.perf_counter()
 
             if self.tasks:
                 results = run_tasks(
@@ -123,18 +127,21 @@ class Comparison:
                 )
                 for task in result.task_results:
                     scores[f"{task.task_name} (MTEB)"] = 100 * task.get_score()
-                    show(f"{name}, {method}: {task.task_name} (MTEB) {100 * task.get_score():.2f}")
+                    took = f" (in {duration(task.evaluation_time)})" if task.evaluation_time else ""
+                    show(f"{name}, {method}: {task.task_name} (MTEB) {100 * task.get_score():.2f}{took}")
             yield Row(name, method, scores, run.parameters)
 
     def _is_as_published(self, name: str, options: Mapping[str, Any]) -> bool:
         """Whether the name and revision alone say how the embeddings came about."""
         changes = options.keys() - {"device", "device_map", "revision"}
-        return not self.methods and not changes and has_file(name, "modules.json", _hub_kwargs(options))
+        is_gguf = split_gguf(name)[1] is not None
+        return not (self.methods or changes or is_gguf) and has_file(name, "modules.json", _hub_kwargs(options))
 
     def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
         """Yields a model per method, with the method's name."""
-        is_saved = has_file(name, "modules.json", _hub_kwargs(options))
-        is_llm = _is_llm(name, _hub_kwargs(options))
+        _, gguf_file = split_gguf(name)
+        is_saved = gguf_file is None and has_file(name, "modules.json", _hub_kwargs(options))
+        is_llm = gguf_file is not None or _is_llm(name, _hub_kwargs(options))
         if self.methods and is_llm:
             decoder = PromptEOL(name, **{"template": "prompteol", **options})
             yield from apply_decoder_methods(decoder, name, self.layers)

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.evaluation.results import revision_of
 from st_prompteol.extras import missing_extra
+from st_prompteol.failures import check_whole
 
 
 def evaluate_mteb(
@@ -49,6 +50,7 @@ def evaluate_mteb(
         >>> result = evaluate_mteb(PromptEOL("tiny"), ["STS12"])  # doctest: +SKIP
         >>> [task.get_score() for task in result.task_results]  # doctest: +SKIP
     """
+    check_whole(batch_size=batch_size)
     try:
         import mteb
         from mteb.models import SentenceTransformerEncoderWrapper
@@ -83,7 +85,7 @@ def _select(mteb: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _repository(name: str) -> str:
-    """Returns a name of the form that mteb asks for, `organisation/model`, for folders too."""
-    if not os.path.isdir(name) and name.count("/") == 1:
+    """Returns a name of the form that mteb asks for, `organisation/model`, for folders and files too."""
+    if not os.path.exists(name) and name.count("/") == 1:
         return name
     return "local/" + (re.sub(r"[^\w.-]+", "-", Path(name).resolve().name) or "model")

@@ -15,7 +15,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_prompteol.decoders import opened_commit
+from st_prompteol.decoders import opened_commit, split_gguf
 from st_prompteol.evaluation.senteval import TaskResult, task_files
 from st_prompteol.files import digest_of_files, replacing_file
 from st_prompteol.identity import digest, identify
@@ -75,14 +75,16 @@ class Run:
     def folder(self, results_dir: str | Path) -> Path:
         """Returns where its results lie: `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
         # a folder goes by its name: its revision, a hash of its files, tells folders of one name apart
-        model = Path(self.model).resolve().name if os.path.isdir(self.model) else self.model
+        model = Path(self.model).resolve().name if os.path.exists(self.model) else self.model
         return Path(results_dir, _slug(model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
 
 
 def revision_of(name: str, revision: str | None = None) -> str:
     """Returns the commit of a Hub model that is in the cache, or, for a folder, a hash of the files that make it."""
+    if os.path.isfile(name):  # GGUF
+        return f"local-{digest_of_files([Path(name)])[:12]}"
     if not os.path.isdir(name):
-        return opened_commit(name, {"revision": revision}) or "unknown"
+        return opened_commit(split_gguf(name)[0], {"revision": revision}) or "unknown"
     files = (path for path in sorted(Path(name).rglob("*")) if path.suffix in _FILES and path.is_file())
     return f"local-{digest_of_files(files, named_in=name)[:12]}"
 

@@ -13,6 +13,7 @@ from st_prompteol.evaluation.results import Run, load_result, save_result
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
 from st_prompteol.evaluation.sts import evaluate_sts_task
 from st_prompteol.evaluation.transfer import evaluate_transfer_task
+from st_prompteol.failures import check_whole
 
 TASK_GROUPS = {"sts": STS_TASKS, "transfer": TRANSFER_TASKS, "all": (*STS_TASKS, *TRANSFER_TASKS)}
 
@@ -130,6 +131,7 @@ def run_tasks(
         >>> again == results
         True
     """
+    check_whole(batch_size=batch_size)
     tasks = check_tasks(data_dir, tasks, (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))
     cache = model if isinstance(model, EmbeddingCache) else EmbeddingCache(model)
     results = {}

@@ -49,7 +49,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """Lays rows out as text, the header first; a model in a folder goes by the folder's name."""
+    """Lays rows out as text, the header first; a model on this disk goes by the name of its folder or file."""
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
     known = [task for tasks_ in AVERAGES.values() for task in tasks_ if task in tasks]
     columns = [*known, *(task for task in tasks if task not in known)]
@@ -57,7 +57,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["model", "method", *(SHORT_NAMES.get(task, task) for task in columns), *averages]]
     for row in rows:
         values = [row.scores.get(task) for task in columns] + [row.average(name) for name in averages]
-        model = Path(row.model).resolve().name if os.path.isdir(row.model) else row.model
+        model = Path(row.model).resolve().name if os.path.exists(row.model) else row.model
         lines.append([model, row.method, *("" if value is None else f"{value:.2f}" for value in values)])
     return lines
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
+from st_prompteol.failures import check_whole
 from st_prompteol.output import check_output
 from st_prompteol.recipes.candidates import FORMATS, Candidate, drop_duplicates, write_candidates
 from st_prompteol.recipes.llm import LLM, ask_for_words
@@ -69,11 +70,11 @@ def build_demonstrations(
     check_output(path, FORMATS)
     if dictionary is None and llm is None:
         raise ValueError("There is nothing to build from: give a dictionary, an LLM or both.")
+    check_whole(dictionary_count=dictionary_count, llm_count=llm_count)
+    check_whole(0, min_frequency=min_frequency, seed=seed)
     both = dictionary is not None and llm is not None
     dictionary_count = dictionary_count or (DICTIONARY_COUNT if both else DICTIONARY_COUNT + LLM_COUNT)
     llm_count = llm_count or (LLM_COUNT if both else DICTIONARY_COUNT + LLM_COUNT)
-    if min(dictionary_count, llm_count) < 1:
-        raise ValueError(f"{min(dictionary_count, llm_count)} is not a number of candidates: ask for 1 or more.")
     entries = []
     if dictionary is not None:
         entries = read_dictionary(dictionary, min_frequency=min_frequency)

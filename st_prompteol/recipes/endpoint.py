@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import InferenceClient, get_token
 
-from st_prompteol.failures import status_of
+from st_prompteol.failures import check_whole, status_of
 from st_prompteol.recipes.llm import PROMPT, Answered, as_word
 from st_prompteol.retries import may_pass, retry_after
 
@@ -49,6 +49,11 @@ class Endpoint:
     timeout: float = 60.0
     concurrency: int = 8
     prompt: str = PROMPT
+
+    def __post_init__(self) -> None:
+        check_whole(concurrency=self.concurrency)
+        if not self.timeout > 0:
+            raise ValueError(f"timeout={self.timeout!r} leaves no time for an answer: give seconds, more than 0.")
 
     def ask(self, sentences: Sequence[str]) -> Iterator[Answered]:
         """As `LLM.ask`; where the first sentences all fail, the others are not asked.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from st_prompteol.failures import explain_opening
+from st_prompteol.decoders import split_gguf
+from st_prompteol.failures import check_whole, explain_opening
 from st_prompteol.recipes.llm import PROMPT, Answered
 from st_prompteol.template import Demonstration, PromptTemplate
 
@@ -22,7 +23,7 @@ class LocalLM:
     """A causal language model on this machine, by transformers: a chat model is asked, a base model completes.
 
     Args:
-        name: Its repository or folder.
+        name: Its repository, folder or GGUF file.
         device: Where it runs. Defaults to None: the accelerator if there is one.
         batch_size: Sentences per forward pass. Defaults to 16.
 
@@ -34,6 +35,9 @@ class LocalLM:
     name: str
     device: str | None = None
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check_whole(batch_size=self.batch_size)
 
     @property
     def prompt(self) -> str:
@@ -52,9 +56,10 @@ class LocalLM:
 
         device = self.device or get_device_name()
         with explain_opening(self.name):
-            tokenizer = AutoTokenizer.from_pretrained(self.name, padding_side="left")
+            source, gguf_file = split_gguf(self.name)
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(
-                self.name, dtype=torch.float32 if device == "cpu" else "auto"
+                source, gguf_file=gguf_file, dtype=torch.float32 if device == "cpu" else "auto"
             ).to(device)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
         for start in range(0, len(sentences), self.batch_size):

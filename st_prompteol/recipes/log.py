@@ -85,4 +85,11 @@ def model_key(model: PromptEOL) -> dict[str, Any]:
 
 
 def _read(row: Any) -> tuple[Recipe, Similarities]:
-    return Recipe.from_dict(row), np.frombuffer(base64.b64decode(row["similarities"]), dtype="<f4")
+    """Reads a row; raises ValueError, KeyError or TypeError for one that is not whole."""
+    if not isinstance(row, dict):
+        raise TypeError("a row is an object")
+    recipe = Recipe.from_dict(row)
+    similarities = np.frombuffer(base64.b64decode(row["similarities"], validate=True), dtype="<f4")
+    if row["pairs"] != len(similarities) or not isinstance(recipe.layer, int) or not np.isfinite(similarities).all():
+        raise ValueError("a row holds a similarity for each of its pairs")
+    return recipe, similarities

@@ -9,6 +9,7 @@ import numpy as np
 
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
+from st_prompteol.failures import check_whole
 from st_prompteol.tables import Bad, look_into, opened, read_rows, report
 
 ScoredPair = tuple[str, str, float]
@@ -94,6 +95,7 @@ def split_pairs(
         ValueError: If the share is not from 0 to below 1, a part has fewer than 10 pairs, or its gold scores are not
             finite or all equal.
     """
+    check_whole(0, seed=seed)
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout={holdout} is not a share of the pairs: choose 0 to below 1, e.g. 0.3.")
     checked = [(str(first), str(second), float(score)) for first, second, score in pairs]

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from st_prompteol.decoders import check_layer
 from st_prompteol.evaluation.sts import cosine_similarities
+from st_prompteol.failures import check_whole
 from st_prompteol.model import CENTERING, PromptEOL
 from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.recipes.candidates import Candidate, drop_duplicates, problem, usable
@@ -99,8 +100,8 @@ def search(
         >>> model.template == result.winner.recipe.template and model.layer == result.winner.recipe.layer
         True
     """
-    if shots < 1:
-        raise ValueError(f"shots={shots} is not a number of demonstrations: choose 1 or more.")
+    check_whole(shots=shots, batch_size=batch_size)
+    check_whole(0, seed=seed)
     tried = drop_duplicates(one if isinstance(one, Candidate) else Candidate(one) for one in candidates)
     searched, held_out = split_pairs(pairs, holdout, seed)
     _check_modules(model)

@@ -1,0 +1,95 @@
+"""Tables for a person, on a terminal of any width, in a pipe and in a log; how the command ends where that breaks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from st_prompteol.signals import ending_on_sigterm
+
+BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE has ended
+
+
+class Commands(TyperGroup):
+    """The commands, whose process ends in order whatever becomes of its streams and whoever stops it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs a command."""
+        _hold_standard_streams()
+        if sys.stdin is None:
+            sys.stdin = open(0, encoding="utf-8", closefd=False)
+        if sys.stdout is not None:
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        with ending_on_sigterm(), _reporting_lost_output():
+            return super().main(*args, **kwargs)
+
+
+def show_table(lines: Sequence[Sequence[str]], text_columns: int = 1) -> None:
+    """Prints a table to stdout as `st_prompteol.output.to_text` lays it out, in blocks that fit a terminal."""
+    from st_prompteol.output import to_text
+
+    for line in to_text(lines, text_columns, _terminal_width()):
+        typer.echo(line)
+
+
+def fits(lines: Sequence[Sequence[str]], text_columns: int) -> bool:
+    """Whether a table can be shown in one block."""
+    from st_prompteol.output import to_text
+
+    width = _terminal_width()
+    return width is None or to_text(lines, text_columns) == to_text(lines, text_columns, width)
+
+
+def end_by_broken_pipe() -> None:
+    """Ends quietly, as nobody reads what is printed any more: `| head` has had its lines."""
+    _discard_output()
+    raise SystemExit(BROKEN_PIPE)
+
+
+def _terminal_width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+
+
+@contextmanager
+def _reporting_lost_output() -> Iterator[None]:
+    """Writes what is still buffered before Python does, which would print an error of its own."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        end_by_broken_pipe()
+    except OSError as error:
+        _discard_output()
+        typer.echo(f"st-prompteol: the output could not be written: {error.strerror or error}", err=True)
+        raise SystemExit(2) from None
+
+
+def _discard_output() -> None:
+    """Sends what stdout and stderr still hold nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+
+
+def _hold_standard_streams() -> None:
+    """Opens the standard streams that the caller has closed, so that no file of ours gets their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
