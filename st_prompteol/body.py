@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from peft import PeftConfig
@@ -46,6 +47,7 @@ class DecoderTransformer(Transformer):
 
     Attributes:
         quantization: How the weights are, or came, quantised, in a few words; None for floats.
+        base_config: The configuration that others find under the name of the base; None if its weights have changed.
 
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, or an adapter does not fit.
@@ -54,6 +56,7 @@ class DecoderTransformer(Transformer):
     """
 
     quantization: str | None
+    base_config: PretrainedConfig | None
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class DecoderTransformer(Transformer):
         stated = getattr(config, "quantization_config", None) or (
             {"quant_method": "gguf"} if "gguf_file" in model_kwargs else None
         )
+        self.base_config = copy.deepcopy(config)
         task = "text-generation" if is_saved_with_head(config) else transformer_task
         with opening_quantized(source, config, model_kwargs):
             model, report = super()._load_model(

@@ -345,6 +345,7 @@ class PromptEOL(SentenceTransformer):
             ValueError: If the model has no adapter, or its weights are quantised.
         """
         merge_adapter(self[0].model)
+        self[0].base_config = None
 
     def cut(self) -> Cut:
         """Removes the blocks above `layer`, which is the last layer then: for servers, which read no other.
