@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from st_prompteol.adapter_files import adapter_tensors, read_adapter
+from st_prompteol.adapter_files import adapter_tensors, check_kind, name_as_body, read_adapter
 
 
 def lora_config(
@@ -48,8 +49,17 @@ def lora_config(
     return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets, **options)
 
 
-def name_linear_layers(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
-    """Spells `"all-linear"` out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ)."""
+def prepare_config(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
+    """Returns the configuration of a new adapter with layers named as in this body.
+
+    `"all-linear"` is spelled out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ).
+
+    Raises:
+        ValueError: If adapters of this kind cannot be saved for sentence-transformers.
+    """
+    check_kind("new", config)
+    config = copy.deepcopy(config)
+    name_as_body(config, model, (f"{model.base_model_prefix}.", ""))
     if getattr(config, "target_modules", None) != "all-linear":
         return config
     linear = linear_layers(model)

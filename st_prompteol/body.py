@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from st_prompteol.adapters import load_adapter
@@ -88,15 +89,21 @@ class DecoderTransformer(Transformer):
             )
         else:
             source = model_name_or_path
-        super().__init__(
-            source,
-            modality_config=reading_layer(layer),
-            module_output_name="token_embeddings",
-            model_kwargs=model_kwargs,
-            processor_kwargs=processor_kwargs,
-            config_kwargs=config_kwargs,
-            **kwargs,
-        )
+        with TemporaryDirectory() as folder:
+            if config.get_text_config() is not config:  # a multimodal model, whose processor would want images
+                tokenizer = AutoTokenizer.from_pretrained(source, **processor_kwargs)
+                tokenizer.init_kwargs.pop("processor_class", None)
+                tokenizer.save_pretrained(folder)
+                kwargs["tokenizer_name_or_path"] = folder
+            super().__init__(
+                source,
+                modality_config=reading_layer(layer),
+                module_output_name="token_embeddings",
+                model_kwargs=model_kwargs,
+                processor_kwargs=processor_kwargs,
+                config_kwargs=config_kwargs,
+                **kwargs,
+            )
         if bare_adapter:
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
 
