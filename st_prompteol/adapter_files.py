@@ -85,7 +85,9 @@ def read_adapter(
     }
     prefix = _prefix(raw, model)
     tensors = {
-        _plain(name.removeprefix(prefix)): tensor for name, tensor in raw.items() if name.startswith(prefix)
+        _plain(name.removeprefix(prefix)): tensor
+        for name, tensor in raw.items()
+        if name.startswith(prefix) and ".modules_to_save." not in name and ".original_module." not in name  # copies
     }
     if not tensors:
         raise ValueError(
@@ -196,7 +198,35 @@ def adapter_tensors(model: PreTrainedModel, adapter_name: str) -> dict[str, torc
     return {_plain(name): tensor for name, tensor in tensors.items()}
 
 
-def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedConfig | None) -> None:
+def check_base(model: PreTrainedModel, base: PretrainedConfig | None) -> None:
+    """Raises ValueError if others find another base under the name that an adapter states.
+
+    Args:
+        model: The body with the adapter.
+        base: The configuration that they find there; None if the weights below the adapter have changed since.
+    """
+    if not getattr(model, "peft_config", None):
+        return
+    rows, problem = len(model.get_input_embeddings().weight), None
+    if base is None:
+        problem = "the weights below it have changed since that was opened"
+    elif base.model_type != model.config.model_type:
+        problem = f"its layers have other names there (model_type {base.model_type!r})"
+    elif base.vocab_size != rows:
+        problem = f"the vocabulary has {base.vocab_size} rows there and {rows} here"
+    if problem:
+        raise ValueError(_not_saved(model, problem))
+
+
+def _not_saved(model: PreTrainedModel, problem: str) -> str:
+    base = model.peft_config[model.active_adapters()[0]].base_model_name_or_path
+    return (
+        f"The adapter is not saved, because SentenceTransformer would open it on {base!r}, and {problem}: call "
+        "merge_adapter() and save the full model."
+    )
+
+
+def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedConfig) -> None:
     """Spells the adapter that was just saved as all readers know it, and opens it as plain `SentenceTransformer` does.
 
     It is opened on a base without weights, which takes neither memory nor much time.
@@ -204,10 +234,10 @@ def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedC
     Args:
         folder: The folder that transformers saved it to.
         model: The body with the adapter.
-        base: The configuration that is found under the base's name; None if that base has other weights than `model`.
+        base: The configuration that is found under the base's name.
 
     Raises:
-        ValueError: If a plain reader would get another model; the sentence says what to do.
+        ValueError: If a plain reader would get another adapter; the sentence says what to do.
     """
     (name,) = model.active_adapters()
     config = model.peft_config[name]
@@ -217,28 +247,18 @@ def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedC
     if spelled.keys() != tensors.keys():
         save_file(spelled, path, metadata={"format": "pt"})
     if problem := _problem_of_readers(config, model, base, spelled):
-        raise ValueError(
-            f"The adapter is not saved, because SentenceTransformer would open it on {config.base_model_name_or_path!r}"
-            f", and {problem}: call merge_adapter() and save the full model."
-        )
+        raise ValueError(_not_saved(model, problem))
 
 
 def _problem_of_readers(
-    config: PeftConfig, model: PreTrainedModel, base: PretrainedConfig | None, tensors: dict[str, torch.Tensor]
+    config: PeftConfig, model: PreTrainedModel, base: PretrainedConfig, tensors: dict[str, torch.Tensor]
 ) -> str | None:
     """Returns why an adapter with these tensors is another one when opened on its base, None if it is the same."""
-    if base is None:
-        return "the weights below it have changed since that was opened"
-    if base.model_type != model.config.model_type:
-        return f"its layers have other names there (model_type {base.model_type!r})"
     config, name = copy.deepcopy(config), "opened"
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # without weights there is no SVD of them, and the tensors are read anyway
     with torch.device("meta"):
         bare = type(model)(base)
-    rows = {len(body.get_input_embeddings().weight) for body in (model, bare)}
-    if len(rows) > 1:
-        return f"the vocabulary has another number of rows there ({min(rows)} and {max(rows)})"
     try:
         report = bare.load_adapter(peft_config=config, adapter_state_dict=dict(tensors), adapter_name=name)
     except NotImplementedError:  # SHiRA and AdaMSS compute their start from the base's weights

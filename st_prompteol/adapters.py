@@ -15,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from st_prompteol.adapter_files import adapter_tensors, check_kind, name_as_body, read_adapter
+from st_prompteol.adapter_files import adapter_tensors, check_kind, embedding_name, name_as_body, read_adapter
 
 
 def lora_config(
@@ -104,8 +104,9 @@ def load_adapter(
     config, tensors = read_adapter(adapter_name_or_path, model, **hub_kwargs)
     if adapter_name in getattr(model, "peft_config", {}):
         raise ValueError(f"The model has an adapter {adapter_name!r} already: pass another adapter_name.")
-    if hasattr(config, "inference_mode"):
-        config.inference_mode = not is_trainable
+    config.inference_mode = not is_trainable
+    rows = len(model.get_input_embeddings().weight)
+    _resize(model, next((len(tensors[name]) for name in _embeddings(model) if name in tensors), rows))
     try:
         inject_adapter_in_model(config, model, adapter_name)
     except NoMatchingPeftModuleError as error:
@@ -122,7 +123,8 @@ def load_adapter(
                 raise
             problem = f"shapes differ: {_some(odd)}"
     if problem:
-        model.delete_adapter(adapter_name)
+        _remove(model, adapter_name)
+        _resize(model, rows)
         raise ValueError(_misfit(adapter_name_or_path, model, problem))
     model.set_adapter(adapter_name)
     model.eval()
@@ -160,6 +162,28 @@ def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = 
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(saved[key])
+
+
+def _embeddings(model: PreTrainedModel) -> list[str]:
+    """Returns the names under which an adapter's file may hold the embeddings of a vocabulary that was resized."""
+    name = embedding_name(model)
+    return [f"{name}{part}.weight" for part in ("", ".base_layer", ".token_adapter.base_layer")]
+
+
+def _resize(model: PreTrainedModel, rows: int) -> None:
+    if rows != len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _remove(model: PreTrainedModel, adapter_name: str) -> None:
+    """Removes an adapter, and with the last one what peft has put around the layers."""
+    model.delete_adapter(adapter_name)
+    for path, module in list(model.named_modules()):
+        if getattr(model, "peft_config", None) or not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            continue
+        parent, _, child = path.rpartition(".")
+        is_layer = isinstance(module, BaseTunerLayer)
+        setattr(model.get_submodule(parent), child, module.get_base_layer() if is_layer else module.original_module)
 
 
 def _difference(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> str | None:
