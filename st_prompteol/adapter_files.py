@@ -29,6 +29,7 @@ IN_LAYERS = frozenset(
     "LORA ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR MISS OFT "
     "OSF PEANUT PSOFT ROAD SHIRA SUPERTUNING TRAINABLE_TOKENS WAVEFT".split()
 )
+_UNTRIED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config")  # options of LoRA
 # Why others are not opened
 _REASONS = {
     "LILY": "shares weights between layers, which transformers and sentence-transformers do not open",
@@ -47,6 +48,8 @@ def check_kind(adapter_name_or_path: str, config: PeftConfig) -> None:
         reason = "adds virtual tokens to every sentence, which sentence-transformers does not do"
     elif getattr(config, "alora_invocation_tokens", None):
         reason = "is an activated LoRA, which works only behind its invocation tokens"
+    elif untried := [option for option in _UNTRIED if getattr(config, option, None)]:
+        reason, remedy = f"was made with {untried[0]}, with which adapters were not tried here", _MERGE
     elif init.startswith("pissa_niter"):
         reason = f"changes the base by an SVD that is another one whenever it is opened (init_lora_weights={init!r})"
         remedy = "let peft convert it to LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
@@ -134,14 +137,17 @@ def name_as_body(config: PeftConfig, model: PreTrainedModel, prefixes: Iterable[
         config.modules_to_save = sorted(name for name in kept if any(own.endswith(name) for own in names.values()))
     if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
         stripped = {strip(name): indices for name, indices in tokens.items()}
-        own = {
-            name: indices for name, indices in stripped.items() if any(n.endswith(name) for n in names.values())
-        }
+        own = {name: indices for name, indices in stripped.items() if any(n.endswith(name) for n in names.values())}
         config.trainable_token_indices = own
     for field in ("target_parameters", "feedforward_modules"):
         if isinstance(listed := getattr(config, field, None), (list, set, tuple)):
-            setattr(config, field, {strip(name) for name in listed} if field == "feedforward_modules" else
-                    [strip(name) for name in listed])
+            setattr(
+                config,
+                field,
+                {strip(name) for name in listed}
+                if field == "feedforward_modules"
+                else [strip(name) for name in listed],
+            )
 
 
 def _depends_on_prefix(config: PeftConfig) -> bool:

@@ -219,6 +219,11 @@ def merge_adapter(model: PreTrainedModel) -> None:
             f"{model.name_or_path!r} is quantised, and merging would round the adapter away: open it without "
             "quantization, then merge."
         )
+    if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
+        raise ValueError(
+            f"The adapter on {model.name_or_path!r} repeats layers (layer_replication), which share their weights, so "
+            "it cannot be merged: save the adapter."
+        )
     layers = {
         name: layer
         for name, layer in model.named_modules()

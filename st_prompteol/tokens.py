@@ -259,7 +259,11 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         mark = self._mark
         if template.preprocessing == "paper":
             steps += [_replace(f"{_START}{_BLANK}+", ""), _replace(f"(?<!{_BLANK}){_BLANK}+{_END}", "")]
-            steps += [_replace(_UNENDED.replace("^", f"^{mark}") + _END, "."), _replace_text('"', "'"), _replace(rf"\?{_END}", ".")]
+            steps += [
+                _replace(_UNENDED.replace("^", f"^{mark}") + _END, "."),
+                _replace_text('"', "'"),
+                _replace(rf"\?{_END}", "."),
+            ]
         if lead := self._lead(template) if lead is None else lead:
             steps.append({"type": "Prepend", "prepend": lead})
         if near:
