@@ -53,10 +53,10 @@ _SEAMS = 6  # places at which the tail is tried to be cut
 class TemplateTokenizer(PreTrainedTokenizerFast):
     """A tokenizer that reads every sentence in a template. Made by `TemplateTokenizer.of`.
 
-    Special tokens (`</s>`) are plain text in a sentence, so that no sentence breaks out of the template; in the text of
-    a template such a token is the token. Words that were added to the vocabulary are words. An empty string (with the paper's
-    preprocessing a blank one, too) is what no normaliser puts text around: it becomes the BOS and the end of the tail,
-    here and in every other client.
+    Special tokens (`</s>`) are plain text in a sentence, so that no sentence breaks out of the template; in the text
+    of a template such a token is the token. Words that were added to the vocabulary are words. An empty string (with
+    the paper's preprocessing a blank one, too) is not touched by a normalizer: it becomes the BOS and the end of the
+    tail, here and in every other client.
 
     Attributes:
         plain: The base's tokenizer: no template, no special tokens added.

@@ -22,8 +22,8 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    set("template files failures tables long_text adapter_files decoders pooling quantization released spelling".split()),
-    {"adapters"},
+    set("template files failures tables long_text adapter_files".split()) | {"decoders", "pooling", "quantization"},
+    {"adapters", "released", "spelling"},
     {"body", "tokens", "fast", "output", "retries"},
     {"stock"},
     {"modules"},
