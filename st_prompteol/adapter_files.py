@@ -94,8 +94,8 @@ def read_adapter(
     }
     if not tensors:
         raise ValueError(
-            f"The adapter {adapter_name_or_path!r} adapts nothing that an embedding reads ({', '.join(sorted(raw)[:3])}"
-            f"): its embeddings are those of {model.name_or_path!r}, so open that."
+            f"The adapter {adapter_name_or_path!r} adapts nothing that an embedding reads ("
+            f"{', '.join(sorted(raw)[:2])}): its embeddings are those of {model.name_or_path!r}, so open that."
         )
     name_as_body(config, model, (prefix,))
     config.task_type = "FEATURE_EXTRACTION"  # by which peft opens it on the body
