@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import load_peft_weights
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from st_prompteol.adapter_files import adapter_tensors, check_kind, embedding_name, name_as_body, read_adapter
 
 
 def lora_config(
@@ -47,8 +49,17 @@ def lora_config(
     return LoraConfig(r=r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=targets, **options)
 
 
-def name_linear_layers(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
-    """Spells `"all-linear"` out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ)."""
+def prepare_config(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
+    """Returns the configuration of a new adapter with layers named as in this body.
+
+    `"all-linear"` is spelled out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ).
+
+    Raises:
+        ValueError: If adapters of this kind cannot be saved for sentence-transformers.
+    """
+    check_kind("new", config)
+    config = copy.deepcopy(config)
+    name_as_body(config, model, (f"{model.base_model_prefix}.", ""))
     if getattr(config, "target_modules", None) != "all-linear":
         return config
     linear = linear_layers(model)
@@ -90,34 +101,33 @@ def load_adapter(
         ValueError: If a tensor of the adapter finds no place in the model, the model has a place for which the
             adapter has no tensor, or shapes differ; the model is then as it was before.
     """
-    config = PeftConfig.from_pretrained(adapter_name_or_path, **hub_kwargs)
-    _strip_base_prefix(config, model.base_model_prefix)
-    tensors = load_peft_weights(adapter_name_or_path, device="cpu", **hub_kwargs)
-    problem = None
+    config, tensors = read_adapter(adapter_name_or_path, model, **hub_kwargs)
+    if adapter_name in getattr(model, "peft_config", {}):
+        raise ValueError(f"The model has an adapter {adapter_name!r} already: pass another adapter_name.")
+    config.inference_mode = not is_trainable
+    rows = len(model.get_input_embeddings().weight)
+    _resize(model, next((len(tensors[name]) for name in _embeddings(model) if name in tensors), rows))
     try:
-        report = model.load_adapter(
-            peft_config=config, adapter_state_dict=tensors, adapter_name=adapter_name, is_trainable=is_trainable
-        )
+        inject_adapter_in_model(config, model, adapter_name)
     except NoMatchingPeftModuleError as error:
         raise ValueError(_misfit(adapter_name_or_path, model, str(error))) from error
-    except RuntimeError:
-        expected = model.get_adapter_state_dict(adapter_name)
-        shapes = {tuple(tensor.shape) for tensor in expected.values()}
-        odd = [f"{key} {tuple(t.shape)}" for key, t in tensors.items() if tuple(t.shape) not in shapes]
-        if not odd:
-            raise
-        problem = f"shapes differ: {_some(odd)}"
-    else:
-        # upstream reports the tensors of all adapters on the model as missing from the file of one
-        missing = [key for key in report.missing_keys if f".{adapter_name}." in key]
-        if missing:
-            problem = f"it has no tensor for {_some(missing)}"
-        elif report.unexpected_keys:
-            problem = f"the model has no place for {_some(report.unexpected_keys)}"
+    model._hf_peft_config_loaded = True
+    problem = _difference(adapter_tensors(model, adapter_name), tensors)
+    if problem is None:
+        try:
+            set_peft_model_state_dict(model, tensors, adapter_name)
+        except RuntimeError:
+            shapes = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model, adapter_name).items()}
+            odd = [f"{name} {tuple(t.shape)}" for name, t in tensors.items() if shapes.get(name) != tuple(t.shape)]
+            if not odd:
+                raise
+            problem = f"shapes differ: {_some(odd)}"
     if problem:
-        model.delete_adapter(adapter_name)
+        _remove(model, adapter_name)
+        _resize(model, rows)
         raise ValueError(_misfit(adapter_name_or_path, model, problem))
     model.set_adapter(adapter_name)
+    model.eval()
 
 
 def record_base_revision(model: PreTrainedModel) -> None:
@@ -144,9 +154,8 @@ def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = 
     Raises:
         ValueError: If tensors differ in names or shapes; the model is then as it was before.
     """
-    prefix = "base_model.model."
-    saved = {key.removeprefix(prefix): tensor for key, tensor in load_peft_weights(path, device="cpu").items()}
-    own = {key.removeprefix(prefix): tensor for key, tensor in model.get_adapter_state_dict(adapter_name).items()}
+    _, saved = read_adapter(path, model)
+    own = adapter_tensors(model, adapter_name)
     odd = saved.keys() ^ own.keys() or {key for key in own if own[key].shape != saved[key].shape}
     if odd:
         raise ValueError(_misfit(path, model, f"it differs from the adapter {adapter_name!r} in {_some(odd)}"))
@@ -155,19 +164,34 @@ def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = 
             tensor.copy_(saved[key])
 
 
-def _strip_base_prefix(config: PeftConfig, prefix: str) -> None:
-    """Makes module paths of a causal LM (`model.layers.0.…`) paths of its body (`layers.0.…`)."""
+def _embeddings(model: PreTrainedModel) -> list[str]:
+    """Returns the names under which an adapter's file may hold the embeddings of a vocabulary that was resized."""
+    name = embedding_name(model)
+    return [f"{name}{part}.weight" for part in ("", ".base_layer", ".token_adapter.base_layer")]
 
-    def strip(name: str) -> str:
-        return name.removeprefix(f"{prefix}.")
 
-    for field in ("target_modules", "exclude_modules"):
-        names = getattr(config, field, None)
-        if isinstance(names, (list, set, tuple)):
-            setattr(config, field, {strip(name) for name in names})
-    for field in ("rank_pattern", "alpha_pattern"):
-        if pattern := getattr(config, field, None):
-            setattr(config, field, {strip(name): value for name, value in pattern.items()})
+def _resize(model: PreTrainedModel, rows: int) -> None:
+    if rows != len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _remove(model: PreTrainedModel, adapter_name: str) -> None:
+    """Removes an adapter, and with the last one what peft has put around the layers."""
+    model.delete_adapter(adapter_name)
+    for path, module in list(model.named_modules()):
+        if getattr(model, "peft_config", None) or not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            continue
+        parent, _, child = path.rpartition(".")
+        is_layer = isinstance(module, BaseTunerLayer)
+        setattr(model.get_submodule(parent), child, module.get_base_layer() if is_layer else module.original_module)
+
+
+def _difference(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> str | None:
+    if missing := own.keys() - saved.keys():
+        return f"it has no tensor for {_some(missing)}"
+    if unexpected := {name for name in saved.keys() - own.keys() if not name.endswith(".base_layer.weight")}:
+        return f"the model has no place for {_some(unexpected)}"
+    return None
 
 
 def _misfit(adapter_name_or_path: str, model: PreTrainedModel, problem: str) -> str:
@@ -194,6 +218,11 @@ def merge_adapter(model: PreTrainedModel) -> None:
         raise ValueError(
             f"{model.name_or_path!r} is quantised, and merging would round the adapter away: open it without "
             "quantization, then merge."
+        )
+    if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
+        raise ValueError(
+            f"The adapter on {model.name_or_path!r} repeats layers (layer_replication), which share their weights, so "
+            "it cannot be merged: save the adapter."
         )
     layers = {
         name: layer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from st_prompteol.adapters import load_adapter
@@ -47,6 +49,7 @@ class DecoderTransformer(Transformer):
     Attributes:
         quantization: How the weights are, or came, quantised, in a few words; None for floats.
         gguf_file: The name of the GGUF file that was opened; None for other checkpoints.
+        base_config: The configuration that others find under the name of the base; None if its weights have changed.
 
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, or an adapter does not fit.
@@ -56,6 +59,7 @@ class DecoderTransformer(Transformer):
 
     quantization: str | None
     gguf_file: str | None
+    base_config: PretrainedConfig | None
 
     def __init__(
         self,
@@ -88,15 +92,21 @@ class DecoderTransformer(Transformer):
             )
         else:
             source = model_name_or_path
-        super().__init__(
-            source,
-            modality_config=reading_layer(layer),
-            module_output_name="token_embeddings",
-            model_kwargs=model_kwargs,
-            processor_kwargs=processor_kwargs,
-            config_kwargs=config_kwargs,
-            **kwargs,
-        )
+        with TemporaryDirectory() as folder:
+            if config.get_text_config() is not config:  # a multimodal model, whose processor would want images
+                tokenizer = AutoTokenizer.from_pretrained(source, **processor_kwargs)
+                tokenizer.init_kwargs.pop("processor_class", None)
+                tokenizer.save_pretrained(folder)
+                kwargs["tokenizer_name_or_path"] = folder
+            super().__init__(
+                source,
+                modality_config=reading_layer(layer),
+                module_output_name="token_embeddings",
+                model_kwargs=model_kwargs,
+                processor_kwargs=processor_kwargs,
+                config_kwargs=config_kwargs,
+                **kwargs,
+            )
         self.gguf_file = gguf_file
         if bare_adapter:
             load_adapter(self.model, model_name_or_path, **hub_kwargs)
@@ -128,6 +138,7 @@ class DecoderTransformer(Transformer):
         stated = getattr(config, "quantization_config", None) or (
             {"quant_method": "gguf"} if "gguf_file" in model_kwargs else None
         )
+        self.base_config = copy.deepcopy(config)
         task = "text-generation" if is_saved_with_head(config) else transformer_task
         with opening_quantized(source, config, model_kwargs):
             model, report = super()._load_model(

@@ -13,8 +13,10 @@ from peft import PeftConfig
 from sentence_transformers.util import load_file_path
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     PretrainedConfig,
 )
@@ -158,7 +160,7 @@ def load_decoder_config(
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
-    """Says whether a configuration is that of a causal language model, one that predicts the next token."""
+    """Says whether a configuration is that of a causal language model, alone or within a multimodal one."""
     text_config = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         return False
@@ -171,7 +173,14 @@ def is_decoder(config: PretrainedConfig) -> bool:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         return False
     remote_classes = getattr(config, "auto_map", {})  # of a repository with its own code
-    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote_classes
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote_classes:
+        return True
+    if type(text_config) not in MODEL_MAPPING:
+        return False
+    wrappers = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.keys()
+    return type(config) in wrappers or any(
+        wrapper.sub_configs.get("text_config") is type(config) for wrapper in wrappers
+    )
 
 
 def check_layer(layer: int, config: PretrainedConfig) -> None:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftConfig
+from peft.utils import ModulesToSaveWrapper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
 from sentence_transformers.util import get_device_name
 from sentence_transformers.util.decorators import deprecated_kwargs
 
-from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layers
+from st_prompteol.adapters import load_adapter, merge_adapter, prepare_config
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.cut import Cut, cut_body
@@ -343,10 +344,20 @@ class PromptEOL(SentenceTransformer):
         """Puts a new adapter on the model, to be trained, and makes it the active one.
 
         Args:
-            adapter_config: For example what `lora_config` returns.
+            adapter_config: For example what `lora_config` returns. Layers may be named as in the causal LM.
             adapter_name: The name that it gets in the model. Defaults to None: `"default"`.
+
+        Raises:
+            ValueError: If adapters of this kind cannot be saved for sentence-transformers.
         """
-        super().add_adapter(name_linear_layers(adapter_config, self[0].model), adapter_name)
+        super().add_adapter(prepare_config(adapter_config, self[0].model), adapter_name)
+
+    def enable_adapters(self) -> None:
+        """Turns adapters on again, and with them the modules that they were saved with, which upstream leaves off."""
+        super().enable_adapters()
+        for module in self[0].model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.enable_adapters(enabled=True)
 
     @property
     def adapters(self) -> list[str]:
@@ -360,6 +371,7 @@ class PromptEOL(SentenceTransformer):
             ValueError: If the model has no adapter, or its weights are quantised.
         """
         merge_adapter(self[0].model)
+        self[0].base_config = None
 
     def cut(self) -> Cut:
         """Removes the blocks above `layer`, which is the last layer then: for servers, which read no other.

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from st_prompteol.adapter_files import check_base, finish_saved_adapter
 from st_prompteol.adapters import record_base_revision
 from st_prompteol.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.decoders import check_layer
@@ -125,7 +126,10 @@ class PromptEOLTransformer(DecoderTransformer):
         check_saving(self.model)
         unpack_nf4(self.model)
         record_base_revision(self.model)
+        check_base(self.model, self.base_config)
         stock_body(self.model).save_pretrained(output_path)
+        if getattr(self.model, "peft_config", None) and self.base_config is not None:
+            finish_saved_adapter(Path(output_path), self.model, self.base_config)
         self.tokenizer.save_pretrained(output_path)
         self.save_config(output_path)
         check_tokenizer(Path(output_path), self.tokenizer)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import OutOfMemoryError, Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from st_prompteol.extras import missing_extra
 
@@ -163,12 +163,23 @@ def is_saved_with_head(config: PretrainedConfig) -> bool:
 
 
 def body_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the body of a causal LM, with what transformers has noted on the whole; a body as it is."""
-    body: PreTrainedModel = model.base_model
+    """Returns the body of a language model, with what transformers has noted on the whole; a body as it is."""
+    body = language_model_of(model.base_model)
     for name in ("hf_quantizer", "is_quantized", "quantization_method", "hf_device_map"):
         if hasattr(model, name):
             setattr(body, name, getattr(model, name))
     return body
+
+
+def language_model_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the language model within a multimodal one, any other as it is."""
+    config = model.config.get_text_config()
+    if config is model.config or type(model) is MODEL_MAPPING.get(type(config), None):
+        return model
+    kind = MODEL_MAPPING[type(config)]
+    language_model: PreTrainedModel = next(module for module in model.modules() if type(module) is kind)
+    language_model.name_or_path = language_model.config._name_or_path = model.name_or_path
+    return language_model
 
 
 def settle(model: PreTrainedModel, stated: Any) -> None:

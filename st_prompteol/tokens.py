@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
 from typing import Any
 
@@ -40,6 +41,9 @@ _PROBES = (
     "é", "e\u0301", "\t", "\u00a0", "\u3000", "▁", "▁x▁", "Ġ", "Ġx", "##a", "$A", "10%", "x=1", "Ünïcödé", "मूल",
     "שלום", "\u200b",
 )  # fmt: skip
+# Around an added word where `tokenizer.json` lists it: readers put these through the normaliser too, which then leaves
+# the template out. No text holds this character, which Unicode has reserved for such uses.
+_MARK = "\ufdd0"
 _FILLERS = ["0.", "1 2 3'"]  # sentences that begin and end differently, after preprocessing too
 _BATCH = {"padding": True, "truncation": "longest_first", "return_tensors": "pt"}  # as sentence-transformers asks
 _NO_LIMIT = 2**31  # tokens
@@ -49,10 +53,10 @@ _SEAMS = 6  # places at which the tail is tried to be cut
 class TemplateTokenizer(PreTrainedTokenizerFast):
     """A tokenizer that reads every sentence in a template. Made by `TemplateTokenizer.of`.
 
-    What the tokenizer marks as added tokens (`</s>`, `<think>`) is plain text in a sentence, so that no sentence
-    breaks out of the template; in the text of a template such a token is the token. An empty string (with the paper's
-    preprocessing a blank one, too) is what no normaliser puts text around: it becomes the BOS and the end of the tail,
-    here and in every other client.
+    Special tokens (`</s>`) are plain text in a sentence, so that no sentence breaks out of the template; in the text
+    of a template such a token is the token. Words that were added to the vocabulary are words. An empty string (with
+    the paper's preprocessing a blank one, too) is not touched by a normalizer: it becomes the BOS and the end of the
+    tail, here and in every other client.
 
     Attributes:
         plain: The base's tokenizer: no template, no special tokens added.
@@ -84,7 +88,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         plain.no_truncation()
         plain.no_padding()
         plain.encode_special_tokens = False
-        _read_added_tokens_as_text(plain)
+        _read_special_tokens_as_text(plain)
         stated = base.init_kwargs.get(TEMPLATE_KEY)
         names = base.special_tokens_map.items()
         tokenizer = cls(
@@ -103,7 +107,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
         tokenizer.plain = plain
         tokenizer.bos = _ids_in_front(plain) if stated is None else tokenizer._take_out_template()
-        plain.post_processor = None
+        tokenizer.plain.post_processor = None
         if stated is not None:
             template = PromptTemplate.from_dict(stated)
             probes = tokenizer._probe(template)
@@ -126,8 +130,12 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         probes = self._probe(template)
         near, front, far = self._divide(template, probes)
         processor = _template_processing(self.plain, [*self.bos, *front], far)
-        self.backend_tokenizer.normalizer = _normalizer([*self._steps(template, near), *_steps_of(self.plain)])
-        self.backend_tokenizer.post_processor = _parts(post_processor=processor).post_processor
+        backend = self.backend_tokenizer
+        backend.normalizer = _normalizer([*self._steps(template, near), *_steps_of(self.plain)])
+        backend.post_processor = _parts(post_processor=processor).post_processor
+        if _words(self.plain):
+            self._tokenizer = _with_words(backend, lambda word: f"{_MARK}{word.strip(_MARK)}{_MARK}")
+            self._check_words(template)
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
         self._set_demonstrations_apart(template, probes, near, far)
 
@@ -171,6 +179,28 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         rows = behind.encode_batch_fast(texts)
         ids, mask = [[*head, *row.ids] for row in rows], [[*([1] * len(head)), *row.attention_mask] for row in rows]
         return BatchEncoding({"input_ids": ids, "attention_mask": mask}, tensor_type="pt")
+
+    @property
+    def _mark(self) -> str:
+        return _MARK if _words(self.plain) else ""
+
+    @property
+    def _close(self) -> str:
+        """The place behind a sentence, where the tail goes."""
+        return f"{_END}(?<=[^{self._mark}])" if self._mark else _CLOSE
+
+    def _check_words(self, template: PromptTemplate) -> None:
+        """Raises ValueError if a word of the vocabulary is another token in a template than in the rendered text."""
+        words = list(_words(self.plain).values())
+        for word in {*words[:2], *words[-2:]}:
+            for probe in (f"x {word} y", f"{word}", f"a{word}b.", f"{word}{word}'s", f"x  {word}\n"):
+                ids = [*self.bos, *self._plain_ids(template.render(probe))]
+                if self.backend_tokenizer.encode(probe).ids != ids:
+                    raise ValueError(
+                        f"The word {word!r} that was added to the tokenizer of {self.name_or_path!r} cannot be kept "
+                        "inside a template: train it as one of the model's own tokens, or add it as a special token, "
+                        "which is text in sentences."
+                    )
 
     def _probe(self, template: PromptTemplate) -> dict[str, tuple[str, list[int]]]:
         """Returns the rendered text of every probe and its token ids."""
@@ -245,13 +275,23 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             lead: What stands in front of it. Defaults to None: all of the head that is text.
         """
         steps: list[dict[str, Any]] = []
+        mark = self._mark
         if template.preprocessing == "paper":
             steps += [_replace(f"{_START}{_BLANK}+", ""), _replace(f"(?<!{_BLANK}){_BLANK}+{_END}", "")]
-            steps += [_replace(_UNENDED + _END, "."), _replace_text('"', "'"), _replace(rf"\?{_END}", ".")]
+            steps += [
+                _replace(_UNENDED.replace("^", f"^{mark}") + _END, "."),
+                _replace_text('"', "'"),
+                _replace(rf"\?{_END}", "."),
+            ]
         if lead := self._lead(template) if lead is None else lead:
             steps.append({"type": "Prepend", "prepend": lead})
         if near:
-            steps.append(_replace(_CLOSE, near))
+            steps.append(_replace(self._close, near))
+        if mark and lead:
+            literal = re.sub(r"([.^$*+?{}\[\]\\|()])", r"\\\1", lead)
+            steps.append(_replace(rf"{_START}{literal}(?={mark}[\s\S]*{mark}{_END})", ""))
+        if mark:
+            steps.append(_replace_text(mark, ""))
         return steps
 
     def _divide(
@@ -293,13 +333,13 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         """
         template = PromptTemplate.from_dict(self.init_kwargs[TEMPLATE_KEY])
         steps = _steps_of(self.plain)
-        behind = steps[len(self._steps(template, "")) :][:1]
-        near = behind[0]["content"] if behind and behind[0].get("pattern") == {"Regex": _CLOSE} else ""
+        near = next((step["content"] for step in steps if step.get("pattern") == {"Regex": self._close}), "")
         own = self._steps(template, near)
         if steps[: len(own)] == own:
             rest = steps[len(own) :]
             self.plain.normalizer = _normalizer(rest)
             self.plain.post_processor = None
+            self.plain = _with_words(self.plain, lambda word: word.strip(_MARK))
             probes = [probe for probe in _PROBES if probe.strip()]  # a blank one may become the empty string
             whole = [self._plain_ids(template.render(probe)) for probe in probes]
             made = [self.backend_tokenizer.encode(probe).ids for probe in probes]
@@ -331,16 +371,42 @@ def tokenizable(sentence: Any) -> str:
     return sentence
 
 
-def _read_added_tokens_as_text(plain: Tokenizer) -> None:
-    """Marks all added tokens as special: `split_special_tokens` makes those, and no others, text in a sentence."""
+def _read_special_tokens_as_text(plain: Tokenizer) -> None:
+    """Marks added tokens as special, except words: `split_special_tokens` makes those, and no others, text."""
+    words = _words(plain)
     plain.add_special_tokens(
         [
             AddedToken(token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
                        normalized=False, special=True)
-            for _, token in sorted(plain.get_added_tokens_decoder().items())
-            if not token.special or token.normalized
+            for number, token in sorted(plain.get_added_tokens_decoder().items())
+            if number not in words and (not token.special or token.normalized)
         ]
     )  # fmt: skip
+
+
+def _words(tokenizer: Tokenizer) -> dict[int, str]:
+    """Returns the words that were added behind a tokenizer's own vocabulary and are not special tokens, by their ids.
+
+    Runs of spaces, which some families add, are not among them: a template's preprocessing takes these away.
+    """
+    own = tokenizer.get_vocab_size(with_added_tokens=False)
+    return {
+        number: token.content
+        for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        if number >= own and not token.special and token.content.strip()
+    }
+
+
+def _with_words(tokenizer: Tokenizer, spell: Callable[[str], str]) -> Tokenizer:
+    """Returns a tokenizer whose added words are spelled otherwise, itself if it has none."""
+    words = _words(tokenizer)
+    if not words:
+        return tokenizer
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        if token["id"] in words:
+            token |= {"content": spell(token["content"]), "normalized": True}
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def _ids_in_front(tokenizer: Tokenizer) -> list[int]:

@@ -13,7 +13,8 @@ import transformers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.modules import Transformer
-from transformers import LlamaConfig, LlamaModel
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from . import ROOT
 
@@ -45,6 +46,12 @@ TABLE = [
     Private(_PLAIN, "_model_card_text", "card/data.py", "what a saved card says about the training"),
     Private(_PLAIN.model_card_data, "_cached_dict", "card/data.py", "a save embeds the card's sentences once"),
     Private(BODY.config, "_attn_implementation", "fast/attention.py", "which attention a model is set to"),
+    Private(
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())),
+        "_tokenizer",
+        "tokens.py",
+        "added words are listed otherwise inside a template",
+    ),
     Private(BODY, "_hf_peft_config_loaded", "adapters.py", "a merged model is saved as a full one"),
     Private(_LLAMA, "eager_attention_forward", "fast/attention.py", "eager, as each family has it"),
     Private(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", "fast/attention.py", "speed; guarded"),
@@ -63,7 +70,10 @@ TABLE = [
 # Public by their names, but not in every version: modules that moved, and what lies outside of `__all__`
 PLACES = [
     ("peft.utils.error", "NoMatchingPeftModuleError"),
+    ("peft.mapping", "PEFT_TYPE_TO_TUNER_MAPPING"),
     ("peft.tuners.tuners_utils", "BaseTunerLayer"),
+    ("peft.tuners.tuners_utils", "check_target_module_exists"),
+    ("peft.utils.other", "get_pattern_key"),
     ("peft.utils.other", "AuxiliaryTrainingWrapper"),
     ("sentence_transformers.util.decorators", "deprecated_kwargs"),
     ("transformers.masking_utils", "AttentionMaskInterface"),

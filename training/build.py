@@ -45,8 +45,10 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
         enable({"use_reentrant": False})  # the reentrant kind needs inputs with gradients
     if not train_all and not model.adapters:
         _add_adapter(model, model_args)
-    for part, parameter in body.named_parameters():
-        parameter.requires_grad_(train_all or "lora_" in part)
+    body.requires_grad_(train_all)
+    if not train_all:
+        body.set_adapter(body.active_adapters())  # peft marks what of an adapter of this kind is trained
+    for parameter in body.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model

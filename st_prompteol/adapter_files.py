@@ -1,0 +1,289 @@
+"""Adapter folders: reading what other tools write with the body's names, and checking what is saved for them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftType, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import load_peft_weights
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file, save_file
+from sentence_transformers.util import load_file_path
+from transformers import PretrainedConfig, PreTrainedModel
+
+_PEFT_PREFIX = "base_model.model."  # in front of every name in an adapter's file
+_INDEX = "adapter_model.safetensors.index.json"
+_MERGE = (
+    "merge it into its base by peft's merge_and_unload(), save that model and its tokenizer to a folder, and open the "
+    "folder"
+)
+# Kinds that live in the layers of a model alone, each tried; docs/adapters.md has the table
+IN_LAYERS = frozenset(
+    "LORA ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR MISS OFT "
+    "OSF PEANUT PSOFT ROAD SHIRA SUPERTUNING TRAINABLE_TOKENS WAVEFT".split()
+)
+_UNTRIED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config")  # options of LoRA
+# Why others are not opened
+_REASONS = {
+    "LILY": "shares weights between layers, which transformers and sentence-transformers do not open",
+    "POLY": "needs the number of a task with every sentence",
+    "RANDLORA": "shares weights between layers, which transformers and sentence-transformers do not open",
+    "SHADOW": "runs a second model beside the base",
+    "XLORA": "mixes several adapters by a classifier that reads the whole input",
+}
+
+
+def check_kind(adapter_name_or_path: str, config: PeftConfig) -> None:
+    """Raises ValueError if an adapter is of a kind that does not live in the layers of a model alone."""
+    kind, init = PeftType(config.peft_type).value, str(getattr(config, "init_lora_weights", None))
+    reason, remedy = None, "train LoRA instead"
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        reason = "adds virtual tokens to every sentence, which sentence-transformers does not do"
+    elif getattr(config, "alora_invocation_tokens", None):
+        reason = "is an activated LoRA, which works only behind its invocation tokens"
+    elif untried := [option for option in _UNTRIED if getattr(config, option, None)]:
+        reason, remedy = f"was made with {untried[0]}, with which adapters were not tried here", _MERGE
+    elif init.startswith("pissa_niter"):
+        reason = f"changes the base by an SVD that is another one whenever it is opened (init_lora_weights={init!r})"
+        remedy = "let peft convert it to LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    elif kind in _REASONS or PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].uses_shared_state:
+        reason = _REASONS.get(kind, _REASONS["LILY"])
+        remedy = _MERGE if reason == _REASONS["LILY"] else remedy
+    elif kind not in IN_LAYERS:
+        reason, remedy = "is of a kind that is too new to have been tried", _MERGE
+    if reason:
+        raise ValueError(f"The adapter {adapter_name_or_path!r} ({kind}) {reason}: {remedy}.")
+
+
+def read_adapter(
+    adapter_name_or_path: str, model: PreTrainedModel, **hub_kwargs: Any
+) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Reads a published adapter, and names its layers as in the body, whatever it was trained on.
+
+    What the body does not have, and an embedding does not read (a language-model head), is left out.
+
+    Args:
+        adapter_name_or_path: A folder or a Hub repository.
+        model: The body.
+        **hub_kwargs: As `load_adapter` takes them.
+
+    Returns:
+        Its configuration, and its tensors by their names in the body.
+
+    Raises:
+        ValueError: If it is of a kind that the layers of a body do not hold, or adapts only what is left out.
+    """
+    config = PeftConfig.from_pretrained(adapter_name_or_path, **hub_kwargs)
+    check_kind(adapter_name_or_path, config)
+    raw = {
+        name.removeprefix(_PEFT_PREFIX).replace("_orig_mod.", ""): tensor  # torch.compile's
+        for name, tensor in _read_tensors(adapter_name_or_path, hub_kwargs).items()
+    }
+    prefix = _prefix(raw, model)
+    tensors = {
+        _plain(name.removeprefix(prefix)): tensor
+        for name, tensor in raw.items()
+        if name.startswith(prefix) and ".modules_to_save." not in name and ".original_module." not in name  # copies
+    }
+    if not tensors:
+        raise ValueError(
+            f"The adapter {adapter_name_or_path!r} adapts nothing that an embedding reads ("
+            f"{', '.join(sorted(raw)[:2])}): its embeddings are those of {model.name_or_path!r}, so open that."
+        )
+    name_as_body(config, model, (prefix,))
+    config.task_type = "FEATURE_EXTRACTION"  # by which peft opens it on the body
+    embeddings = embedding_name(model)
+    if f"{embeddings}.weight" in tensors and hasattr(config, "modules_to_save"):
+        # saved whole beside the adapter, as where the vocabulary was resized
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), embeddings})
+    return config, tensors
+
+
+def name_as_body(config: PeftConfig, model: PreTrainedModel, prefixes: Iterable[str]) -> None:
+    """Makes a configuration's names of layers those of the body, in place.
+
+    Args:
+        config: Of an adapter for the causal LM or the body.
+        model: The body.
+        prefixes: What may stand in front of the body's names, such as `"model."`.
+    """
+    names = {f"{prefix}{name}": name for name, _ in model.named_modules() if name for prefix in prefixes}
+    targets = getattr(config, "target_modules", None)
+    if targets and targets != "all-linear" and _depends_on_prefix(config):
+        adapted = {name for full, name in names.items() if check_target_module_exists(config, full)}
+        if adapted:  # else peft's own error says that nothing was found
+            config.target_modules = _shorten(adapted, names.values())
+            for field in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+                if hasattr(config, field):
+                    setattr(config, field, None)
+    for field in ("rank_pattern", "alpha_pattern"):
+        if pattern := getattr(config, field, None):
+            keys = {name: get_pattern_key(pattern, full) for full, name in names.items()}
+            if any(get_pattern_key(pattern, name) != key for name, key in keys.items() if key in pattern):
+                setattr(config, field, {name: pattern[key] for name, key in keys.items() if key in pattern})
+
+    def strip(name: str) -> str:
+        return next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
+
+    if saved := getattr(config, "modules_to_save", None):
+        kept = {strip(name) for name in saved}
+        config.modules_to_save = sorted(name for name in kept if any(own.endswith(name) for own in names.values()))
+    if isinstance(tokens := getattr(config, "trainable_token_indices", None), dict):
+        stripped = {strip(name): indices for name, indices in tokens.items()}
+        own = {name: indices for name, indices in stripped.items() if any(n.endswith(name) for n in names.values())}
+        config.trainable_token_indices = own
+    for field in ("target_parameters", "feedforward_modules"):
+        if isinstance(listed := getattr(config, field, None), (list, set, tuple)):
+            setattr(
+                config,
+                field,
+                {strip(name) for name in listed}
+                if field == "feedforward_modules"
+                else [strip(name) for name in listed],
+            )
+
+
+def _depends_on_prefix(config: PeftConfig) -> bool:
+    listed = (getattr(config, field, None) for field in ("target_modules", "exclude_modules"))
+    spelled = any(isinstance(names, str) or any("." in name for name in names) for names in listed if names)
+    return spelled or getattr(config, "layers_to_transform", None) is not None
+
+
+def _shorten(adapted: set[str], names: Iterable[str]) -> list[str]:
+    """Returns the last parts of layers' names where they mean these layers and no others, whole names elsewhere."""
+    last = {name.rpartition(".")[2] for name in adapted}
+    return sorted(last if {name for name in names if name.rpartition(".")[2] in last} == adapted else adapted)
+
+
+def _prefix(raw: Iterable[str], model: PreTrainedModel) -> str:
+    """Returns what stands in front of the body's names in an adapter's file."""
+    body = model.base_model_prefix
+    children = tuple(f"{name}." for name, _ in model.named_children())
+    for prefix in (f"{body}.language_model.", f"language_model.{body}.", f"{body}.", "language_model.", ""):
+        if any(name.startswith(prefix) and name.removeprefix(prefix).startswith(children) for name in raw):
+            return prefix
+    return f"{body}."
+
+
+def _read_tensors(adapter_name_or_path: str, hub_kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
+    index = load_file_path(adapter_name_or_path, _INDEX, **where)
+    if index is None:
+        tensors: dict[str, torch.Tensor] = load_peft_weights(adapter_name_or_path, device="cpu", **hub_kwargs)
+        return tensors
+    tensors = {}
+    for shard in sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())):
+        path = load_file_path(adapter_name_or_path, shard, **where)
+        if path is None:
+            raise FileNotFoundError(f"The adapter {adapter_name_or_path!r} has no {shard}, which its index names.")
+        tensors |= load_file(path)
+    return tensors
+
+
+def _plain(name: str) -> str:
+    """Spells a tensor's name as peft and transformers both read it: peft's own name of DoRA's lacks the end."""
+    return f"{name}.weight" if name.endswith(".lora_magnitude_vector") else name
+
+
+def embedding_name(model: PreTrainedModel) -> str:
+    """Returns the name of a body's input embeddings."""
+    embeddings = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embeddings)
+
+
+def adapter_tensors(model: PreTrainedModel, adapter_name: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors of an adapter on a body, by their names in its file; they share the model's memory."""
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    return {_plain(name): tensor for name, tensor in tensors.items()}
+
+
+def check_base(model: PreTrainedModel, base: PretrainedConfig | None) -> None:
+    """Raises ValueError if others find another base under the name that an adapter states.
+
+    Args:
+        model: The body with the adapter.
+        base: The configuration that they find there; None if the weights below the adapter have changed since.
+    """
+    if not getattr(model, "peft_config", None):
+        return
+    rows, problem = len(model.get_input_embeddings().weight), None
+    if base is None:
+        problem = "the weights below it have changed since that was opened"
+    elif base.model_type != model.config.model_type:
+        problem = f"its layers have other names there (model_type {base.model_type!r})"
+    elif base.vocab_size != rows:
+        problem = f"the vocabulary has {base.vocab_size} rows there and {rows} here"
+    if problem:
+        raise ValueError(_not_saved(model, problem))
+
+
+def _not_saved(model: PreTrainedModel, problem: str) -> str:
+    base = model.peft_config[model.active_adapters()[0]].base_model_name_or_path
+    return (
+        f"The adapter is not saved, because SentenceTransformer would open it on {base!r}, and {problem}: call "
+        "merge_adapter() and save the full model."
+    )
+
+
+def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedConfig) -> None:
+    """Spells the adapter that was just saved as all readers know it, and opens it as plain `SentenceTransformer` does.
+
+    It is opened on a base without weights, which takes neither memory nor much time.
+
+    Args:
+        folder: The folder that transformers saved it to.
+        model: The body with the adapter.
+        base: The configuration that is found under the base's name.
+
+    Raises:
+        ValueError: If a plain reader would get another adapter; the sentence says what to do.
+    """
+    (name,) = model.active_adapters()
+    config = model.peft_config[name]
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    spelled = {_plain(key): tensor for key, tensor in tensors.items()}
+    if spelled.keys() != tensors.keys():
+        save_file(spelled, path, metadata={"format": "pt"})
+    if problem := _problem_of_readers(config, model, base, spelled):
+        raise ValueError(_not_saved(model, problem))
+
+
+def _problem_of_readers(
+    config: PeftConfig, model: PreTrainedModel, base: PretrainedConfig, tensors: dict[str, torch.Tensor]
+) -> str | None:
+    """Returns why an adapter with these tensors is another one when opened on its base, None if it is the same."""
+    config, name = copy.deepcopy(config), "opened"
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = True  # without weights there is no SVD of them, and the tensors are read anyway
+    with torch.device("meta"):
+        bare = type(model)(base)
+    try:
+        report = bare.load_adapter(peft_config=config, adapter_state_dict=dict(tensors), adapter_name=name)
+    except NotImplementedError:  # SHiRA and AdaMSS compute their start from the base's weights
+        return None
+    except (RuntimeError, ValueError) as error:
+        return f"it does not fit there ({' '.join(str(error).split())})"
+    expected = {f"{_PEFT_PREFIX}{key}" for key in adapter_tensors(bare, name)}
+    lost = {f"{_PEFT_PREFIX}{key}".replace(f".{name}", "") for key in report.missing_keys} & expected
+    if odd := sorted({*lost, *(expected - tensors.keys()), *report.unexpected_keys}):
+        return f"its tensors do not all find their places there ({', '.join(odd[:3])})"
+    if _scalings(bare, name) != _scalings(model, model.active_adapters()[0]):
+        return "other layers are adapted there, or by another scaling"
+    return None
+
+
+def _scalings(model: PreTrainedModel, adapter_name: str) -> dict[str, Any]:
+    """Returns by what adapted layers scale the adapter, None where the kind has no scaling."""
+    return {
+        path.replace("_fsdp_wrapped_module.", ""): getattr(layer, "scaling", {}).get(adapter_name)
+        for path, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer) and adapter_name in layer.active_adapters
+    }

@@ -1,0 +1,72 @@
+"""Words that were added to a vocabulary, in a template and in an adapter, against the base's own tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from st_prompteol import PromptEOL
+
+from .helpers import assert_alike, build_causal_lm
+
+TEXTS = ["a <ent> b", "<ent>", "x<ent>y.", "<ent><ent>'s", "größe_x", "say WORD now?", "  <ent> ", "a  <ent>\n", "no"]
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A causal LM whose vocabulary was made larger by three words and a special token."""
+    folder = build_causal_lm(tmp_path_factory.mktemp("grown"), "llama")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer.add_tokens(["<ent>", "größe_x", "WORD"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<sp>"]})
+    model.resize_token_embeddings(len(tokenizer) + 4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("template", ["prompteol", "none"])
+def test_added_words_are_words_and_special_tokens_are_text(grown: str, tmp_path: Path, template: str) -> None:
+    base = AutoTokenizer.from_pretrained(grown)
+    model = PromptEOL(grown, template=template)
+    model.save_pretrained(str(tmp_path))
+    again, theirs = PromptEOL(str(tmp_path)), SentenceTransformer(str(tmp_path), device="cpu")
+    for text in TEXTS:
+        expected = base(model.template.render(text))["input_ids"]
+        for opened in (model, again, theirs):
+            assert opened.tokenizer(text)["input_ids"] == expected, text
+    special = set(base.convert_tokens_to_ids(["<sp>", "</s>"]))
+    assert not special & set(theirs.tokenizer("a <sp> b </s>")["input_ids"])
+    again.template = "prompt"
+    assert again.tokenizer("a <ent> b")["input_ids"] == base(again.template.render("a <ent> b"))["input_ids"]
+
+
+@pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*")
+def test_an_adapter_with_a_larger_vocabulary_opens_and_is_saved_merged(
+    causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    base = causal_lms["llama"]
+    tokenizer, causal_lm = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)
+    tokenizer.add_tokens(["<ent>", *(f"w{number}_" for number in range(12))])
+    torch.manual_seed(0)
+    causal_lm.resize_token_embeddings(len(tokenizer))
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"], init_lora_weights=False)
+    own = get_peft_model(causal_lm, config).eval()
+    own.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    model = PromptEOL(str(tmp_path / "adapter"))
+    with torch.no_grad():
+        rows = [own(**tokenizer(model.template.render(text), return_tensors="pt"), output_hidden_states=True)
+                for text in TEXTS]  # fmt: skip
+    expected = torch.stack([row.hidden_states[-1][0, -1] for row in rows]).numpy()
+    assert_alike(model.encode(TEXTS), expected)
+    with pytest.raises(ValueError, match=r"the vocabulary has \d+ rows there and \d+ here: call merge_adapter\(\)"):
+        model.save_pretrained(str(tmp_path / "saved"))
+    model.merge_adapter()
+    model.save_pretrained(str(tmp_path / "saved"))
+    assert_alike(SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(TEXTS), expected)
