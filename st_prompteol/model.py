@@ -15,7 +15,7 @@ from peft import PeftConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
-from sentence_transformers.util import get_device_name
+from sentence_transformers.util import get_device_name, quantize_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, name_linear_layers
@@ -23,6 +23,7 @@ from st_prompteol.cut import Cut, cut_body
 from st_prompteol.failures import explain_opening
 from st_prompteol.fast import Reading, encode_distinct
 from st_prompteol.files import replacing_folder
+from st_prompteol.finite import check_finite, check_weights
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.quantization import Quantization, quantization_config
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 CENTERING = "centering"  # what the module is called that centres embeddings
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
 _upstream = logging.getLogger("sentence_transformers")  # whose level turns its progress bars on
+_QUANTIZED = ("int8", "uint8", "binary", "ubinary")
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
 # What sentence-transformers 6 checks before it opens a model
 _ADAPTER = {"transformers": {"specifier": ">=5.6", "reason": "transformers 5.0 to 5.5 leave the adapter out"}}
@@ -73,8 +75,9 @@ class PromptEOL(SentenceTransformer):
             tokenizer allow.
         device: As in `SentenceTransformer`. Defaults to None: the accelerator if there is one.
         device_map: How accelerate spreads the model over devices, e.g. `"auto"`; excludes `device`. Defaults to None.
-        model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it weights are float32 on a CPU and the
-            checkpoint's dtype elsewhere. Defaults to None.
+        model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it, a saved model computes in the dtype that it
+            was saved from, and a base LLM in float32 on a CPU and in the checkpoint's dtype elsewhere. Defaults to
+            None.
         processor_kwargs: As in `SentenceTransformer`. Defaults to None.
         **kwargs: Everything else that `SentenceTransformer` takes: `truncate_dim`, `revision`, `token`,
             `cache_folder`, `local_files_only`, `trust_remote_code`, `similarity_fn_name`, …
@@ -132,8 +135,8 @@ class PromptEOL(SentenceTransformer):
                 device, device_map = None, {"": device}
         if device_map is not None:
             model_kwargs["device_map"] = device_map
-        if not {"dtype", "torch_dtype"} & model_kwargs.keys():
-            model_kwargs["dtype"] = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
+        # of a base LLM; what is saved states its own
+        self._base_dtype = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
 
@@ -280,30 +283,41 @@ class PromptEOL(SentenceTransformer):
             Likewise, by default an array `(len(inputs), embedding_dimension)`.
 
         Raises:
-            ValueError: If the model was moved to the device `meta`, where it has no weights.
+            ValueError: If an embedding holds NaN or infinity, or the model was moved to the device `meta`, where it has
+                no weights.
             RuntimeError: If another thread changes the template, the layer or `max_seq_length` meanwhile.
         """
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
         only_embeddings = output_value == "sentence_embedding"
+        # after the check for finite numbers, which integers would pass
+        is_quantized = only_embeddings and precision in _QUANTIZED
         options: dict[str, Any] = {
             "prompt_name": prompt_name,
             "prompt": prompt,
             "batch_size": batch_size,
             "show_progress_bar": show_progress_bar,
             "output_value": output_value,
-            "precision": precision,
+            "precision": "float32" if is_quantized else precision,
             "reading": Reading(last_only=self.fast and only_embeddings and self._reads_last_tokens()),
         }
         encode = partial(super().encode, **{**options, **kwargs})
-        if not self.fast or self.is_singular_input(inputs):
-            return encode(inputs)
-        if show_progress_bar is None:
-            show_progress_bar = _upstream.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
-        spread = kwargs.get("pool") is not None or isinstance(kwargs.get("device"), list)
-        whole = show_progress_bar or spread or precision != "float32" or not only_embeddings
+        is_singular = self.is_singular_input(inputs)
+        if is_singular:
+            inputs = [inputs]
         sentences = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-        return encode_distinct(sentences, encode, None if whole else _CHUNK_BATCHES * batch_size)
+        if not self.fast or is_singular:
+            rows = encode(sentences)
+        else:
+            if show_progress_bar is None:
+                show_progress_bar = _upstream.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+            spread = kwargs.get("pool") is not None or isinstance(kwargs.get("device"), list)
+            whole = show_progress_bar or spread or precision != "float32" or not only_embeddings
+            rows = encode_distinct(sentences, encode, None if whole else _CHUNK_BATCHES * batch_size)
+        check_finite(rows, sentences)
+        if is_quantized and len(rows):
+            rows = _quantize_like(rows, precision)
+        return rows[0] if is_singular else rows
 
     def _reads_last_tokens(self) -> bool:
         """Whether the modules behind the body read nothing but the last token of each sentence."""
@@ -414,13 +428,14 @@ class PromptEOL(SentenceTransformer):
             safe_serialization: Only True: weights are saved as safetensors. Defaults to True.
 
         Raises:
-            ValueError: If `safe_serialization` is False.
+            ValueError: If `safe_serialization` is False, or weights hold NaN or infinity.
             OSError: If the folder cannot be written; what was there is untouched.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
         if path is None:
             return
+        check_weights(self)
         with replacing_folder(path, keep=lambda name: SAVED_NAMES.fullmatch(name) is None) as folder:
             super().save(str(folder), model_name, create_model_card, train_datasets)
             write_stock_form(folder)
@@ -463,9 +478,12 @@ class PromptEOL(SentenceTransformer):
             "trust_remote_code": trust_remote_code,
             "local_files_only": local_files_only,
         }
+        model_kwargs = dict(model_kwargs or {})
+        if not {"dtype", "torch_dtype"} & model_kwargs.keys():
+            model_kwargs["dtype"] = self._base_dtype
         transformer = PromptEOLTransformer(
             model_name_or_path,
-            model_kwargs={**hub_kwargs, **(model_kwargs or {})},
+            model_kwargs={**hub_kwargs, **model_kwargs},
             processor_kwargs={**hub_kwargs, **(processor_kwargs or {})},
             config_kwargs={**hub_kwargs, **(config_kwargs or {})},
             backend=self.backend,
@@ -490,6 +508,15 @@ class PromptEOL(SentenceTransformer):
         modules, module_kwargs = super()._load_config_modules(*args, **kwargs)
         _fit_poolings(modules, next(iter(modules.values())).get_embedding_dimension())
         return modules, module_kwargs
+
+
+def _quantize_like(rows: Any, precision: Any) -> Any:
+    """Quantizes embeddings as `SentenceTransformer.encode` does; they stay an array, a tensor or a list of tensors."""
+    quantized = quantize_embeddings(rows, precision)
+    if isinstance(rows, np.ndarray):
+        return quantized
+    tensor = torch.from_numpy(quantized)
+    return tensor if isinstance(rows, torch.Tensor) else list(tensor)
 
 
 def _reads_embedding(module: torch.nn.Module) -> bool:

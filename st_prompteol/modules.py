@@ -14,7 +14,7 @@ from st_prompteol.body import DecoderTransformer, foreign, layer_of, reading_lay
 from st_prompteol.decoders import check_layer
 from st_prompteol.fast import PLAN, Begun, FastPath, Lock, Reading, inner_embeddings
 from st_prompteol.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
-from st_prompteol.stock import check_tokenizer, stock_body
+from st_prompteol.stock import check_tokenizer, stock_body, stored_tensors
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import TemplateTokenizer, tokenizable
 
@@ -125,7 +125,8 @@ class PromptEOLTransformer(DecoderTransformer):
         check_saving(self.model)
         unpack_nf4(self.model)
         record_base_revision(self.model)
-        stock_body(self.model).save_pretrained(output_path)
+        body = stock_body(self.model)
+        body.save_pretrained(output_path, **stored_tensors(body))
         self.tokenizer.save_pretrained(output_path)
         self.save_config(output_path)
         check_tokenizer(Path(output_path), self.tokenizer)

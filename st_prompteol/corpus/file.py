@@ -23,6 +23,7 @@ from st_prompteol.corpus.encoder import CHUNK_BATCHES
 from st_prompteol.corpus.formats import Batch, read_sentences
 from st_prompteol.corpus.parts import Array, PartWriter
 from st_prompteol.files import replacing_file
+from st_prompteol.finite import NotFiniteError, check_finite
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 _Chunk = tuple[list[str], Array]  # sentences and their embeddings (len(sentences), dimension)
@@ -60,7 +61,7 @@ def encode_file(
 
     Raises:
         ValueError: If a format is unknown, a column is missing, there is no sentence, or something is not UTF-8 or
-            not text; the message names file and line.
+            not text; the message names file and line. Also if an embedding holds NaN or infinity; it names the row.
         OSError: If a file cannot be read or written.
         ImportError: If Parquet is asked for and pyarrow is not installed.
 
@@ -78,8 +79,14 @@ def encode_file(
         return read_sentences(path, CHUNK_BATCHES * batch_size, column)
 
     def encode() -> Iterator[_Chunk]:
+        done = 0
         for sentences in read():
-            rows = model.encode(sentences, batch_size=batch_size, normalize_embeddings=normalize_embeddings)
+            try:
+                rows = model.encode(sentences, batch_size=batch_size, normalize_embeddings=normalize_embeddings)
+                check_finite(rows, sentences)
+            except NotFiniteError as error:
+                raise error.found_in(f"row {done + error.place + 1} of {str(source)!r}") from None
+            done += len(sentences)
             progress.update(len(sentences))
             yield sentences, np.asarray(rows, dtype=np.float32)
 

@@ -115,7 +115,7 @@ class Comparison:
                     model,
                     self.mteb,
                     name=source,
-                    revision=run.revision if self._is_as_published(source, given) else f"{run.revision}-{run.digest}",
+                    revision=given.get("revision"),
                     results_dir=Path(self.results_dir, "mteb"),
                     batch_size=self.batch_size,
                     rerun=self.rerun,
@@ -125,11 +125,6 @@ class Comparison:
                     scores[f"{task.task_name} (MTEB)"] = 100 * task.get_score()
                     show(f"{name}, {method}: {task.task_name} (MTEB) {100 * task.get_score():.2f}")
             yield Row(name, method, scores, run.parameters)
-
-    def _is_as_published(self, name: str, options: Mapping[str, Any]) -> bool:
-        """Whether the name and revision alone say how the embeddings came about."""
-        changes = options.keys() - {"device", "device_map", "revision"}
-        return not self.methods and not changes and has_file(name, "modules.json", _hub_kwargs(options))
 
     def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
         """Yields a model per method, with the method's name."""

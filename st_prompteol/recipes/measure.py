@@ -198,9 +198,6 @@ def encode_layers(
     rows = model.encode(list(sentences), output_value=None, batch_size=batch_size, reading=Reading(True, tuple(inner)))
     names = {deepest: "sentence_embedding", **{layer: inner_embeddings(layer) for layer in inner}}
     vectors = {layer: torch.stack([row[name] for row in rows]).float().cpu().numpy() for layer, name in names.items()}
-    if not all(np.isfinite(embeddings).all() for embeddings in vectors.values()):
-        raise ValueError(
-            f"The model returned NaN or infinity with the template {template.render('…')!r}: embeddings must be "
-            "finite; load the model in float32 or bfloat16."
-        )
+    for embeddings in vectors.values():
+        check_finite(embeddings, sentences)
     return vectors
