@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftConfig
+from peft.utils.other import AuxiliaryTrainingWrapper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
@@ -347,16 +348,23 @@ class PromptEOL(SentenceTransformer):
         """
         super().add_adapter(name_linear_layers(adapter_config, self[0].model), adapter_name)
 
+    def enable_adapters(self) -> None:
+        """Switches all adapters on again, after `disable_adapters`."""
+        super().enable_adapters()
+        for module in self[0].model.modules():  # transformers switches these off, and forgets them here
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                module.enable_adapters(True)
+
     @property
     def adapters(self) -> list[str]:
         """The names of the adapters on the model; those that `active_adapters()` returns are in use."""
         return list(getattr(self[0].model, "peft_config", {}))
 
     def merge_adapter(self) -> None:
-        """Adds the active adapter to the weights and removes all adapters: what is saved then is a full model.
+        """Adds the adapters in use to the weights and removes all adapters: what is saved then is a full model.
 
         Raises:
-            ValueError: If the model has no adapter, or its weights are quantised.
+            ValueError: If the model has no adapter, all are switched off, or its weights are quantised.
         """
         merge_adapter(self[0].model)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from st_prompteol.adapters import record_base_revision
+from st_prompteol.adapters import check_saving_adapters, record_base_revision
 from st_prompteol.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.decoders import check_layer
 from st_prompteol.fast import PLAN, Begun, FastPath, Lock, Reading, inner_embeddings
@@ -123,6 +123,7 @@ class PromptEOLTransformer(DecoderTransformer):
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
         check_saving(self.model)
+        check_saving_adapters(self.model)
         unpack_nf4(self.model)
         record_base_revision(self.model)
         body = stock_body(self.model)
