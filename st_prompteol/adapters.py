@@ -150,8 +150,8 @@ def check_saving_adapters(model: PreTrainedModel) -> None:
         problem = f"the adapter {active[0]!r} is scaled otherwise than its configuration says"
     if problem:
         raise ValueError(
-            f"Saved as an adapter, {model.name_or_path!r} would be opened as another model, since {problem}: undo that "
-            "first (enable_adapters(), set_adapter(name)), or call merge_adapter() and save the whole."
+            f"Saved as an adapter, {model.name_or_path!r} would be opened as another model, since {problem}: undo "
+            "that first (enable_adapters(), set_adapter(name)), or call merge_adapter() and save the whole."
         )
 
 
@@ -248,8 +248,8 @@ def merge_adapter(model: PreTrainedModel) -> None:
     """Adds the adapters in use to the weights and removes all adapters, in place; embeddings stay what they were.
 
     Raises:
-        ValueError: If the model has no adapter, all are switched off, or its weights are quantised: they could not hold
-            the sum exactly. Also if the merged weights compute something else; they are in the model then.
+        ValueError: If the model has no adapter, all are switched off, or its weights are quantised: they could not
+            hold the sum exactly. Also if the merged weights compute something else; they are in the model then.
     """
     if not getattr(model, "peft_config", None):
         raise ValueError(f"{model.name_or_path!r} has no adapter to merge: it is a full model already.")

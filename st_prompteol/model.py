@@ -284,8 +284,8 @@ class PromptEOL(SentenceTransformer):
             Likewise, by default an array `(len(inputs), embedding_dimension)`.
 
         Raises:
-            ValueError: If an embedding holds NaN or infinity, or the model was moved to the device `meta`, where it has
-                no weights.
+            ValueError: If an embedding holds NaN or infinity, or the model was moved to the device `meta`, where it
+                has no weights.
             RuntimeError: If another thread changes the template, the layer or `max_seq_length` meanwhile.
         """
         if self.device.type == "meta":

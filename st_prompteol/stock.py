@@ -85,8 +85,9 @@ def stock_body(model: PreTrainedModel) -> PreTrainedModel:
 def stored_tensors(model: PreTrainedModel) -> dict[str, dict[str, torch.Tensor]]:
     """Returns the `state_dict` to save, by that name, in half the bytes where that loses nothing.
 
-    A bfloat16 or float16 checkpoint that computes in float32 is stored as it came, and `config.json` states float32. It
-    counts as one if most of its numbers are exact in that dtype; tensors that are not, as after training, stay float32.
+    A bfloat16 or float16 checkpoint that computes in float32 is stored as it came, and `config.json` states float32.
+    It counts as one if most of its numbers are exact in that dtype; tensors that are not, as after training, stay
+    float32.
 
     Args:
         model: The body. Adapters and quantized weights are stored as they are in memory.

@@ -18,8 +18,8 @@ class EmbeddingCache:
     """Encodes sentences with a model and remembers their embeddings.
 
     Pass one to `evaluate_sts` and `evaluate_transfer` in place of the model, and the sentences that their tasks share
-    are encoded once. When the model has changed in between, in anything that embeddings depend on, the cache is emptied.
-    The 137,690 sentences of all 14 tasks take 2.3 GB of memory at 4,096 dimensions.
+    are encoded once. When the model has changed in between, in anything that embeddings depend on, the cache is
+    emptied. The 137,690 sentences of all 14 tasks take 2.3 GB of memory at 4,096 dimensions.
 
     Args:
         model: Any sentence-transformers model.

@@ -16,6 +16,7 @@ import torch
 
 from st_prompteol.evaluation.sts import cosine_similarities
 from st_prompteol.fast import Reading, inner_embeddings
+from st_prompteol.finite import check_finite
 from st_prompteol.model import PromptEOL
 from st_prompteol.recipes.log import SearchLog, Similarities, model_key
 from st_prompteol.recipes.pairs import ScoredPair
