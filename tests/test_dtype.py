@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, str | None, Callable[[PromptEOL], Any] | None, set[s
     "in float32, from float16": ("float16", "float32", None, {"F16"}, "float32"),
     "centered": ("bfloat16", None, lambda model: model.center(SENTENCES), {"BF16"}, "float32"),
     "centered in bfloat16": ("bfloat16", "bfloat16", lambda model: model.center(SENTENCES), {"BF16"}, "bfloat16"),
-    "merged": ("bfloat16", None, merged, {"BF16", "F32"}, "float32"),
+    "merged": ("bfloat16", None, merged, {"F32"}, "float32"),
     "one number": ("bfloat16", None, one_number, {"BF16", "F32"}, "float32"),
     "cut": ("bfloat16", None, cut, {"BF16", "F32"}, "float32"),
     "Qwen2 as Llama": ("qwen2", None, None, {"BF16"}, "float32"),

@@ -48,7 +48,6 @@ WAYS: dict[str, Callable[[PromptEOL], Any]] = {
     "array": lambda model: model.encode(TEXTS),
     "small batches": lambda model: model.encode(TEXTS, batch_size=1),
     "numpy": lambda model: model.encode(np.array(TEXTS)),
-    "iterator": lambda model: model.encode(iter(TEXTS)),
     "tensor": lambda model: model.encode(TEXTS, convert_to_tensor=True),
     "list": lambda model: model.encode(TEXTS, convert_to_numpy=False),
     "int8": lambda model: model.encode(TEXTS, precision="int8"),
