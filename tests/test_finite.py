@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from st_prompteol import PromptEOL
@@ -134,14 +135,18 @@ def test_files_and_corpora_name_the_row(broken: PromptEOL, tmp_path: Path) -> No
         encode_corpus(broken, tmp_path / "in.jsonl", tmp_path / "out", column="text")
     plain = SentenceTransformer(modules=list(broken), device="cpu")
     with pytest.raises(ValueError, match=r"The embedding of row 5 of '.*in\.jsonl'"):
-        encode_corpus(plain, tmp_path / "in.jsonl", tmp_path / "out", column="text", precision="binary")
+        encode_corpus(plain, tmp_path / "in.jsonl", tmp_path / "plain", column="text", precision="binary")
 
 
-def test_commands_say_it_in_one_sentence(broken: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("st_prompteol.cli.similarity.open_model", lambda *_: broken)
-    monkeypatch.setattr("st_prompteol.cli.export.open_model", lambda *_: broken)
-    for arguments in (["similarity", "any", "It rains.", ODD], ["export", "any", str(tmp_path / "out")]):
-        result = CliRunner().invoke(app, arguments)
+def test_commands_say_it_in_one_sentence(base: str, broken: PromptEOL, tmp_path: Path) -> None:
+    published = AutoModelForCausalLM.from_pretrained(base)
+    published.model.load_state_dict(broken[0].model.state_dict())
+    published.save_pretrained(tmp_path / "broken")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "broken" / name).write_bytes((Path(base) / name).read_bytes())
+    for arguments in (["similarity", "It rains.", ODD], ["export", str(tmp_path / "out")]):
+        command, *others = arguments
+        result = CliRunner().invoke(app, [command, str(tmp_path / "broken"), *others])
         assert result.exit_code != 0
-        assert "NaN or infinity" in str(result.exception)
+        assert "NaN or infinity" in f"{result.exception} {result.output}"
     assert not (tmp_path / "out").exists()
