@@ -124,7 +124,7 @@ def _settings(module: torch.nn.Module, *, is_first: bool) -> Any:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    kinds = bool | int | float | str | list | tuple | torch.Tensor | np.ndarray
+    kinds = (bool, int, float, str, list, tuple, torch.Tensor, np.ndarray)
     found = {name: value for name, value in vars(module).items() if isinstance(value, kinds) and name != "training"}
     return {
         name: value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
