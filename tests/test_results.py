@@ -19,7 +19,10 @@ from st_prompteol.identity import digest, identify
 
 from .helpers import JOCKEY, SENTENCES, assert_alike
 
-mteb_s_own = pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning")
+mteb_s_own = pytest.mark.filterwarnings(
+    "ignore:The `get_sentence_embedding_dimension` method:FutureWarning",
+    "ignore:SentenceTransformers that use prompts:UserWarning",
+)
 
 
 class Doubled(torch.nn.Module):
