@@ -195,7 +195,8 @@ def _plain(name: str) -> str:
 def embedding_name(model: PreTrainedModel) -> str:
     """Returns the name of a body's input embeddings."""
     embeddings = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embeddings)
+    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    return names[embeddings]
 
 
 def adapter_tensors(model: PreTrainedModel, adapter_name: str) -> dict[str, torch.Tensor]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isclose
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from st_prompteol.adapter_files import adapter_tensors, check_kind, embedding_name, name_as_body, read_adapter
+
+_PROBED = 24  # tokens that are computed before and after a merge
 
 
 def lora_config(
@@ -140,6 +143,37 @@ def record_base_revision(model: PreTrainedModel) -> None:
         config.revision = commit or config.revision
 
 
+def check_saving_adapters(model: PreTrainedModel) -> None:
+    """Raises ValueError if the model computes something else than the one adapter that a folder holds on its base."""
+    if not getattr(model, "peft_config", None):
+        return
+    layers: list[Any] = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
+    active = list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
+    problem = None
+    if not all(map(_is_in_use, layers)):
+        problem = f"adapters are switched off ({', '.join(model.peft_config)})"
+    elif len(active) > 1:
+        problem = f"{len(active)} adapters are in use ({', '.join(active)})"
+    elif others := sorted({name for layer in layers for name in layer.merged_adapters} - set(active)):
+        problem = f"another adapter is in the weights ({', '.join(others)})"
+    elif any(_is_scaled(layer, name) for layer in layers for name in active):
+        problem = f"the adapter {active[0]!r} is scaled otherwise than its configuration says"
+    if problem:
+        raise ValueError(
+            f"Saved as an adapter, {model.name_or_path!r} would be opened as another model, since {problem}: undo "
+            "that first (enable_adapters(), set_adapter(name)), or call merge_adapter() and save the whole."
+        )
+
+
+def _is_scaled(layer: Any, name: str) -> bool:
+    """Whether LoRA's factor was changed after the adapter was made, as `scale_layer` does."""
+    if name not in getattr(layer, "lora_alpha", {}):
+        return False
+    rank = layer.r[name]
+    stated = layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
+    return not isclose(layer.scaling[name], stated, rel_tol=1e-6)
+
+
 def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = "default") -> None:
     """Copies the tensors of a saved adapter into the adapter on the model, whose parameters stay the same objects.
 
@@ -206,11 +240,40 @@ def _some(names: Any, limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def _is_in_use(layer: Any) -> bool:
+    layer = getattr(layer, "token_adapter", layer)  # which decides for the wrapper around it
+    return bool(layer.active_adapters) and not layer.disable_adapters
+
+
+def _merged(layer: Any) -> torch.nn.Module:
+    """Returns what computes as a layer with its adapters does now: as those in use say, or without those that are off.
+
+    What was merged into the weights before is all that such a layer computes, until it is switched off.
+    """
+    plain: torch.nn.Module
+    if isinstance(layer, TrainableTokensWrapper):
+        return _merged(layer.token_adapter)
+    if isinstance(layer, ModulesToSaveWrapper):
+        is_on = _is_in_use(layer) and all(name in layer.modules_to_save for name in layer.active_adapters)
+        plain = layer.original_module
+        if is_on:
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        return plain
+    if layer.disable_adapters:
+        if layer.merged:
+            layer.unmerge()
+    elif not layer.merged:
+        layer.merge(safe_merge=True)
+    plain = layer.get_base_layer()
+    return plain
+
+
 def merge_adapter(model: PreTrainedModel) -> None:
-    """Adds the active adapter to the weights and removes all adapters, in place.
+    """Adds the adapters in use to the weights and removes all adapters, in place; embeddings stay what they were.
 
     Raises:
-        ValueError: If the model has no adapter, or its weights are quantised: they could not hold the sum exactly.
+        ValueError: If the model has no adapter, all are switched off, or its weights are quantised: they could not
+            hold the sum exactly. Also if the merged weights compute something else; they are in the model then.
     """
     if not getattr(model, "peft_config", None):
         raise ValueError(f"{model.name_or_path!r} has no adapter to merge: it is a full model already.")
@@ -229,18 +292,35 @@ def merge_adapter(model: PreTrainedModel) -> None:
         for name, layer in model.named_modules()
         if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
     }
+    if not any(_is_in_use(layer) for layer in layers.values()):
+        raise ValueError(
+            f"All adapters of {model.name_or_path!r} are switched off ({', '.join(model.peft_config)}), so there is "
+            "nothing to merge: call enable_adapters() first, or delete_adapter() to remove them."
+        )
+    expected = _probe(model)
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
         if any(parent == outer or parent.startswith(f"{outer}.") for outer in layers):
             continue
-        if isinstance(layer, AuxiliaryTrainingWrapper):
-            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
-        else:
-            layer.merge(safe_merge=True)
-            plain = layer.get_base_layer()
-        setattr(model.get_submodule(parent), child, plain)
+        setattr(model.get_submodule(parent), child, _merged(layer))
     del model.peft_config
     model._hf_peft_config_loaded = False
     # transformers saves under the names that it loaded the last tensors from, which were the adapter's; without its
     # note it saves under the architecture's own.
     model.__dict__.pop("_weight_conversions", None)
+    difference = ((_probe(model) - expected).abs().amax(dim=-1) / expected.abs().amax(dim=-1)).max()
+    if not difference <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2):
+        raise ValueError(
+            f"Merged into the weights of {model.name_or_path!r}, the adapters compute something else (by "
+            f"{float(difference):.1g} of the largest number): open it again, and save the adapter as it is."
+        )
+
+
+def _probe(model: PreTrainedModel) -> torch.Tensor:
+    """Returns the last hidden states of a few tokens, `(1, sequence_length, hidden_size)`, in float32."""
+    ids = torch.arange(_PROBED, device=model.device)[None] * 7 % model.config.get_text_config().vocab_size
+    was_training = model.training
+    with torch.no_grad():
+        hidden: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).last_hidden_state
+    model.train(was_training)
+    return hidden.float()

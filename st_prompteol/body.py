@@ -156,10 +156,17 @@ class DecoderTransformer(Transformer):
         return model
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Returns what `sentence_bert_config.json` holds: what every version reads, more for an inner layer only."""
+        """Returns what `sentence_bert_config.json` holds: what every version reads, more for an inner layer only.
+
+        An adapter's folder has no `config.json`, and transformers 4 opens every model in float32: where these would
+        say another dtype than the model computes in, `model_args` states it.
+        """
         config: dict[str, Any] = super().get_config_dict()
         if layer_of(self.modality_config) == -1:
             config = {key: value for key, value in config.items() if key not in _LAYER_KEYS}
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        if hasattr(self.model, "peft_config") or dtype != "float32":
+            config["model_args"] = {"torch_dtype": dtype}
         unlimited = self.max_seq_length == VERY_LARGE_INTEGER
         return {"max_seq_length": None if unlimited else self.max_seq_length, "do_lower_case": False, **config}
 

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol.quantization import parts_of
@@ -17,12 +20,12 @@ from st_prompteol.tokens import TemplateTokenizer, read_template
 _THREADS = 4  # that hash weights: hashlib lets others run meanwhile
 # Of a configuration, what says where a model is from and how it was saved
 _NAMES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config")
-_LAYER = ("transformer_task", "modality_config", "module_output_name")
+_STATED_APART = ("transformer_task", "modality_config", "module_output_name", "model_args")  # the layer, the dtype
 _ADAPTER_NAMES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
 
 
 def identify(model: SentenceTransformer) -> dict[str, Any]:
-    """Returns everything that a model's embeddings depend on, by name, ready for JSON.
+    """Returns everything that a model's embeddings, and scores of them, depend on, by name, ready for JSON.
 
     Of the weights all bytes count, which takes about a second for 2 GB.
 
@@ -35,20 +38,21 @@ def identify(model: SentenceTransformer) -> dict[str, Any]:
     first = model[0]
     body = model.transformers_model
     config = getattr(body, "config", None)
-    active = list(body.active_adapters()) if getattr(body, "peft_config", None) else []
     return {
         "weights": _digest_of_weights(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": _plain(getattr(config, "quantization_config", None)),
-        "adapters": {name: digest(_plain(body.peft_config[name]), _ADAPTER_NAMES) for name in active},
-        "template": read_template(model.tokenizer),
+        "adapters": _adapters(body),
+        "template": getattr(model, "templates", None) or read_template(model.tokenizer),  # an ensemble has several
         "layer": getattr(first, "layer", None),
-        "modules": [[type(module).__name__, _settings(module)] for module in model],
+        "modules": [[type(module).__name__, _settings(module, is_first=module is first)] for module in model],
         "config": digest(_plain(config), _NAMES),
         "tokenizer": digest(_tokenizer(model.tokenizer)),
         "max_seq_length": model.max_seq_length,
         "truncate_dim": model.truncate_dim,
         "prompt": model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None,
+        "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},  # mteb chooses by the task
+        "similarity": model.similarity_fn_name,
         "dimension": model.get_embedding_dimension(),
     }
 
@@ -72,10 +76,28 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: str) ->
     )
 
 
+def _adapters(body: Any) -> dict[str, str]:
+    """The adapters in use by name, and how each layer uses them: whether they are on, merged, how they are scaled."""
+    if not getattr(body, "peft_config", None):
+        return {}
+    layers = [
+        (name, layer.disable_adapters, layer.active_adapters, layer.merged_adapters, getattr(layer, "scaling", None))
+        for name, layer in body.named_modules()
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    ]
+    active = {adapter for _, is_off, names, *_ in layers if not is_off for adapter in names}
+    configs = {name: digest(_plain(body.peft_config[name]), _ADAPTER_NAMES) for name in sorted(active)}
+    return {**configs, "layers": digest(layers)}
+
+
 def _digest_of_weights(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
+    tensors: dict[str, Any] = dict(model.state_dict())
+    for name, buffer in model.named_buffers():
+        if name not in tensors:  # not saved: what the body computes from its configuration, and may have been cast
+            tensors[name] = buffer.dtype if name.startswith("0.") else buffer
     with ThreadPoolExecutor(_THREADS) as threads:
-        for part in threads.map(lambda item: _digest_of_tensor(*item), model.state_dict().items()):
+        for part in threads.map(lambda item: _digest_of_tensor(*item), tensors.items()):
             digest.update(part)
     return digest.hexdigest()[:16]
 
@@ -91,12 +113,23 @@ def _digest_of_tensor(name: str, tensor: Any) -> bytes:
     return digest.digest()
 
 
-def _settings(module: torch.nn.Module) -> Any:
+def _settings(module: torch.nn.Module, *, is_first: bool) -> Any:
     told: Any = getattr(module, "get_config_dict", None)
     settings: Any = repr(module) if told is None else told()
     if hasattr(module, "layer"):  # ours, which says there too which layer it reads
-        settings = {name: value for name, value in settings.items() if name not in _LAYER}
+        settings = {name: value for name, value in settings.items() if name not in _STATED_APART}
+    if not is_first:  # a module of somebody else's may keep anything as an attribute
+        settings = [settings, [[name, _attributes(part)] for name, part in module.named_modules()]]
     return json.loads(json.dumps(settings, default=str))
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    kinds = (bool, int, float, str, list, tuple, torch.Tensor, np.ndarray)
+    found = {name: value for name, value in vars(module).items() if isinstance(value, kinds) and name != "training"}
+    return {
+        name: value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
+        for name, value in found.items()
+    }
 
 
 def _tokenizer(tokenizer: Any) -> Any:

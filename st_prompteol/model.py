@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftConfig
-from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
-from sentence_transformers.util import get_device_name
+from sentence_transformers.util import get_device_name, quantize_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, prepare_config
@@ -27,6 +27,7 @@ from st_prompteol.cut import Cut, cut_body
 from st_prompteol.decoders import split_gguf
 from st_prompteol.failures import check_whole, explain_gguf, explain_opening
 from st_prompteol.fast import Reading, encode_distinct
+from st_prompteol.finite import check_finite, check_weights
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
 from st_prompteol.quantization import Quantization, quantization_config
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 CENTERING = "centering"  # what the module is called that centres embeddings
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
 _upstream = logging.getLogger("sentence_transformers")  # whose level turns its progress bars on
+_QUANTIZED = ("int8", "uint8", "binary", "ubinary")
 _CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
 # What sentence-transformers 6 checks before it opens a model
 _ADAPTER = {"transformers": {"specifier": ">=5.6", "reason": "transformers 5.0 to 5.5 leave the adapter out"}}
@@ -71,8 +73,9 @@ class PromptEOL(SentenceTransformer):
             tokenizer allow.
         device: As in `SentenceTransformer`. Defaults to None: the accelerator if there is one.
         device_map: How accelerate spreads the model over devices, e.g. `"auto"`; excludes `device`. Defaults to None.
-        model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it weights are float32 on a CPU and the
-            checkpoint's dtype elsewhere. Defaults to None.
+        model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it, a saved model computes in the dtype that it
+            was saved from, and a base LLM in float32 on a CPU and in the checkpoint's dtype elsewhere. Defaults to
+            None.
         processor_kwargs: As in `SentenceTransformer`. Defaults to None.
         **kwargs: Everything else that `SentenceTransformer` takes: `truncate_dim`, `revision`, `token`,
             `cache_folder`, `local_files_only`, `trust_remote_code`, `similarity_fn_name`, …
@@ -134,8 +137,8 @@ class PromptEOL(SentenceTransformer):
                 device, device_map = None, {"": device}
         if device_map is not None:
             model_kwargs["device_map"] = device_map
-        if not {"dtype", "torch_dtype"} & model_kwargs.keys():
-            model_kwargs["dtype"] = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
+        # of a base LLM; what is saved states its own
+        self._base_dtype = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
         if model_name_or_path is not None:
@@ -294,32 +297,42 @@ class PromptEOL(SentenceTransformer):
             Likewise, by default an array `(len(inputs), embedding_dimension)`.
 
         Raises:
-            ValueError: If the model was moved to the device `meta`, where it has no weights, or if `batch_size` or
-                `truncate_dim` is below 1.
+            ValueError: If an embedding holds NaN or infinity, `batch_size` or `truncate_dim` is below 1, or the model
+                was moved to the device `meta`, where it has no weights.
             RuntimeError: If another thread changes the template, the layer or `max_seq_length` meanwhile.
         """
         check_whole(batch_size=batch_size, truncate_dim=kwargs.get("truncate_dim"))
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
         only_embeddings = output_value == "sentence_embedding"
+        # after the check for finite numbers, which integers would pass
+        is_quantized = only_embeddings and precision in _QUANTIZED
         options: dict[str, Any] = {
             "prompt_name": prompt_name,
             "prompt": prompt,
             "batch_size": batch_size,
             "show_progress_bar": show_progress_bar,
             "output_value": output_value,
-            "precision": precision,
+            "precision": "float32" if is_quantized else precision,
             "reading": Reading(last_only=self.fast and only_embeddings and self._reads_last_tokens()),
         }
         encode = partial(super().encode, **{**options, **kwargs})
-        if not self.fast or self.is_singular_input(inputs):
-            return encode(inputs)
-        if show_progress_bar is None:
-            show_progress_bar = _upstream.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
-        spread = kwargs.get("pool") is not None or isinstance(kwargs.get("device"), list)
-        whole = show_progress_bar or spread or precision != "float32" or not only_embeddings
+        is_singular = self.is_singular_input(inputs)
+        if is_singular:
+            inputs = [inputs]
         sentences = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-        return encode_distinct(sentences, encode, None if whole else _CHUNK_BATCHES * batch_size)
+        if not self.fast or is_singular:
+            rows = encode(sentences)
+        else:
+            if show_progress_bar is None:
+                show_progress_bar = _upstream.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+            spread = kwargs.get("pool") is not None or isinstance(kwargs.get("device"), list)
+            whole = show_progress_bar or spread or precision != "float32" or not only_embeddings
+            rows = encode_distinct(sentences, encode, None if whole else _CHUNK_BATCHES * batch_size)
+        check_finite(rows, sentences)
+        if is_quantized and len(rows):
+            rows = _quantize_like(rows, precision)
+        return rows[0] if is_singular else rows
 
     def _reads_last_tokens(self) -> bool:
         """Whether the modules behind the body read nothing but the last token of each sentence."""
@@ -353,11 +366,11 @@ class PromptEOL(SentenceTransformer):
         super().add_adapter(prepare_config(adapter_config, self[0].model), adapter_name)
 
     def enable_adapters(self) -> None:
-        """Turns adapters on again, and with them the modules that they were saved with, which upstream leaves off."""
+        """Switches all adapters on again, after `disable_adapters`."""
         super().enable_adapters()
-        for module in self[0].model.modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                module.enable_adapters(enabled=True)
+        for module in self[0].model.modules():  # transformers switches these off, and forgets them here
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                module.enable_adapters(True)
 
     @property
     def adapters(self) -> list[str]:
@@ -365,10 +378,10 @@ class PromptEOL(SentenceTransformer):
         return list(getattr(self[0].model, "peft_config", {}))
 
     def merge_adapter(self) -> None:
-        """Adds the active adapter to the weights and removes all adapters: what is saved then is a full model.
+        """Adds the adapters in use to the weights and removes all adapters: what is saved then is a full model.
 
         Raises:
-            ValueError: If the model has no adapter, or its weights are quantised.
+            ValueError: If the model has no adapter, all are switched off, or its weights are quantised.
         """
         merge_adapter(self[0].model)
         self[0].base_config = None
@@ -444,13 +457,14 @@ class PromptEOL(SentenceTransformer):
             safe_serialization: Only True: weights are saved as safetensors. Defaults to True.
 
         Raises:
-            ValueError: If `safe_serialization` is False.
+            ValueError: If `safe_serialization` is False, or weights hold NaN or infinity.
             OSError: If the folder cannot be written to; what was there is untouched.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
         if path is None:
             return
+        check_weights(self)
         create_model_card = create_model_card and may_write_card(Path(path, README))
         with saving_into(path) as folder:
             super().save(str(folder), model_name, create_model_card, train_datasets)
@@ -498,9 +512,12 @@ class PromptEOL(SentenceTransformer):
             "trust_remote_code": trust_remote_code,
             "local_files_only": local_files_only,
         }
+        model_kwargs = dict(model_kwargs or {})
+        if not {"dtype", "torch_dtype"} & model_kwargs.keys():
+            model_kwargs["dtype"] = self._base_dtype
         transformer = PromptEOLTransformer(
             model_name_or_path,
-            model_kwargs={**hub_kwargs, **(model_kwargs or {})},
+            model_kwargs={**hub_kwargs, **model_kwargs},
             processor_kwargs={**hub_kwargs, **(processor_kwargs or {})},
             config_kwargs={**hub_kwargs, **(config_kwargs or {})},
             backend=self.backend,
@@ -559,6 +576,15 @@ def _check_device(device: str) -> None:
             f"The device {device!r} is not one of this machine ({problem}): choose cpu, or leave it out for the one "
             "that is here."
         ) from error
+
+
+def _quantize_like(rows: Any, precision: Any) -> Any:
+    """Quantizes embeddings as `SentenceTransformer.encode` does; they stay an array, a tensor or a list of tensors."""
+    quantized = quantize_embeddings(rows, precision)
+    if isinstance(rows, np.ndarray):
+        return quantized
+    tensor = torch.from_numpy(quantized)
+    return tensor if isinstance(rows, torch.Tensor) else list(tensor)
 
 
 def _reads_embedding(module: torch.nn.Module) -> bool:

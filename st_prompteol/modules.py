@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from st_prompteol.adapter_files import check_base, finish_saved_adapter
-from st_prompteol.adapters import record_base_revision
+from st_prompteol.adapters import check_saving_adapters, record_base_revision
 from st_prompteol.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.decoders import check_layer
 from st_prompteol.fast import PLAN, Begun, FastPath, Lock, Reading, inner_embeddings
 from st_prompteol.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
-from st_prompteol.stock import check_tokenizer, stock_body
+from st_prompteol.stock import check_tokenizer, stock_body, stored_tensors
 from st_prompteol.template import PromptTemplate, get_template
 from st_prompteol.tokens import TemplateTokenizer, tokenizable
 
@@ -124,10 +124,12 @@ class PromptEOLTransformer(DecoderTransformer):
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
         check_saving(self.model)
+        check_saving_adapters(self.model)
         unpack_nf4(self.model)
         record_base_revision(self.model)
         check_base(self.model, self.base_config)
-        stock_body(self.model).save_pretrained(output_path)
+        body = stock_body(self.model)
+        body.save_pretrained(output_path, **stored_tensors(body))
         if getattr(self.model, "peft_config", None) and self.base_config is not None:
             finish_saved_adapter(Path(output_path), self.model, self.base_config)
         self.tokenizer.save_pretrained(output_path)

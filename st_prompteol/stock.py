@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _POOLING_SWITCHES = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 _OF_QWEN2 = ("model_type", "architectures", "use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+_SAMPLED = 1024  # numbers of a tensor that mostly show that it needs float32
 _PROBES = ("A jockey riding a horse", 'He said "no"?', "</s>")
 _DENSE_DEFAULTS = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
@@ -78,6 +80,44 @@ def stock_body(model: PreTrainedModel) -> PreTrainedModel:
             tensors[name] = torch.zeros(tensor.shape, dtype=model.dtype, device=model.device)
     body.load_state_dict(tensors, assign=True)
     return body
+
+
+def stored_tensors(model: PreTrainedModel) -> dict[str, dict[str, torch.Tensor]]:
+    """Returns the `state_dict` to save, by that name, in half the bytes where that loses nothing.
+
+    A bfloat16 or float16 checkpoint that computes in float32 is stored as it came, and `config.json` states float32.
+    It counts as one if most of its numbers are exact in that dtype; tensors that are not, as after training, stay
+    float32.
+
+    Args:
+        model: The body. Adapters and quantized weights are stored as they are in memory.
+    """
+    handed_over = "save_pretrained" in vars(model)  # a trainer's, whose parameters here are one process's shards
+    if handed_over or hasattr(model, "peft_config") or getattr(model, "is_quantized", False):
+        return {}
+    tensors = model.state_dict()
+    wide = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.float32 and not tensor.is_meta}
+
+    def count(names: Iterable[str]) -> int:
+        return sum(wide[name].numel() for name in names)
+
+    exact = {
+        dtype: [name for name, tensor in wide.items() if _is_exact_in(dtype, tensor)]
+        for dtype in (torch.bfloat16, torch.float16)
+    }
+    dtype = max(exact, key=lambda dtype: count(exact[dtype]))
+    if count(exact[dtype]) * 2 <= count(wide):
+        return {}
+    narrow: dict[tuple[Any, ...], torch.Tensor] = {}  # tensors that share memory go on sharing it
+    for name in exact[dtype]:
+        place = wide[name].data_ptr(), wide[name].shape
+        tensors[name] = narrow.setdefault(place, wide[name].to(dtype))
+    return {"state_dict": tensors}
+
+
+def _is_exact_in(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
+    some = tensor.flatten()[:_SAMPLED]
+    return all(torch.equal(part.to(dtype).to(part.dtype), part) for part in (some, tensor))
 
 
 def check_tokenizer(folder: Path, tokenizer: TemplateTokenizer) -> None:

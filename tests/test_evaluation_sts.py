@@ -126,7 +126,7 @@ def test_a_sentence_without_a_finite_embedding_is_named(sts13, bad):
         def vector(self, sentence):
             return np.full(self.dim, bad) if sentence == broken else super().vector(sentence)
 
-    with pytest.raises(ValueError, match=rf"NaN or infinity for the sentence '{broken}' \(1 of \d+ sentences\)"):
+    with pytest.raises(ValueError, match=rf"sentence \d+ of \d+ \('{broken[:70]}"):
         evaluate_sts(Broken(), folder, ["STS13"])
 
 

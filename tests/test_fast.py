@@ -27,6 +27,7 @@ from transformers import (
 
 from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.fast import Reading, attention, check, linear
+from st_prompteol.fast.head import SharedHead
 
 from .helpers import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, features_of, grouped, sized
 
@@ -268,3 +269,20 @@ def test_from_the_second_batch_on_nothing_waits_for_a_device(causal_lms: dict[st
                 embeddings = model(features, reading=reading)["sentence_embedding"]
     assert reads.found == []
     np.testing.assert_allclose(embeddings.cpu().numpy(), oracle(model, LONG[3:]), atol=1e-3)
+
+
+def test_each_token_is_compared_by_its_own_length(causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real LLMs have numbers of 10,000 at the first token: by these, no other token would be looked at."""
+    body = PromptEOL(causal_lms["llama"], layer=-2)[0].model
+    first = int(check._fit(body, 18, (66, 5), 256)[0][0, 0])
+    body.embed_tokens.weight.data[first, 0] = 10_000.0
+    assert check.is_exact(body, -2)
+    compute_head = check.compute_head
+
+    def slightly_wrong(*arguments: Any) -> SharedHead:
+        head = compute_head(*arguments)
+        return SharedHead(head.keys, [value * 1.02 for value in head.values], head.hidden)
+
+    # of the largest number it is 6e-5, of a token's own length 4e-2
+    monkeypatch.setattr(check, "compute_head", slightly_wrong)
+    assert not check.is_exact(body, -2)

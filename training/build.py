@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import linear_layers, load_adapter_weights
+from st_prompteol.finite import NotFiniteError
 from training.arguments import ModelArguments, RunArguments
 
 _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]
@@ -115,11 +116,13 @@ def _embed(model: PromptEOL) -> torch.Tensor:
 
 def check_finite(model: PromptEOL) -> None:
     """Raises FloatingPointError if a model's embeddings have NaN or infinite numbers."""
-    if not _embed(model).isfinite().all():
+    try:
+        _embed(model)
+    except NotFiniteError as error:
         raise FloatingPointError(
             "The trained model embeds sentences by NaN or infinite numbers, so it is not saved: lower learning_rate, "
             "raise warmup_steps, or compute with --precision float32 or bf16."
-        )
+        ) from error
 
 
 def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_args: RunArguments) -> None:
@@ -158,8 +161,8 @@ def load_weights(model: PromptEOL, path: str) -> None:
 def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: int = -1) -> str:
     """Saves a full model with the adapter in its weights, which must not be quantised, and returns its folder.
 
-    It is cut above `layer`, if that is an inner one. Both changes are made to `model`. With `"float16"` the file is
-    half as large, and it is opened as float32, which is what a CPU computes in, unless another dtype is asked for.
+    It is cut above `layer`, if that is an inner one. All changes are made to `model`. With `"float16"` the file is
+    half as large; it is opened in the dtype that the model computes in, which `config.json` states.
     """
     path = str(Path(output_dir) / "merged")
     if getattr(model[0].model, "is_quantized", False):
@@ -172,11 +175,10 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: i
         model.model_card_data.change = (
             f"the blocks above hidden state {layer} were removed, which made that the last one"
         )
-    body, halves = model[0].model, None
-    if dtype == "float16":  # of the tensors in the file, not of the model, so that config.json keeps its dtype
-        halves = {name: part.half() if part.is_floating_point() else part for name, part in body.state_dict().items()}
-    with saving(body, halves):
-        model.save_pretrained(path)
+    if dtype == "float16":  # what is exact in float16 is stored so
+        for parameter in model[0].model.parameters():
+            parameter.data = parameter.data.half().to(parameter.dtype)
+    model.save_pretrained(path)
     return path
 
 

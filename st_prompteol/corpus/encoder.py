@@ -20,6 +20,7 @@ from st_prompteol.corpus.fragments import Fragment
 from st_prompteol.corpus.parts import Array, Outcome, PartWriter
 from st_prompteol.corpus.storage import Storage
 from st_prompteol.failures import is_disk_full
+from st_prompteol.finite import NotFiniteError, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class FragmentEncoder:
         Raises:
             OSError: If the part cannot be written.
             MemoryError: If the memory does not hold a single sentence.
-            ValueError: If an embedding is beyond what the precision holds.
+            ValueError: If an embedding holds NaN or infinity, or is beyond what the precision holds.
         """
         start = time.perf_counter()
         self._counts = [torch.zeros((), dtype=torch.int64)] * 2
@@ -90,8 +91,12 @@ class FragmentEncoder:
                 PartWriter(staged, self._empty, self.job.output_columns) as writer,
             ):
                 for batch in read_fragment(fragment, self.job, self.chunk):
-                    sentences = [sentence for sentence in batch.sentences if sentence is not None]
-                    writer.write(batch, self._in_precision(self.embed(sentences)) if sentences else self._empty)
+                    places = [place for place, sentence in enumerate(batch.sentences) if sentence is not None]
+                    try:
+                        embeddings = self.embed([str(batch.sentences[place]) for place in places])
+                    except NotFiniteError as error:
+                        raise error.found_in(fragment.name_row(writer.rows + places[error.place])) from None
+                    writer.write(batch, self._in_precision(embeddings) if places else self._empty)
                 seconds = time.perf_counter() - start
                 tokens, cells = map(int, self._counts)
                 outcome = Outcome(fragment.part, writer.rows, writer.bad_rows, seconds, tokens, cells)
@@ -110,6 +115,8 @@ class FragmentEncoder:
 
     def embed(self, sentences: list[str]) -> Array:
         """Returns `(len(sentences), dimension)` in float32; where memory ends, batches are halved from then on."""
+        if not sentences:
+            return self._empty
         while True:
             try:
                 # the processes of a pool take whole batches
@@ -121,7 +128,9 @@ class FragmentEncoder:
                     show_progress_bar=False,
                     **spread,
                 )
-                return np.asarray(embeddings, dtype=np.float32)
+                rows = np.asarray(embeddings, dtype=np.float32)
+                check_finite(rows, sentences)
+                return rows
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.batch_size == 1:
                     raise

@@ -24,6 +24,7 @@ from st_prompteol.corpus.formats import Batch, read_sentences, wanted_columns
 from st_prompteol.corpus.parts import Array, PartWriter
 from st_prompteol.failures import check_whole
 from st_prompteol.files import replacing_file
+from st_prompteol.finite import NotFiniteError, check_finite
 from st_prompteol.tables import look_into, report
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
@@ -66,7 +67,7 @@ def encode_file(
 
     Raises:
         ValueError: If a format is unknown, a column is missing, there is no sentence, or something is not UTF-8 or
-            not text; the message names file and line.
+            not text; the message names file and line. Also if an embedding holds NaN or infinity; it names the row.
         OSError: If a file cannot be read or written.
         ImportError: If Parquet is asked for and pyarrow is not installed.
 
@@ -85,8 +86,14 @@ def encode_file(
         return read_sentences(file, str(source), CHUNK_BATCHES * batch_size, column, header)
 
     def encode() -> Iterator[_Chunk]:
+        done = 0
         for sentences in read():
-            rows = model.encode(sentences, batch_size=batch_size, normalize_embeddings=normalize_embeddings)
+            try:
+                rows = model.encode(sentences, batch_size=batch_size, normalize_embeddings=normalize_embeddings)
+                check_finite(rows, sentences)
+            except NotFiniteError as error:
+                raise error.found_in(f"row {done + error.place + 1} of {str(source)!r}") from None
+            done += len(sentences)
             progress.update(len(sentences))
             yield sentences, np.asarray(rows, dtype=np.float32)
 

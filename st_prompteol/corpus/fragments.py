@@ -57,6 +57,13 @@ class Fragment:
         """The name of its output: parts sorted by name are in the order of the input."""
         return f"part-{self.file.number:06d}-{self.number:06d}.parquet"
 
+    def name_row(self, place: int) -> str:
+        """Returns what messages call one of its rows, counted from 0."""
+        if suffix_of(self.file.path) == ".parquet":
+            return f"row {self.start + place} of {self.file.path!r}"
+        behind = f" behind byte {self.start}" if self.start else ""
+        return f"row {place + 1}{behind} of {self.file.path!r}"
+
 
 def list_sources(sources: Sequence[str]) -> list[SourceFile]:
     """Returns the files of a corpus: the sources in their order, of a folder all below it by name.

@@ -119,7 +119,7 @@ class Comparison:
                     model,
                     self.mteb,
                     name=source,
-                    revision=run.revision if self._is_as_published(source, given) else f"{run.revision}-{run.digest}",
+                    revision=given.get("revision"),
                     results_dir=Path(self.results_dir, "mteb"),
                     batch_size=self.batch_size,
                     rerun=self.rerun,
@@ -130,12 +130,6 @@ class Comparison:
                     took = f" (in {duration(task.evaluation_time)})" if task.evaluation_time else ""
                     show(f"{name}, {method}: {task.task_name} (MTEB) {100 * task.get_score():.2f}{took}")
             yield Row(name, method, scores, run.parameters)
-
-    def _is_as_published(self, name: str, options: Mapping[str, Any]) -> bool:
-        """Whether the name and revision alone say how the embeddings came about."""
-        changes = options.keys() - {"device", "device_map", "revision"}
-        is_gguf = split_gguf(name)[1] is not None
-        return not (self.methods or changes or is_gguf) and has_file(name, "modules.json", _hub_kwargs(options))
 
     def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
         """Yields a model per method, with the method's name."""

@@ -1,8 +1,9 @@
-"""MTEB: mteb itself on the model, under the model's own name and revision, with mteb's results cache."""
+"""MTEB: mteb itself on the model, with mteb's results cache, under a name and revision of what runs alone."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -11,9 +12,13 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from st_prompteol.decoders import has_file
 from st_prompteol.evaluation.results import revision_of
 from st_prompteol.extras import missing_extra
 from st_prompteol.failures import check_whole
+from st_prompteol.identity import digest, identify
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_mteb(
@@ -29,11 +34,16 @@ def evaluate_mteb(
 ) -> Any:
     """Runs MTEB tasks on a model.
 
+    Results are kept under the model's name and revision: its commit, or a hash of the folder's files. A model that
+    embeds otherwise than what is there, opened again, has a hash of everything that its scores depend on behind it: so
+    has a base LLM in a template, and a model with another layer or dtype, other weights or adapters.
+
     Args:
         model: Any sentence-transformers model.
         tasks: Names of tasks (`"STS12"`) or of benchmarks (`"MTEB(eng, v2)"`).
-        name: The model's repository or folder, which names its results. Defaults to None: what it was opened from.
-        revision: What stands for its revision. Defaults to None: its commit, or a hash of the folder's files.
+        name: The model's repository or folder, which names its results. Defaults to None: what it was opened from, its
+            base LLM if it has an adapter.
+        revision: The branch, tag or commit that was opened. Defaults to None: the main branch.
         results_dir: mteb's results cache. Defaults to None: mteb's own, `~/.cache/mteb` or `MTEB_CACHE`.
         batch_size: The model's batch size. Defaults to 32.
         rerun: Whether to run finished tasks again. Defaults to False.
@@ -57,11 +67,11 @@ def evaluate_mteb(
     except ImportError as error:
         raise missing_extra("An evaluation by MTEB", "mteb", "eval") from error
     selected = _select(mteb, tasks)
-    name = name or model.transformers_model.config.name_or_path
+    name = name or str(getattr(getattr(model.transformers_model, "config", None), "name_or_path", "")) or "model"
     wrapper = SentenceTransformerEncoderWrapper(model)
     # Models in memory and in folders have no name to mteb, so that all of them would share one folder of results.
     wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(
-        update={"name": _repository(name), "revision": revision or revision_of(name)}
+        update={"name": _repository(name), "revision": _revision(model, name, revision)}
     )
     return mteb.evaluate(
         wrapper,
@@ -82,6 +92,24 @@ def _select(mteb: Any, names: Sequence[str]) -> list[Any]:
             hint = f"did you mean {' or '.join(near)}?" if near else "see mteb.get_tasks() and mteb.get_benchmarks()."
             raise ValueError(f"mteb knows no task or benchmark {name!r}: {hint}")
     return [task for name in names for task in known[name]]
+
+
+def _revision(model: SentenceTransformer, name: str, revision: str | None) -> str:
+    """Returns what stands for a model among all of the same name: only equal ones share it."""
+    found, identity = revision_of(name, revision), identify(model)
+    return found if identity == _identity_as_published(type(model), name, found) else f"{found}-{digest(identity)[:8]}"
+
+
+def _identity_as_published(kind: type[SentenceTransformer], name: str, revision: str) -> dict[str, Any] | None:
+    """Returns the identity of what others open under this name; None if that is no sentence embedding model."""
+    where: dict[str, Any] = {} if os.path.isdir(name) else {"revision": revision}
+    if not has_file(name, "modules.json", {**where, "local_files_only": True}):
+        return None
+    try:
+        return identify(kind(name, device="cpu", local_files_only=True, **where))
+    except Exception as error:  # whatever it is: what cannot be opened again is not known to be equal
+        logger.info("%r cannot be compared with what is published: %s", name, error)
+        return None
 
 
 def _repository(name: str) -> str:

@@ -72,6 +72,11 @@ class Run:
         """A short hash of the settings."""
         return digest(self.settings)[:8]
 
+    @property
+    def identity(self) -> str:
+        """A short hash of what the embeddings depend on."""
+        return digest(self.settings, but=("method",))[:8]
+
     def folder(self, results_dir: str | Path) -> Path:
         """Returns where its results lie: `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
         # a folder goes by its name: its revision, a hash of its files, tells folders of one name apart

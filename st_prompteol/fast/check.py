@@ -32,7 +32,9 @@ _WORK = 2**31  # multiplications that checking may take beside one block of each
 _ROWS = 9  # of the layers' inputs that are computed together and apart
 _OUTLIER = 50.0  # times as large as others, as single activations of LLMs are
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the largest number; 1e-2 in half precision
-_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}  # relative to the largest number; 5e-2 in half precision
+# Of each token's vector, relative to its own length; 5e-2 in half precision
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+_SHORT = 0.1  # of the median: vectors that are shorter are what is left of longer ones, and rounded like these
 _QUANTISED = 1e-2  # likewise: 4-bit weights are multiplied in half precision; activations of 8 bits differ by more
 
 
@@ -161,7 +163,11 @@ def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor, layer: int) -> Ten
 
 
 def _difference(model: PreTrainedModel, probe: tuple[Tensor, Tensor, int], whole: Tensor, layer: int) -> float:
-    """Returns by how much hidden states differ, relative to the largest number, of all and of the last tokens only."""
+    """Returns by how much hidden states of a token differ at most, relative to their own length.
+
+    The lengths of different tokens are not alike: real LLMs have numbers of 10,000 at the first token, and of 10 at
+    others. All tokens are compared, and the last ones where no others are read.
+    """
     ids, mask, head_length = probe
     lengths = mask.sum(dim=1) - head_length
     head = compute_head(model, ids[0, :head_length], layer)
@@ -174,4 +180,5 @@ def _difference(model: PreTrainedModel, probe: tuple[Tensor, Tensor, int], whole
         own = whole[:, head_length:]
         expected.append(own[[0, 1], lengths - 1] if last_only else own[mask[:, head_length:].bool()])
     got, wanted = torch.cat(states).float(), torch.cat(expected).float()
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    lengths = wanted.norm(dim=-1)
+    return float(((got - wanted).norm(dim=-1) / lengths.clamp(min=_SHORT * lengths.median())).max())

@@ -36,7 +36,6 @@ torch.set_num_threads(int(sys.argv[1]))
 for line in sys.stdin:
     request = json.loads(line)
     sentences, model_kwargs = request.pop("sentences"), request.pop("model_kwargs")
-    model_kwargs["dtype"] = getattr(torch, model_kwargs["dtype"])
     quantization = model_kwargs.pop("quantization_config", None)
     try:
         if quantization:
@@ -92,7 +91,7 @@ class CleanProcess:
         """
         body = model[0].model
         is_quantized = getattr(body, "is_quantized", False)
-        model_kwargs: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
+        model_kwargs: dict[str, Any] = {}  # no dtype: a stranger passes none
         options = {"model_name_or_path": name, "device": str(model.device), "token": token, "revision": revision}
         if model.adapters:
             if is_quantized and not came_quantized(body):

@@ -160,8 +160,8 @@ def _senteval_results(results_dir: str | os.PathLike[str]) -> Iterator[dict[str,
 def _mteb_results(results_dir: str | os.PathLike[str], run: Run) -> Iterator[dict[str, Any]]:
     """Yields what mteb wrote for a model, `<model>/<revision>/<task>.json`, in the form of our results."""
     for path in sorted(Path(results_dir, "mteb").rglob("*.json")):
-        # the settings stand behind the revision where the files alone do not say them
-        if path.parent.name not in (run.revision, f"{run.revision}-{run.digest}"):
+        # the identity stands behind the revision where the files alone do not say it
+        if path.parent.name not in (run.revision, f"{run.revision}-{run.identity}"):
             continue
         content = _read(path, ("task_name", "scores"))
         if not content:

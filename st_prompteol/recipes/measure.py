@@ -16,6 +16,7 @@ import torch
 
 from st_prompteol.evaluation.sts import cosine_similarities
 from st_prompteol.fast import Reading, inner_embeddings
+from st_prompteol.finite import check_finite
 from st_prompteol.model import PromptEOL
 from st_prompteol.recipes.log import SearchLog, Similarities, model_key
 from st_prompteol.recipes.pairs import ScoredPair
@@ -198,9 +199,6 @@ def encode_layers(
     rows = model.encode(list(sentences), output_value=None, batch_size=batch_size, reading=Reading(True, tuple(inner)))
     names = {deepest: "sentence_embedding", **{layer: inner_embeddings(layer) for layer in inner}}
     vectors = {layer: torch.stack([row[name] for row in rows]).float().cpu().numpy() for layer, name in names.items()}
-    if not all(np.isfinite(embeddings).all() for embeddings in vectors.values()):
-        raise ValueError(
-            f"The model returned NaN or infinity with the template {template.render('…')!r}: embeddings must be "
-            "finite; load the model in float32 or bfloat16."
-        )
+    for embeddings in vectors.values():
+        check_finite(embeddings, sentences)
     return vectors
