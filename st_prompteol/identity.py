@@ -43,7 +43,7 @@ def identify(model: SentenceTransformer) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": _plain(getattr(config, "quantization_config", None)),
         "adapters": _adapters(body),
-        "template": getattr(model, "templates", None) or read_template(model.tokenizer),  # an ensemble has several
+        "template": _templates(model),
         "layer": getattr(first, "layer", None),
         "modules": [[type(module).__name__, _settings(module, is_first=module is first)] for module in model],
         "config": digest(_plain(config), _NAMES),
@@ -74,6 +74,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: str) ->
         for name in dict.fromkeys([*before, *now])
         if before.get(name) != now.get(name)
     )
+
+
+def _templates(model: SentenceTransformer) -> Any:
+    """Returns the template, or those of an ensemble."""
+    several = [template.to_dict() for template in getattr(model, "templates", ())]
+    return several or read_template(model.tokenizer)
 
 
 def _adapters(body: Any) -> dict[str, str]:

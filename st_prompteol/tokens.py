@@ -193,7 +193,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         """Raises ValueError if a word of the vocabulary is another token in a template than in the rendered text."""
         words = list(_words(self.plain).values())
         for word in {*words[:2], *words[-2:]}:
-            for probe in (f"x {word} y", f"{word}", f"a{word}b.", f"{word}{word}'s", f"x  {word}\n"):
+            for probe in (f"x {word} y", f"{word}", f"a{word}b.", f"{word}{word}'s", f"x {word}\n"):
                 ids = [*self.bos, *self._plain_ids(template.render(probe))]
                 if self.backend_tokenizer.encode(probe).ids != ids:
                     raise ValueError(

@@ -135,9 +135,9 @@ def test_a_cut_model_is_a_model_like_others(odd_norms: dict[str, str], tmp_path:
     model = PromptEOL(path, layer=-2)
     model.encode(SENTENCES)
     model.cut()
-    assert model[0]._fast_path._head is None
+    assert not model[0]._fast_path._heads
     model.encode(SENTENCES)
-    assert model[0]._fast_path._head  # on the fast path, whose head is not that of the model before
+    assert model[0]._fast_path._heads  # on the fast path, whose head is not that of the model before
     model.template, model.layer = '"{sentence}" is', -2
     expected = oracle(path, [model.template.render(sentence) for sentence in SENTENCES], -3)
     assert_alike(model.encode(SENTENCES), expected)

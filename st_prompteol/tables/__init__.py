@@ -15,30 +15,22 @@ the name is. In CSV and TSV every row has as many cells as the first one. An emp
 is a sentence or the only cell of a row: there it is an empty sentence.
 """
 
-from st_prompteol.tables.content import SUFFIXES, opened, suffix_of
-from st_prompteol.tables.lines import LINE, Bad, Row, read_lines
-from st_prompteol.tables.parquet import check_single, import_pyarrow, known, open_parquet, read_tables, values_of
-from st_prompteol.tables.rows import Contents, look_into, read_rows, report, report_kinds
-from st_prompteol.tables.separated import HeaderError
-
-__all__ = [
-    "LINE",
-    "SUFFIXES",
-    "Bad",
-    "Contents",
-    "HeaderError",
-    "Row",
-    "check_single",
-    "import_pyarrow",
-    "known",
-    "look_into",
-    "open_parquet",
-    "opened",
-    "read_lines",
-    "read_rows",
-    "read_tables",
-    "report",
-    "report_kinds",
-    "suffix_of",
-    "values_of",
-]
+from st_prompteol.tables.content import SUFFIXES as SUFFIXES
+from st_prompteol.tables.content import opened as opened
+from st_prompteol.tables.content import suffix_of as suffix_of
+from st_prompteol.tables.lines import LINE as LINE
+from st_prompteol.tables.lines import Bad as Bad
+from st_prompteol.tables.lines import Row as Row
+from st_prompteol.tables.lines import read_lines as read_lines
+from st_prompteol.tables.parquet import check_single as check_single
+from st_prompteol.tables.parquet import import_pyarrow as import_pyarrow
+from st_prompteol.tables.parquet import known as known
+from st_prompteol.tables.parquet import open_parquet as open_parquet
+from st_prompteol.tables.parquet import read_tables as read_tables
+from st_prompteol.tables.parquet import values_of as values_of
+from st_prompteol.tables.rows import Contents as Contents
+from st_prompteol.tables.rows import look_into as look_into
+from st_prompteol.tables.rows import read_rows as read_rows
+from st_prompteol.tables.rows import report as report
+from st_prompteol.tables.rows import report_kinds as report_kinds
+from st_prompteol.tables.separated import HeaderError as HeaderError
