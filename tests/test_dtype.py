@@ -72,7 +72,9 @@ CASES: dict[str, tuple[str, str | None, Callable[[PromptEOL], Any] | None, set[s
 }
 
 
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (number % 3 > 0)) for number, case in enumerate(CASES)]
+)
 def test_saved_models_compute_what_was_saved(
     bases: dict[str, str], plain: PlainProcess, tmp_path: Path, case: str
 ) -> None:

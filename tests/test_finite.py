@@ -85,6 +85,7 @@ def test_one_sentence_and_none(broken: PromptEOL) -> None:
         broken.encode(ODD, precision="binary")
 
 
+@pytest.mark.slow
 def test_a_pool_of_processes(broken: PromptEOL) -> None:
     pool = broken.start_multi_process_pool(["cpu"])
     try:

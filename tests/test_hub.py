@@ -335,6 +335,7 @@ RESULT["started"] = len(started)
 """
 
 
+@pytest.mark.slow
 def test_what_must_not_be_pushed_is_refused_in_one_sentence_and_mostly_at_once(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:

@@ -46,7 +46,7 @@ def texts(chooser: random.Random) -> list[str]:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("llama")) for name in TOKENIZERS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "opt")) for name in TOKENIZERS]
 )
 @pytest.mark.parametrize("template", ["prompteol", "summarize"])
 def test_a_text_that_is_cut_before_has_the_same_tokens(name: str, template: str) -> None:

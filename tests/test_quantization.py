@@ -236,7 +236,7 @@ def test_embeddings_are_those_of_the_causal_lm(
     assert mixes_rows(model[0].model) is (name == "int8")
 
 
-@pytest.mark.parametrize("name", ["nf4", "torchao int8", "W4A16", "fp8"])
+@pytest.mark.parametrize("name", [pytest.param("nf4", marks=pytest.mark.slow), "torchao int8", "W4A16", "fp8"])
 def test_saved_it_is_the_same_everywhere(
     checkpoints: Callable[[str, str], Path], tmp_path: Path, plain: PlainProcess, name: str
 ) -> None:

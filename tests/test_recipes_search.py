@@ -352,6 +352,7 @@ def write_search(folder: Path, count: int = 30) -> list[str]:
     return [str(folder / "c.jsonl"), "--pairs", str(folder / "p.jsonl")]
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_end(
     causal_lms: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: PlainProcess, caplog: Any
 ) -> None:
