@@ -117,13 +117,14 @@ def _take_owner_and_mode(staged: Path, target: Path, mode: int) -> None:
         old = os.lstat(target)
     except FileNotFoundError:
         old = None
-    if old is not None and stat.S_ISREG(old.st_mode):
-        mode = stat.S_IMODE(old.st_mode)
-        if hasattr(os, "chown"):
-            with suppress(PermissionError):  # only root may give a file away
+    with suppress(OSError):  # only root may give a file away, and some file systems have no modes
+        if old is not None and stat.S_ISREG(old.st_mode):
+            mode = stat.S_IMODE(old.st_mode)
+            if hasattr(os, "chown"):
                 os.chown(staged, -1, old.st_gid)
                 os.chown(staged, old.st_uid, -1)
-    os.chmod(staged, mode)
+    with suppress(OSError):
+        os.chmod(staged, mode)
 
 
 def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
