@@ -23,8 +23,8 @@ EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
     {"extras"},
-    set("template files failures tables long_text adapter_files decoders finite pooling quantization signals".split()),
-    {"adapters", "released", "spelling"},
+    set("template files failures tables long_text adapter_files decoders pooling quantization signals".split()),
+    {"adapters", "finite", "released", "spelling"},
     {"body", "tokens", "fast", "output", "retries", "saving"},
     {"stock", "card"},
     {"modules"},
