@@ -1,4 +1,4 @@
-# Two commands do everything on a machine that has Python and pip only: `make demo` and `make test`.
+# `make demo` and `make test` only need Python and pip.
 PYTHON ?= python3
 VENV ?= .venv
 SHARED ?= ../shared
@@ -15,31 +15,31 @@ help: ## Show this list
 demo: $(VENV)/.demo ## Install, then search, map and fine-tune on real sentences (MODEL=facebook/opt-125m for another model)
 	MODEL=$(MODEL) $(BIN)/python examples/demo.py
 
-playground: $(VENV)/.playground ## Install, then open a page that compares recipes on sentences of yours (MODEL=... likewise)
+playground: $(VENV)/.playground ## Install, then open a page that compares recipes on your sentences (MODEL=... for another model)
 	MODEL=$(MODEL) $(BIN)/python hub_cards/space/app.py
 
-notebook: $(VENV)/.dev ## Run examples/quickstart.ipynb and store what it prints and draws
+notebook: $(VENV)/.dev ## Run examples/quickstart.ipynb and store its outputs
 	$(BIN)/jupyter execute --inplace examples/quickstart.ipynb
 
-test: $(VENV)/.dev ## Install what tests need, then run them
+test: $(VENV)/.dev ## Install the test dependencies, then run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(VENV)/.dev ## Run the slow tests, and those that are too long for .ci/run
+test-slow: $(VENV)/.dev ## Run the slow tests, including those too slow for .ci/run
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-attack: $(VENV)/.dev ## Attack with odd strings, damaged files, kills and races, and write what held to docs/attack.md
+attack: $(VENV)/.dev ## Run robustness tests (odd strings, damaged files, kills, races) and write docs/attack.md
 	$(BIN)/python -m tests.attack
 
 test-lowest: build/lowest/.done ## Run the core tests on the lowest versions that pyproject.toml allows, in build/lowest
 	build/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE_TESTS)
 
-gpu-kit: $(VENV)/.dev ## Pack what a GPU machine without a network lacks (SHARED=... has tokenizers and senteval)
+gpu-kit: $(VENV)/.dev ## Pack packages and data for an offline GPU machine (SHARED=... has tokenizers and senteval)
 	$(BIN)/python benchmarks/gpu_kit.py --tokenizers $(SHARED)/tokenizers --data-dir $(SHARED)/senteval build/gpu-kit.tar.xz
 
-gpu: build/gpu-kit ## Measure everything on a GPU in 25 minutes, into build/gpu (PYTHON=... GPU="--sections encode")
+gpu: build/gpu-kit ## Run all GPU benchmarks in 25 minutes, into build/gpu (PYTHON=... GPU="--sections encode")
 	PYTHONPATH=$(CURDIR)/build/gpu-kit/site:$(CURDIR) $(PYTHON) benchmarks/gpu.py $(GPU)
 
-docs: $(VENV)/.docs ## Build the documentation site in build/site; a warning or a broken link is an error
+docs: $(VENV)/.docs ## Build the documentation site in build/site; warnings and broken links are errors
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/site
 	@echo "The site is in build/site: open build/site/index.html"
 
@@ -52,7 +52,7 @@ format: $(VENV)/.dev ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove what the commands above made
+clean: ## Remove all generated files
 	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:

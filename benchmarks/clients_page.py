@@ -1,4 +1,4 @@
-"""The page docs/clients.md, made of docs/clients.json and nothing else."""
+"""Generates docs/clients.md from docs/clients.json alone."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ KINDS = {
 
 
 RULES = """\
-- Give it plain sentences, and leave prompts, prefixes and instructions empty: the template is the prompt, and whatever
-  a client pastes in front of a sentence lands inside it.
-- Clients that prepare sentences themselves embed what they made of them: LangChain puts spaces for newlines.
-  sentence-transformers before 5.4 strips white space around a sentence; so does the paper's preparation, but
-  `preprocessing="none"` does not.
-- An empty or blank sentence becomes the BOS and the template's last words: no normaliser puts text around it.
-- An inner layer is read by sentence-transformers 5.4 and newer, and by what builds on it. Older ones refuse it. What
-  loads the weights by itself (transformers, txtai, servers) reads the last layer and does not say so:
+- Send plain sentences, and leave prompts, prefixes and instructions empty: the template is the prompt, and any text
+  that a client inserts before a sentence ends up inside it.
+- Clients that preprocess sentences embed the result: LangChain replaces newlines by spaces. sentence-transformers
+  before 5.4 strips white space around a sentence; so does the paper's preprocessing, but `preprocessing="none"` does
+  not.
+- An empty or blank sentence is encoded as BOS plus the end of the template: normalizers cannot prepend text to it.
+- Inner layers are read by sentence-transformers 5.4 and newer, and by clients that build on it. Older versions raise
+  an error. Clients that load the weights themselves (transformers, txtai, servers) silently read the last layer:
   `st-prompteol export MODEL FOLDER --cut` makes the inner layer the last one.
-- The same programs do not see a `Dense` behind the pooling, unless the table says otherwise.
-- An adapter wants transformers 5.7 or newer: 5.5 takes the base without it and does not say so, and
-  sentence-transformers 5.4 to 5.7 refuse it with transformers 4. A merged model opens everywhere.
-- `split_special_tokens` in `tokenizer_config.json` makes `</s>` in a sentence plain text. What reads `tokenizer.json`
-  alone takes it as the token, and puts a template around each piece.
-- `sentence-transformers[onnx]` cannot be installed beside sentence-transformers 6, and OpenVINO 2026.4 computes wrong
-  embeddings for a bare Llama, with any tokenizer.
-- A `.gguf` carries no normaliser: llama.cpp and Ollama take the text of `model.template.render(sentence)`.
+- The same clients ignore a `Dense` behind the pooling, unless the table shows otherwise.
+- Adapters need transformers 5.7 or newer: 5.5 silently opens the base without the adapter, and sentence-transformers
+  5.4 to 5.7 raise an error with transformers 4. A merged model opens everywhere.
+- `split_special_tokens` in `tokenizer_config.json` makes `</s>` in a sentence plain text. Clients that read only
+  `tokenizer.json` treat it as the special token, and add a template to each piece.
+- `sentence-transformers[onnx]` cannot be installed together with sentence-transformers 6, and OpenVINO 2026.4 computes
+  wrong embeddings for a bare Llama, with any tokenizer.
+- A `.gguf` has no normalizer: send llama.cpp and Ollama the text of `model.template.render(sentence)`.
 """
 
 
@@ -42,31 +42,31 @@ def write_page(results: dict[str, Any]) -> str:
     parts = [
         f"""# Clients
 
-What other programs make of a saved model that is given to them as any model is: the smallest cosine to `PromptEOL`'s
-embeddings in float32 over {count} sentences, half of them odd, with the model `{results["model"]}`; where token ids
-are compared, how many of the {count} sentences have the same. Each client ran in an environment of its own, with
-{results["torch"]}. `python benchmarks/clients.py` measures it again and writes this page.
+The embeddings of saved models in other programs, opened there like any model: the smallest cosine similarity to
+`PromptEOL`'s embeddings in float32 over {count} sentences, half of them odd, with the model `{results["model"]}`;
+where token ids are compared, the number of sentences out of {count} with equal ids. Each client ran in a separate
+environment with {results["torch"]}. `python benchmarks/clients.py` repeats the measurement and writes this page.
 """,
         _table(
             ["client", *KINDS.values(), "lengths"],
             [[name, *(_cell(row["kinds"].get(kind), count) for kind in KINDS), _lengths(row)]
              for name, row in rows.items()],
         ),
-        "In brackets: how many sentences differ; all others are at 1.000000. `no`: refused with an error. Both are\n"
-        "listed [below](#what-differs).\n",
-        "## What to set\n",
+        "In parentheses: the number of sentences that differ; all others are at 1.000000. `no`: an error. Both are\n"
+        "listed [below](#differences).\n",
+        "## Settings\n",
         RULES,
         _table(
-            ["client", "the folder is given as", "what to know"],
+            ["client", "how to open the folder", "notes"],
             [[name, row["given"], row["advice"]] for name, row in rows.items()]
             + [[f"{name} (read)", row["given"], row["advice"]] for name, row in results["read"].items()],
         ),
-        "\"Read\" is what a client's sources say; it was not run.\n",
-        "## What differs\n",
+        "\"(read)\": according to the client's source code; not run.\n",
+        "## Differences\n",
         "\n".join(_differences(rows)) + "\n",
-        "## What is refused\n",
+        "## Errors\n",
         "\n".join(_errors(rows)) + "\n",
-        "## What was installed\n",
+        "## Installed packages\n",
         _table(["client", "packages"], [[name, ", ".join(row["requirements"])] for name, row in rows.items()]),
     ]  # fmt: skip
     return "\n".join(parts)

