@@ -103,8 +103,8 @@ def encode_corpus(
         fragment_rows: Approximate number of rows per fragment, which a stopped worker has to repeat. Defaults to
             32,768.
         model_options: Arguments of `PromptEOL`: `template`, `layer`, `revision`, … Defaults to none.
-        devices: Devices of the local engine; for several, sentence-transformers starts a process each. Defaults to
-            None: all CUDA devices if there are several, else the model's own.
+        devices: Devices of the local engine; for several, sentence-transformers starts a process each.
+            Defaults to None: all CUDA devices if there are several, else the model's own.
         address: Address of the cluster, see `ray.init`. Defaults to None: `RAY_ADDRESS`, else a local Ray is started.
         workers: Maximum number of workers. Defaults to None: one per GPU of the cluster, or per `cpus_per_worker`
             cores if it has none.

@@ -164,7 +164,7 @@ class FastPath:
         return {begun.layer: _unpack(features["input_ids"], batch, head, states)}
 
     def _is_possible(self) -> bool:
-        """Whether the fast path applies: no training, compilation or autocast, and no other hidden states requested."""
+        """Whether the fast path applies: no training, compilation or autocast, no other hidden states requested."""
         model = self.model
         return not (
             model.training
