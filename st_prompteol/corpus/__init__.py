@@ -1,4 +1,4 @@
-"""Encoding files and corpora: sentences stream in, embeddings stream out, and memory does not grow with either."""
+"""Encodes files and corpora as streams, in constant memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The Ray engine: a pool of actors under Ray Data, each of which reads, encodes and writes one fragment at a time.
+"""The Ray engine: a pool of Ray Data actors, each of which reads, encodes and writes one fragment at a time.
 
-What passes through Ray's object store are the names of fragments and what came of them, so that nothing has to be held
-back for a slow worker, and a fragment that a lost node had is done again by another, to the same place.
+Only the names of fragments and their outcomes pass through Ray's object store. Slow workers therefore cause no
+backpressure, and the fragment of a lost node is encoded again by another worker, to the same place.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-_OBJECT_STORE_BYTES = 128 * 2**20  # of a Ray that is started here: nothing large passes through
-_CONNECT_SECONDS = 10  # to find out whether somebody listens; Ray itself would try for minutes
-_ATTEMPTS = 5  # of one fragment whose workers die
+_OBJECT_STORE_BYTES = 128 * 2**20  # of a local Ray; nothing large passes through it
+_CONNECT_SECONDS = 10  # connection timeout; Ray itself would retry for minutes
+_ATTEMPTS = 5  # maximum per fragment if workers die
 
 
 @dataclass(frozen=True)
 class _Opening:
-    """How a process opens the model: its name or folder, `PromptEOL`'s options, the threads to compute with."""
+    """How a process loads the model: name or folder, arguments of `PromptEOL`, number of threads."""
 
     model: str
     options: dict[str, Any]
     threads: int | None
 
     def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Calls a function with the model in front of its arguments."""
+        """Calls a function with the model as its first argument."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             os.environ["RAYON_NUM_THREADS"] = str(self.threads)  # of the tokenizer
@@ -56,11 +56,11 @@ class RayEngine:
     """Encodes fragments on a Ray cluster.
 
     Args:
-        model: The name or folder of a model, which every node finds.
-        options: What `PromptEOL` is opened with.
-        workers: The most actors at a time. Defaults to None: as many as the cluster has room for.
-        cpus: Cores of an actor.
-        is_started_here: Whether the cluster is this machine, started for the run.
+        model: Name or folder of a model that every node can access.
+        options: Arguments of `PromptEOL`.
+        workers: Maximum number of actors. Defaults to None: as many as the cluster has resources for.
+        cpus: Number of cores per actor.
+        is_started_here: Whether the cluster is a local Ray, started for this run.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class RayEngine:
                 "or workers=… if the cluster grows."
             )
         self.workers = room if workers is None else workers
-        # a GPU's worker may tokenise on all cores
+        # a GPU worker may tokenize on all cores
         self._opening = _Opening(model, options, None if has_gpus else cpus)
         self._resources = {"num_gpus": 1} if has_gpus else {"num_cpus": cpus}
         self._can_open_here = is_started_here and not has_gpus
 
     def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Calls a function with the model in front of its arguments, in a process like those of the workers."""
+        """Calls a function with the model as its first argument, in a process like those of the workers."""
         import ray
 
-        if self._can_open_here:  # which saves the start of a process
+        if self._can_open_here:  # saves starting a process
             return replace(self._opening, threads=None).run(function, *arguments)
         task = ray.remote(_Opening.run).options(**self._resources).remote(self._opening, function, *arguments)
         try:
@@ -96,7 +96,7 @@ class RayEngine:
         return result
 
     def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
-        """Yields what came of each fragment, as they are done."""
+        """Yields the outcome of each fragment, as they finish."""
         from ray.data import ActorPoolStrategy, DataContext, from_items
 
         if not fragments:
@@ -123,16 +123,16 @@ class RayEngine:
 
 
 def start_attempts() -> Any:
-    """Starts an actor that counts attempts, beside the driver, where no dying worker takes it along."""
+    """Starts an actor that counts attempts, on the driver's node, where it survives lost workers."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    class Attempts:  # defined here, it travels as it is, and its process need not import what workers need
+    class Attempts:  # a local class is pickled by value, without the imports that workers need
         def __init__(self) -> None:
             self.counts: dict[str, int] = {}
 
         def begin(self, part: str) -> int:
-            """Returns how often a fragment was begun before."""
+            """Returns the number of earlier attempts at a fragment."""
             self.counts[part] = self.counts.get(part, -1) + 1
             return self.counts[part]
 
@@ -141,14 +141,14 @@ def start_attempts() -> Any:
 
 
 class _Worker:
-    """What an actor does: opens the model with its first fragment, then encodes fragment after fragment."""
+    """A Ray actor: loads the model with its first fragment, then encodes fragment after fragment."""
 
     def __init__(self, opening: _Opening, job: Job, attempts: Any) -> None:
         self.opening, self.job, self.attempts = opening, job, attempts
         self.encoder: FragmentEncoder | None = None
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        """Encodes a fragment; what stops the whole run is handed back as a built-in exception."""
+        """Encodes a fragment; errors that stop the whole run are returned as built-in exceptions."""
         fragment: Fragment = pickle.loads(row["fragment"])
         outcome: Outcome | Exception
         try:
@@ -165,7 +165,7 @@ class _Worker:
         attempt = ray.get(self.attempts.begin.remote(fragment.part))
         if attempt:
             footer = read_footers(Storage(self.job.destination), [fragment.part]).get(fragment.part, {})
-            if footer.get("key") == self.job.key:  # the part was in place before its worker was lost
+            if footer.get("key") == self.job.key:  # the part was complete before its worker was lost
                 return Outcome(**footer["outcome"])
         if attempt >= _ATTEMPTS:
             return Outcome(
@@ -178,7 +178,7 @@ class _Worker:
                 raise ValueError(
                     f"{self.opening.model!r} is not the same model on every node: pass a revision, or one folder."
                 )
-        # the worker may have been killed for its memory
+        # an earlier worker may have been killed for its memory
         self.encoder.batch_size = max(1, min(self.encoder.batch_size, self.job.batch_size >> attempt))
         return self.encoder.encode(fragment)
 
@@ -187,12 +187,12 @@ class _Worker:
 def open_cluster(
     model: str, options: dict[str, Any], address: str | None, workers: int | None, cpus: int
 ) -> Iterator[RayEngine]:
-    """Connects to a cluster, or starts a Ray here, and ends that when the block does."""
+    """Connects to a cluster, or starts a local Ray; disconnects or stops it on exit."""
     try:
         import ray
     except ImportError as error:
         raise missing_extra("engine='ray'", "ray", "ray") from error
-    if os.path.exists(model):  # workers have a working directory of their own
+    if os.path.exists(model):  # workers have another working directory
         model = os.path.abspath(model)
     is_ours = not ray.is_initialized()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -222,7 +222,7 @@ def _connect(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
         ray.init(address=address)
     except (OSError, RuntimeError) as error:
-        reason = error.__cause__ or error  # Ray says only that it failed
+        reason = error.__cause__ or error  # Ray's own message has no reason
         raise ConnectionError(
             f"There is no Ray cluster at {address!r} ({reason}): check the address, or start one."
         ) from error

@@ -1,4 +1,4 @@
-"""Encoding one fragment after the other: what every engine runs, wherever it runs it."""
+"""Encodes fragments, in every engine and process."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ logger = logging.getLogger(__name__)
 
 CorpusPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
-_CALIBRATION_ROWS, _CALIBRATED_FRAGMENTS = 4096, 16  # whose ranges int8 and uint8 are scaled by
-CHUNK_BATCHES = 64  # batches that are sorted by length and encoded together: the memory that encoding takes
+_CALIBRATION_ROWS, _CALIBRATED_FRAGMENTS = 4096, 16  # for the ranges of int8 and uint8
+CHUNK_BATCHES = 64  # batches per call of `encode`, which sorts them by length; determines the memory it takes
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all fragments of a run; `key` is a digest of everything that embeddings depend on."""
+    """Settings that all fragments of a run share; `key` is a digest of everything that embeddings depend on."""
 
     destination: str
     column: str | None
-    keep: tuple[str, ...] | None  # None: the sentences
+    keep: tuple[str, ...] | None  # None keeps the sentences
     batch_size: int
     precision: CorpusPrecision
     normalize_embeddings: bool
-    identity: dict[str, Any] = field(default_factory=dict)  # of the model that every process must have
+    identity: dict[str, Any] = field(default_factory=dict)  # of the model, which must be the same in every process
     key: str = ""
-    ranges: list[list[float]] | None = None  # that int8 and uint8 are scaled by
-    header: bool | None = None  # of CSV and TSV files; None: found out by their content
+    ranges: list[list[float]] | None = None  # minima and maxima for int8 and uint8
+    header: bool | None = None  # of CSV and TSV files; None detects it from their content
 
     @property
     def output_columns(self) -> tuple[str, ...]:
-        """The columns of the output in front of the embedding."""
+        """The columns of the output before the embedding."""
         return (self.column or "sentence",) if self.keep is None else self.keep
 
 
 class UnreadableError(Exception):
-    """The input of a fragment cannot be read; others may be fine."""
+    """Raised if the input of a fragment cannot be read; other fragments may be readable."""
 
 
 class FragmentEncoder:
@@ -60,8 +60,8 @@ class FragmentEncoder:
 
     Args:
         model: The model.
-        job: What to do with every fragment.
-        pool: Processes that encode in place of this one, from `model.start_multi_process_pool`. Defaults to None.
+        job: Settings of the run.
+        pool: A multi-process pool to encode with, from `model.start_multi_process_pool`. Defaults to None.
     """
 
     def __init__(self, model: SentenceTransformer, job: Job, pool: dict[str, Any] | None = None) -> None:
@@ -75,12 +75,12 @@ class FragmentEncoder:
         self._counts = [torch.zeros((), dtype=torch.int64)] * 2
 
     def encode(self, fragment: Fragment) -> Outcome:
-        """Encodes a fragment and puts its part in place.
+        """Encodes a fragment and writes its part, atomically.
 
         Raises:
             OSError: If the part cannot be written.
-            MemoryError: If the memory does not hold a single sentence.
-            ValueError: If an embedding holds NaN or infinity, or is beyond what the precision holds.
+            MemoryError: If there is not enough memory for a single sentence.
+            ValueError: If an embedding contains NaN or infinity, or exceeds the range of the precision.
         """
         start = time.perf_counter()
         self._counts = [torch.zeros((), dtype=torch.int64)] * 2
@@ -114,12 +114,12 @@ class FragmentEncoder:
         return outcome
 
     def embed(self, sentences: list[str]) -> Array:
-        """Returns `(len(sentences), dimension)` in float32; where memory ends, batches are halved from then on."""
+        """Returns float32 embeddings `(len(sentences), dimension)`; halves the batch size when out of memory."""
         if not sentences:
             return self._empty
         while True:
             try:
-                # the processes of a pool take whole batches
+                # whole batches for the processes of a pool
                 spread = {"pool": self.pool, "chunk_size": 4 * self.batch_size} if self.pool else {}
                 embeddings = self.model.encode(
                     sentences,
@@ -151,15 +151,15 @@ class FragmentEncoder:
 
     def _count(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         mask = arguments[0].get("attention_mask")
-        if mask is not None:  # sums stay on the device: reading them here would make it wait
+        if mask is not None:  # sums stay on the device, to avoid synchronization
             self._counts = [self._counts[0].to(mask.device) + mask.sum(), self._counts[1] + mask.numel()]
 
 
 def calibrate(model: SentenceTransformer, job: Job, fragments: Sequence[Fragment]) -> list[list[float]]:
-    """Returns the smallest and largest numbers of embeddings of sentences from all over the corpus.
+    """Returns minima and maxima per dimension, from the embeddings of a sample of the whole corpus.
 
     Raises:
-        ValueError: If there are less than two sentences.
+        ValueError: If there are fewer than two sentences.
     """
     chosen = fragments[:: ceil(len(fragments) / _CALIBRATED_FRAGMENTS)] if fragments else []
     sentences: list[str] = []
@@ -174,7 +174,7 @@ def calibrate(model: SentenceTransformer, job: Job, fragments: Sequence[Fragment
 
 
 def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
-    """Yields the rows of a fragment; a failure is an `UnreadableError` that names the file."""
+    """Yields the rows of a fragment in batches; raises an `UnreadableError` that names the file."""
     file = fragment.file
     try:
         with Storage(file.source).open(file.path) as opened:
@@ -194,5 +194,5 @@ def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is that of a device or a machine without memory for a batch."""
+    """Returns whether an exception means that a device or machine is out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

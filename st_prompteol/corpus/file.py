@@ -1,4 +1,4 @@
-"""Encoding one file to one file, of any size; every row must be a sentence."""
+"""Encodes a file of any size into one file; every row must be a sentence."""
 
 from __future__ import annotations
 
@@ -43,33 +43,33 @@ def encode_file(
     normalize_embeddings: bool = False,
     show_progress_bar: bool = False,
 ) -> tuple[int, int]:
-    """Encodes every sentence of a file and writes the embeddings, row `i` that of sentence `i`.
+    """Encodes every sentence of a file and writes the embeddings in the same order.
 
     Args:
         model: Any `SentenceTransformer`.
-        source: A text file with one sentence a line, a `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` file, or `-`
-            for standard input; UTF-8, also packed by gzip or zstd. An empty line is an empty sentence. It is read
-            once before anything is encoded, so that a row without text is found at once.
+        source: A text file with one sentence per line, a `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet` file, or `-`
+            for standard input; in UTF-8, optionally compressed with gzip or zstd. An empty line is an empty sentence.
+            The whole file is validated before encoding, to find rows without text immediately.
         destination: `.npy` `(rows, dimension)`, `.safetensors` with the tensor `embeddings`, or `.parquet` with the
-            columns `sentence` and `embedding`. It appears when it is complete.
-        column: The column that holds the sentences, for files with columns; `"1"`, `"2"`, … in a CSV or TSV file
-            without a header. Defaults to None: the only one.
-        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content; an error if that
-            is not certain.
-        batch_size: Sentences per forward pass. Defaults to 32.
-        precision: As in `SentenceTransformer.encode`. `"int8"` and `"uint8"` are scaled by the ranges of all rows,
-            which pass through a temporary float32 file beside `destination`. Defaults to `"float32"`.
+            columns `sentence` and `embedding`. Written atomically.
+        column: The column of the sentences, for files with columns; `"1"`, `"2"`, … in a CSV or TSV file without a
+            header. Defaults to None: the only column.
+        header: Whether a CSV or TSV file has a header. Defaults to None: detected from its content, with an error if
+            that is ambiguous.
+        batch_size: Number of sentences per forward pass. Defaults to 32.
+        precision: See `SentenceTransformer.encode`. `"int8"` and `"uint8"` are scaled by the ranges of all rows, which
+            takes a temporary float32 file beside `destination`. Defaults to `"float32"`.
         normalize_embeddings: Whether to scale embeddings to length 1. Defaults to False.
-        show_progress_bar: Whether to show one. Defaults to False.
+        show_progress_bar: Whether to show a progress bar. Defaults to False.
 
     Returns:
-        How many rows were written, and how many numbers each has.
+        The number of rows, and the number of values per row.
 
     Raises:
-        ValueError: If a format is unknown, a column is missing, there is no sentence, or something is not UTF-8 or
-            not text; the message names file and line. Also if an embedding holds NaN or infinity; it names the row.
+        ValueError: If a format is unknown, a column is missing, there are no sentences, or a row is not UTF-8 or not
+            text; the message names file and line. Also if an embedding contains NaN or infinity; it names the row.
         OSError: If a file cannot be read or written.
-        ImportError: If Parquet is asked for and pyarrow is not installed.
+        ImportError: If Parquet is requested and pyarrow is not installed.
 
     Example:
         >>> encode_file(PromptEOL("tiny"), "examples/sentences.tsv", "embeddings.npy", column="sentence")
@@ -123,8 +123,8 @@ def encode_file(
 def _quantize_by_ranges(
     chunks: Iterator[_Chunk], again: Iterator[list[str]], precision: Precision, spool: BinaryIO
 ) -> Iterator[_Chunk]:
-    """Yields the chunks scaled by the ranges of all of them; `again` yields their sentences for a second time."""
-    ranges = np.empty((0, 0), dtype=np.float32)  # in the end (2, dimension)
+    """Yields the chunks quantized by the ranges of all rows; `again` yields their sentences a second time."""
+    ranges = np.empty((0, 0), dtype=np.float32)  # finally (2, dimension)
     for _, rows in chunks:
         spool.write(rows.tobytes())
         seen = np.concatenate([ranges, rows]) if ranges.size else rows
@@ -137,7 +137,7 @@ def _quantize_by_ranges(
 
 @contextmanager
 def _rereadable(source: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yields a file that can seek; standard input is copied to a temporary one first."""
+    """Yields a seekable file; standard input is copied to a temporary file first."""
     if str(source) != "-":
         if not Path(source).is_file():
             raise FileNotFoundError(f"{str(source)!r} is not a file: name one with a sentence a line, or - for stdin.")
@@ -163,7 +163,7 @@ def _write_safetensors(path: Path, count: int, empty: Array, chunks: Iterator[_C
     size = count * dimension * empty.dtype.itemsize
     tensor = {"dtype": name, "shape": [count, dimension], "data_offsets": [0, size]}
     header = json.dumps({"embeddings": tensor}).encode()
-    header = header.ljust(-len(header) % 8 + len(header))  # the format aligns its data by spaces
+    header = header.ljust(-len(header) % 8 + len(header))  # padded with spaces, as the format requires aligned data
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for _, embeddings in chunks:

@@ -1,4 +1,4 @@
-"""Batches of sentences, with the columns that are kept, from the rows of a file."""
+"""Reads batches of sentences and kept columns from a file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ from st_prompteol.tables import (
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that follow each other.
+    """Consecutive rows.
 
     Args:
-        sentences: Their sentences, None where there is no text.
-        kept: The columns that are kept: an Arrow array of the file's own type from Parquet, a list of texts from
-            everything else.
-        problem: What is wrong with the first row without text. Defaults to nothing.
+        sentences: The sentences, None for rows without text.
+        kept: The kept columns: from Parquet an Arrow array of the file's own type, from other formats a list of texts.
+        problem: Error message for the first row without text. Defaults to the empty string.
     """
 
     sentences: list[str | None]
@@ -53,19 +52,19 @@ def read_batches(
     """Reads a file, or a span of it, in batches.
 
     Args:
-        file: The open file; it can seek.
+        file: The open file, seekable.
         name: Its name, for its suffix and for messages.
-        rows: The most rows of a batch.
-        column: The column that holds the sentences. Defaults to None: the only one there is.
-        keep: Columns to read beside it. Defaults to none.
-        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content.
-        span: As `read_rows` takes it. Defaults to None: the whole file.
+        rows: Maximum number of rows per batch.
+        column: The column of the sentences. Defaults to None: the only column.
+        keep: Further columns to read. Defaults to none.
+        header: Whether a CSV or TSV file has a header. Defaults to None: detected from its content.
+        span: See `read_rows`. Defaults to None: the whole file.
 
     Raises:
-        ValueError: If a column is missing, the file as a whole cannot be read, or it is not certain whether it has a
-            header.
+        ValueError: If a column is missing, the file as a whole is invalid, or a header can be neither confirmed nor
+            ruled out.
         OSError: If the file cannot be read.
-        ImportError: If it is Parquet and pyarrow is not installed.
+        ImportError: If the file is Parquet and pyarrow is not installed.
     """
     contents = look_into(name, file, columns=wanted_columns(column, keep), header=header)
     column, keep = choose_columns(contents, column, keep)
@@ -87,7 +86,7 @@ def read_sentences(
     """Yields the sentences of an open file, at most `rows` at a time.
 
     Raises:
-        ValueError: As `read_batches`, and if a row has no text; the message names file and line.
+        ValueError: See `read_batches`; also if a row has no text. The message names file and line.
         OSError: If the file cannot be read.
     """
     for batch in read_batches(file, name, rows, column=column, header=header):
@@ -99,16 +98,16 @@ def read_sentences(
 def read_all_sentences(
     path: str | os.PathLike[str], column: str | None = None, header: bool | None = None
 ) -> list[str]:
-    """Returns the sentences of a file that are not empty, and logs what it holds.
+    """Returns the non-empty sentences of a file, and logs a summary of the file.
 
     Args:
         path: The file.
-        column: The column that holds the sentences. Defaults to None: `sentence` if there is one, as in candidates,
-            else the only one.
-        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content.
+        column: The column of the sentences. Defaults to None: `sentence` if it exists, as in candidates, else the only
+            column.
+        header: Whether a CSV or TSV file has a header. Defaults to None: detected from its content.
 
     Raises:
-        ValueError: As `read_sentences`, and if there is none.
+        ValueError: See `read_sentences`; also if there are no sentences.
         OSError: If the file cannot be read.
     """
     name = os.fspath(path)
@@ -124,15 +123,15 @@ def read_all_sentences(
 
 
 def wanted_columns(column: str | None, keep: Sequence[str] = ()) -> list[str]:
-    """Returns the columns that were asked for."""
+    """Returns the requested columns."""
     return [*([] if column is None else [column]), *keep]
 
 
 def choose_columns(contents: Contents, column: str | None, keep: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns the columns to read of a file: that of the sentences, and those that are kept.
+    """Returns the column of the sentences and the kept columns of a file.
 
     Raises:
-        ValueError: If the file does not have them.
+        ValueError: If the file lacks one of them.
     """
     if contents.is_lines:
         if column is not None or keep:
@@ -141,7 +140,7 @@ def choose_columns(contents: Contents, column: str | None, keep: Sequence[str]) 
                 "encode it without one, in a run of its own."
             )
         return LINE, []
-    if contents.kind in ("JSON lines", "JSON"):  # an object may lack a column, and so may all of the first ones
+    if contents.kind in ("JSON lines", "JSON"):  # objects may lack a column, even all of the first ones
         return known(contents.name, column, contents.columns) if contents.columns else column or "", list(keep)
     column = known(contents.name, column, contents.columns)
     return column, [known(contents.name, other, contents.columns) for other in keep]

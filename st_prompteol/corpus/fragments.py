@@ -1,4 +1,4 @@
-"""Fragments: the pieces of a corpus that are encoded one by one, each to a part of the output of its own."""
+"""Fragments: the pieces of a corpus that are encoded one by one, each into its own part of the output."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from st_prompteol.tables import (
 
 logger = logging.getLogger(__name__)
 
-_LINE_BYTES = 128  # that a line of text or JSONL is taken to have, where fragments are cut without reading
-_TEXT = r"(large_)?string(_view)?|null|dictionary<values=(large_)?string.*"  # as Arrow calls columns of text
-_THREADS = 16  # that look into files at once: each waits for a few requests
+_LINE_BYTES = 128  # assumed length of a line of text or JSONL, as fragments are cut without reading
+_TEXT = r"(large_)?string(_view)?|null|dictionary<values=(large_)?string.*"  # Arrow types of text columns
+_THREADS = 16  # concurrent inspections of files, each of which waits for a few requests
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the corpus: the address of the source it is from, its place in the listing, and what is there."""
+    """A file of the corpus: address of its source, number in the listing, path, size in bytes, time of change."""
 
     source: str
     number: int
@@ -45,7 +45,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A span of a file: of rows in Parquet, of bytes elsewhere; a file that is read whole is one fragment."""
+    """A span of a file: rows in Parquet, bytes in other formats; a file without spans is one fragment."""
 
     file: SourceFile
     number: int
@@ -54,11 +54,11 @@ class Fragment:
 
     @property
     def part(self) -> str:
-        """The name of its output: parts sorted by name are in the order of the input."""
+        """Name of its output file; parts sorted by name are in the order of the input."""
         return f"part-{self.file.number:06d}-{self.number:06d}.parquet"
 
     def name_row(self, place: int) -> str:
-        """Returns what messages call one of its rows, counted from 0."""
+        """Returns the description of a row, counted from 0, for messages."""
         if suffix_of(self.file.path) == ".parquet":
             return f"row {self.start + place} of {self.file.path!r}"
         behind = f" behind byte {self.start}" if self.start else ""
@@ -66,10 +66,10 @@ class Fragment:
 
 
 def list_sources(sources: Sequence[str]) -> list[SourceFile]:
-    """Returns the files of a corpus: the sources in their order, of a folder all below it by name.
+    """Returns the files of a corpus, in the order of the sources; those in and below a folder sorted by name.
 
     Raises:
-        FileNotFoundError: If a source does not exist, or there is no file in a known format.
+        FileNotFoundError: If a source does not exist, or no file has a known format.
     """
     files: list[SourceFile] = []
     for address in sources:
@@ -97,14 +97,14 @@ def list_sources(sources: Sequence[str]) -> list[SourceFile]:
 def cut(
     files: Sequence[SourceFile], rows: int, column: str | None, keep: Sequence[str], header: bool | None = None
 ) -> list[Fragment]:
-    """Cuts files into fragments of about `rows` rows, checks their columns, and logs what the files hold.
+    """Cuts files into fragments of about `rows` rows, checks their columns, and logs a summary of the files.
 
-    Of Parquet the footer is read, of all else the beginning. A file that cannot be read is one fragment: whoever
-    encodes it will say so.
+    Only the footer of Parquet files and the beginning of other files is read. An unreadable file becomes one fragment,
+    and fails when that is encoded.
 
     Raises:
-        ValueError: If a file does not have a column, the column is not text, or it is not certain whether a CSV or
-            TSV file has a header; the message names the columns that there are.
+        ValueError: If a file lacks a column, the column is not text, or a header of a CSV or TSV file can be neither
+            confirmed nor ruled out; the message names the existing columns.
     """
     with ThreadPoolExecutor(_THREADS) as threads:
         looked = list(threads.map(partial(_look_into, column=column, keep=keep, header=header), files))
@@ -128,7 +128,7 @@ def _spans(
 ) -> list[tuple[int, int]]:
     if contents is None:
         return [(0, file.size)]
-    if contents.columns:  # an empty file has no columns to miss
+    if contents.columns:  # an empty file lacks no columns
         name, _ = choose_columns(contents, column, keep)
         if not re.fullmatch(_TEXT, str(types.get(name, "string"))):
             raise ValueError(
@@ -143,10 +143,10 @@ def _spans(
 def _look_into(
     file: SourceFile, column: str | None, keep: Sequence[str], header: bool | None
 ) -> tuple[Contents | None, dict[str, Any], list[int]]:
-    """Returns what a file holds, None if it cannot be read, and of Parquet the columns' types and sizes of row groups.
+    """Returns the contents of a file, None if unreadable, and for Parquet column types and row group sizes.
 
     Raises:
-        HeaderError: If it is not certain whether the file has a header.
+        HeaderError: If a header can be neither confirmed nor ruled out.
     """
     wanted = wanted_columns(column, keep)
     try:
@@ -167,7 +167,7 @@ def _look_into(
 
 
 def _cut_row_groups(groups: Sequence[int], rows: int) -> list[tuple[int, int]]:
-    """Joins small row groups, and cuts large ones into equal pieces."""
+    """Merges small row groups, and cuts large ones into equal pieces."""
     ends = [0]
     for end, size in zip(accumulate(groups), groups, strict=True):
         start = end - size

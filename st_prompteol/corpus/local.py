@@ -1,4 +1,4 @@
-"""The local engine: this process, or sentence-transformers' own processes where there are several devices."""
+"""The local engine: this process, or sentence-transformers' multi-process pool for several devices."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LocalEngine:
     """Encodes fragments one after the other, each on all devices.
 
     Args:
-        model: A model, or what `PromptEOL` opens.
-        options: What `PromptEOL` is opened with.
-        devices: Where to encode. Defaults to None: all CUDA devices if there are several, the model's own otherwise.
+        model: A model, or the name or folder of one for `PromptEOL`.
+        options: Arguments of `PromptEOL`.
+        devices: Devices to encode on. Defaults to None: all CUDA devices if there are several, else the model's own.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class LocalEngine:
         self.model, self.devices = model, list(devices or ())
 
     def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Calls a function with the model in front of its arguments."""
+        """Calls a function with the model as its first argument."""
         return function(self.model, *arguments)
 
     def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
-        """Yields what came of each fragment, in their order."""
+        """Yields the outcome of each fragment, in order."""
         pool = self.model.start_multi_process_pool(self.devices) if len(self.devices) > 1 else None
         try:
             encoder = FragmentEncoder(self.model, job, pool)

@@ -1,4 +1,4 @@
-"""The manifest of a corpus' output: what made it, from what, and whether it is complete."""
+"""The manifest of a corpus' output: the model, settings and input files, and whether the output is complete."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from st_prompteol.corpus.fragments import SourceFile
 from st_prompteol.corpus.storage import Storage
 from st_prompteol.identity import differences, digest, identify
 
-NAME = "_manifest.json"  # readers of Parquet folders pass over names with an underscore
+NAME = "_manifest.json"  # readers of Parquet folders skip names with a leading underscore
 
 _PACKAGES = ("st-prompteol", "sentence-transformers", "transformers", "torch", "peft", "pyarrow", "ray")
 
 
 @dataclass
 class Manifest:
-    """What `_manifest.json` holds.
+    """The contents of `_manifest.json`.
 
     Args:
-        identity: Everything that the embeddings depend on: two runs that differ in it never share a destination.
-        about: What else there is to know of the model and the packages.
-        files: The files of the input.
-        ranges: Smallest and largest numbers that int8 and uint8 are scaled by. Defaults to None.
+        identity: Everything that the embeddings depend on; runs that differ in it cannot share a destination.
+        about: Further information on model, source and packages.
+        files: The input files.
+        ranges: Minima and maxima per dimension that scale int8 and uint8. Defaults to None.
         complete: Whether every fragment has its part. Defaults to False.
-        totals: Rows, rows without text, seconds of work and so on, when it is complete. Defaults to none.
+        totals: Numbers of rows, rows without text and tokens, and seconds of work, at the end of a run. Defaults to
+            none.
         parts: Name, rows and bad rows of every part, in the order of the input. Defaults to none.
-        failures: What could not be read of the input, by part. Defaults to none.
+        failures: Error messages for unreadable input, by part. Defaults to none.
     """
 
     identity: dict[str, Any]
@@ -46,30 +47,30 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """A short text that stands for the identity, and for the ranges that embeddings were scaled by."""
+        """A digest of the identity and the ranges."""
         return digest([self.identity, self.ranges])
 
     def claim(self, destination: Storage) -> None:
-        """Puts it into a folder before the first part is there; of an earlier run it takes over the ranges.
+        """Writes the manifest before the first part; adopts the ranges of an earlier run.
 
         Raises:
-            FileExistsError: If the folder is that of a run of another model or other data.
+            FileExistsError: If the folder belongs to a run of another model or other data.
             OSError: If the folder cannot be written.
         """
         with _writing(destination):
             destination.make()
             if NAME not in destination.names() and destination.create(NAME, self._content()):
                 return
-        if (found := read_manifest(destination)) is not None:  # perhaps of a run that was faster
+        if (found := read_manifest(destination)) is not None:  # possibly of a concurrent run
             self.ranges = self.ranges and found.ranges
             check_files(destination, found.files, [SourceFile(**file) for file in self.files], set())
         self.write(destination)
 
     def write(self, destination: Storage) -> None:
-        """Puts it into its place; what was there stays until it is whole.
+        """Replaces the manifest atomically.
 
         Raises:
-            FileExistsError: If the place has been taken by a run of another model or other data.
+            FileExistsError: If the folder now belongs to a run of another model or other data.
             OSError: If the folder cannot be written.
         """
         if (found := read_manifest(destination)) is not None:
@@ -80,7 +81,7 @@ class Manifest:
 
     def _content(self) -> bytes:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        return text.encode("utf-8", "backslashreplace")  # names of files that are not UTF-8, as JSON writes them
+        return text.encode("utf-8", "backslashreplace")  # escapes file names that are not UTF-8
 
 
 @contextmanager
@@ -93,10 +94,10 @@ def _writing(destination: Storage) -> Iterator[None]:
 
 
 def read_manifest(destination: Storage) -> Manifest | None:
-    """Returns the manifest of a folder, None where there is none yet.
+    """Returns the manifest of a folder; None if there is none yet.
 
     Raises:
-        FileExistsError: If there are Parquet files of something else.
+        FileExistsError: If the folder holds Parquet files but no manifest.
         ValueError: If the manifest is damaged.
     """
     names = destination.names()
@@ -115,14 +116,14 @@ def read_manifest(destination: Storage) -> Manifest | None:
 
 
 def describe(model: SentenceTransformer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns of a model what its embeddings depend on, and what else there is to know of it: where it is from."""
+    """Returns the identity of a model, on which its embeddings depend, and its name and commit."""
     config = getattr(model[0], "config", None)
     about = {"model": getattr(config, "name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
     return identify(model), about
 
 
 def packages() -> dict[str, str]:
-    """Returns the versions of the packages that numbers may depend on."""
+    """Returns the versions of the packages that may affect embeddings."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -133,17 +134,17 @@ def packages() -> dict[str, str]:
 
 
 def check_identity(destination: Storage, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises FileExistsError, which names the differences, unless both are the same."""
-    if told := differences(before, now, "{name} {before} there and {now} here"):
+    """Raises FileExistsError, which names the differences, if the identities differ."""
+    if changes := differences(before, now, "{name} {before} there and {now} here"):
         raise FileExistsError(
-            f"{destination.address!r} holds embeddings made otherwise ({told}): choose another destination."
+            f"{destination.address!r} holds embeddings made otherwise ({changes}): choose another destination."
         )
 
 
 def check_files(
     destination: Storage, before: Sequence[Mapping[str, Any]], now: Sequence[SourceFile], used: set[int]
 ) -> None:
-    """Raises FileExistsError if the input is another one; files without a part, by number in `used`, may be mended."""
+    """Raises FileExistsError if the list of files, or a file with a part (numbers in `used`), has changed."""
     if [file["path"] for file in before] != [file.path for file in now]:
         raise FileExistsError(
             f"{destination.address!r} holds embeddings of other files ({len(before)} there, {len(now)} here): choose "

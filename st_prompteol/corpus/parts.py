@@ -1,4 +1,4 @@
-"""Parts: the Parquet files of a corpus' output, each with the rows of one fragment, and its outcome in the footer."""
+"""Parts: the output Parquet files of a corpus, each with the rows of one fragment, and its outcome in the footer."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ PREFIX = "part-"
 EMBEDDING = "embedding"
 
 _FOOTER = "st_prompteol"
-_ROW_GROUP_BYTES = 32 * 2**20  # of embeddings: what a reader of one row group has to hold
-_THREADS = 16  # that read footers at once: each waits for two requests
+_ROW_GROUP_BYTES = 32 * 2**20  # size of the embeddings in a row group, which a reader has to hold in memory
+_THREADS = 16  # concurrent reads of footers, each of which waits for two requests
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a fragment.
+    """Result of encoding one fragment.
 
-    `tokens` are those of its sentences, `cells` those of the batches with their padding; both 0 where other processes
-    tokenised. `failure` says why there is no part.
+    `tokens` is the number of tokens without padding, `cells` with padding; both are 0 if other processes tokenized.
+    `failure` is the reason why there is no part.
     """
 
     part: str
@@ -44,18 +44,18 @@ class Outcome:
 
 
 class PartWriter:
-    """Writes one part: kept columns and embeddings, null where there was no sentence.
+    """Writes one part: kept columns and embeddings, which are null for rows without a sentence.
 
     Args:
-        path: The file to write.
-        empty: An array `(0, numbers)` of the type that embeddings have.
-        keep: The columns in front of the embedding.
+        path: The output file.
+        empty: An array `(0, dimension)` of the embeddings' dtype.
+        keep: The columns before the embedding.
     """
 
     def __init__(self, path: Path, empty: Array, keep: Sequence[str]) -> None:
         self.path, self.empty, self.keep = path, empty, keep
         self.rows, self.bad_rows = 0, 0
-        self._file: Any = None  # opened with the first rows, which tell the types of the kept columns
+        self._file: Any = None  # opened with the first rows, which have the types of the kept columns
         self._held: list[Any] = []
         self._held_bytes = 0
 
@@ -66,11 +66,11 @@ class PartWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None and kind is not None:
-            with suppress(OSError):  # of a full disk, which has been said
+            with suppress(OSError):  # of a full disk, which is already reported
                 self._file.close()
 
     def write(self, batch: Batch, embeddings: Array) -> None:
-        """Appends rows; `embeddings` are those of the sentences that are not None, `(sentences, numbers)`."""
+        """Appends rows; `embeddings` `(sentences, dimension)` has a row for each sentence that is not None."""
         import pyarrow as pa
 
         missing = np.array([sentence is None for sentence in batch.sentences], dtype=bool)
@@ -104,7 +104,7 @@ class PartWriter:
         table = pa.concat_tables(self._held).combine_chunks()
         self._held, self._held_bytes = [], 0
         if self._file is None:
-            # numbers that look random: a dictionary, a compression or statistics would only take time
+            # embeddings look random: dictionaries, compression and statistics would only cost time
             compression = {name: "zstd" for name in self.keep} | {f"{EMBEDDING}.list.element": "none"}
             self._file = pq.ParquetWriter(
                 self.path,
@@ -117,7 +117,7 @@ class PartWriter:
 
 
 def read_footers(storage: Storage, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns the footers of parts by name; files that are not whole or not parts are left out."""
+    """Returns the footers of parts by name; skips incomplete files and files that are not parts."""
     with ThreadPoolExecutor(_THREADS) as threads:
         footers = threads.map(lambda name: _read_footer(storage, name), names)
         return {name: footer for name, footer in zip(names, footers, strict=True) if footer is not None}
@@ -135,7 +135,7 @@ def _read_footer(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def _column(values: Any) -> Any:
-    """Returns Arrow's column as it is, and texts as one; what is not UTF-8 (JSON can hold it) becomes `?`."""
+    """Returns an Arrow column unchanged, a list of texts as one; invalid Unicode, which JSON allows, becomes `?`."""
     import pyarrow as pa
 
     if not isinstance(values, list):

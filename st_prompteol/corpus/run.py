@@ -1,4 +1,4 @@
-"""`encode_corpus`: files of any number and size to a folder of Parquet files, here or on a Ray cluster."""
+"""`encode_corpus`: encodes any number of files into a folder of Parquet files, locally or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ Address = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What lies in the destination after a run.
+    """The state of the destination after a run.
 
     Args:
-        rows: Rows of the output.
-        bad_rows: Those of them without text, whose embedding is null.
-        parts: Files of the output.
-        encoded_rows: Rows that this run encoded, without those that earlier runs had.
-        seconds: Time that this run took.
-        padding: The share of padding in the batches that this run tokenised; None where other processes did.
-        failures: What could not be read, a sentence each; its rows are missing, and the same call tries again.
+        rows: Number of output rows.
+        bad_rows: Number of output rows without text, whose embedding is null.
+        parts: Number of output files.
+        encoded_rows: Number of rows encoded by this run, excluding earlier runs.
+        seconds: Duration of this run, in seconds.
+        padding: Fraction of padding in the tokenized batches; None if other processes tokenized them.
+        failures: Error messages for unreadable input, whose rows are missing; call again to retry.
 
     Example:
         >>> report = encode_corpus("tiny", "examples/sentences.tsv", "embedded", column="sentence")
@@ -76,53 +76,52 @@ def encode_corpus(
     cpus_per_worker: int | None = None,
     show_progress_bar: bool = False,
 ) -> CorpusReport:
-    """Encodes every row of a corpus; a run that was stopped, whatever by, goes on when it is called again.
+    """Encodes every row of a corpus. Resumable: call again with the same arguments.
 
-    The output is a Parquet file for each fragment of the input, sorted by name as the input is, with the kept columns
-    and `embedding`, and `_manifest.json`, which says what made it. Rows without text (null, not a string, not UTF-8,
-    not JSON) have a null embedding. A destination holds the embeddings of one model.
+    The output consists of a Parquet file per fragment of the input, whose names sort in the order of the input, with
+    the kept columns and `embedding`, and of `_manifest.json`, which describes model, settings and input. Rows without
+    text (null, not a string, not UTF-8, not JSON) have a null embedding. A destination holds the embeddings of one
+    model.
 
     Args:
-        model: The name or folder of a model that `PromptEOL` opens; for the local engine also an open
-            `SentenceTransformer`.
-        source: A file or folder, or several: `.parquet`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.txt` with one sentence
-            a line, all but Parquet also packed (`.gz`, `.zst`); a path of this machine or an address (`s3://`,
-            `gs://`, `hf://datasets/…`, whatever fsspec opens).
-        destination: The folder to write to, a path or an address likewise; a cluster's nodes all write to it.
-        column: The column that holds the sentences; `"1"`, `"2"`, … in CSV and TSV files without a header. Defaults
-            to None: the only one.
-        header: Whether CSV and TSV files have a header. Defaults to None: found out by their content; an error if
-            that is not certain.
-        keep: The columns of the input that the output has in front of `embedding`: of Parquet as they are, of other
-            formats as text, JSON's values as JSON. Defaults to None: the sentences.
-        engine: `"local"` for this machine, `"ray"` for a cluster or a Ray of this machine's own. Defaults to
-            `"local"`.
-        batch_size: Sentences per forward pass, fewer where memory does not hold them. Defaults to 32.
-        precision: Of the embeddings: `"float16"`, or as in `SentenceTransformer.encode`. `"int8"` and `"uint8"` are
-            scaled by the ranges of sentences from all over the corpus, up to 4,096. Defaults to `"float32"`.
+        model: The name or folder of a model for `PromptEOL`; for the local engine also a loaded `SentenceTransformer`.
+        source: One or more files or folders: `.parquet`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.txt` with one sentence
+            per line, all but Parquet optionally compressed (`.gz`, `.zst`); as a local path or an address (`s3://`,
+            `gs://`, `hf://datasets/…`, any that fsspec supports).
+        destination: The output folder, as a local path or an address; all nodes of a cluster write to it.
+        column: The column of the sentences; `"1"`, `"2"`, … in CSV and TSV files without a header. Defaults to None:
+            the only column.
+        header: Whether CSV and TSV files have a header. Defaults to None: detected from their content, with an error
+            if that is ambiguous.
+        keep: The input columns to write before `embedding`: from Parquet unchanged, from other formats as text (JSON
+            values other than strings as JSON). Defaults to None: the sentences.
+        engine: `"local"` for this machine, `"ray"` for a cluster or a local Ray. Defaults to `"local"`.
+        batch_size: Number of sentences per forward pass; halved when out of memory. Defaults to 32.
+        precision: Precision of the embeddings: `"float16"`, or see `SentenceTransformer.encode`. `"int8"` and
+            `"uint8"` are scaled by the ranges of up to 4,096 sentences from the whole corpus. Defaults to `"float32"`.
         normalize_embeddings: Whether to scale embeddings to length 1. Defaults to False.
-        fragment_rows: About how many rows a fragment has, which is what a stopped worker has to do again. Defaults to
+        fragment_rows: Approximate number of rows per fragment, which a stopped worker has to repeat. Defaults to
             32,768.
-        model_options: What `PromptEOL` is opened with: `template`, `layer`, `revision`, … Defaults to nothing.
-        devices: Of the local engine: with several, sentence-transformers starts a process for each. Defaults to None:
-            all CUDA devices if there are several, the model's own otherwise.
-        address: Of the cluster, as `ray.init` takes it. Defaults to None: `RAY_ADDRESS`, else a Ray is started here.
-        workers: The most workers at a time. Defaults to None: one for each GPU of the cluster, or for each
-            `cpus_per_worker` cores if it has none.
-        cpus_per_worker: Cores of a worker of the Ray engine that has no GPU. Defaults to None: 1.
-        show_progress_bar: Whether to show one. Defaults to False.
+        model_options: Arguments of `PromptEOL`: `template`, `layer`, `revision`, … Defaults to none.
+        devices: Devices of the local engine; for several, sentence-transformers starts a process each.
+            Defaults to None: all CUDA devices if there are several, else the model's own.
+        address: Address of the cluster, see `ray.init`. Defaults to None: `RAY_ADDRESS`, else a local Ray is started.
+        workers: Maximum number of workers. Defaults to None: one per GPU of the cluster, or per `cpus_per_worker`
+            cores if it has none.
+        cpus_per_worker: Number of cores of a Ray worker without a GPU. Defaults to None: 1.
+        show_progress_bar: Whether to show a progress bar. Defaults to False.
 
     Returns:
-        What lies in the destination now.
+        The state of the destination.
 
     Raises:
-        ValueError: If an argument is out of range, a column is missing, or a model cannot be opened.
-        FileNotFoundError: If there is no such source or model.
-        FileExistsError: If the destination holds something else, or embeddings of another model or other files.
+        ValueError: If an argument is out of range, a column is missing, or a model cannot be loaded.
+        FileNotFoundError: If a source or the model does not exist.
+        FileExistsError: If the destination holds other files, or embeddings of another model or other input.
         ConnectionError: If there is no cluster at the address.
-        OSError: If the destination cannot be written; a full disk is named.
+        OSError: If the destination cannot be written, e.g. because the disk is full.
         ImportError: If an extra is missing.
-        KeyboardInterrupt: When interrupted; parts that are done stay.
+        KeyboardInterrupt: When interrupted; finished parts are kept.
 
     Example:
         >>> report = encode_corpus("tiny", "examples/sentences.tsv", "embedded", column="sentence")
@@ -222,7 +221,7 @@ def _check(
 def _finished(
     folder: Storage, found: Manifest, files: Sequence[SourceFile], fragments: Sequence[Fragment]
 ) -> dict[str, Outcome]:
-    """Returns the outcomes of the fragments whose parts are in place."""
+    """Returns the outcomes of the fragments whose parts are complete."""
     footers = read_footers(folder, [name for name in folder.names() if name.startswith(PREFIX)])
     footers = {name: footer for name, footer in footers.items() if footer["key"] == found.key}
     check_files(folder, found.files, files, {footer["fragment"]["file"]["number"] for footer in footers.values()})
@@ -276,5 +275,5 @@ def _padding(parts: Sequence[Outcome]) -> float | None:
 
 
 def _as_json(values: Any) -> Any:
-    """Returns values as JSON gives them back."""
+    """Returns values after a JSON round trip."""
     return json.loads(json.dumps(values))

@@ -1,4 +1,4 @@
-"""Where corpora lie: folders and files of this machine, `s3://`, `gs://`, `hf://` and whatever else fsspec opens."""
+"""Storage of corpora: local folders and files, `s3://`, `gs://`, `hf://` and other addresses that fsspec supports."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from st_prompteol.tables import import_pyarrow
 
 logger = logging.getLogger(__name__)
 
-_NO_DATA = (".", "_")  # what writers put in front of names of files that hold no data
-_NATIVE = ("file", "s3", "gs")  # what pyarrow opens by itself; all else goes through fsspec
+_NO_DATA = (".", "_")  # prefixes of names of files without data
+_NATIVE = ("file", "s3", "gs")  # supported by pyarrow; all others go through fsspec
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as a listing shows it: path in its filesystem, size in bytes, seconds since 1970 of its last change."""
+    """A listed file: path in its filesystem, size in bytes, time of its last change in seconds since 1970."""
 
     path: str
     size: int
@@ -31,14 +31,14 @@ class StoredFile:
 
 
 class Storage:
-    """A file or folder by its path or address.
+    """A file or folder, given by its path or address.
 
     Args:
-        address: A path of this machine, or an address such as `s3://bucket/folder`.
+        address: A local path, or an address such as `s3://bucket/folder`.
 
     Raises:
-        ValueError: If nothing that is installed opens such addresses.
-        ImportError: If pyarrow, or the package that opens such addresses, is not installed.
+        ValueError: If the kind of address is not supported.
+        ImportError: If pyarrow, or the package for this kind of address, is not installed.
     """
 
     def __init__(self, address: str | os.PathLike[str]) -> None:
@@ -46,7 +46,7 @@ class Storage:
         from pyarrow import fs
 
         self.address = os.fspath(address)
-        self._client: Any = None  # fsspec's, where pyarrow has none of its own
+        self._client: Any = None  # fsspec's client, if pyarrow has none
         scheme = self.address.partition("://")[0] if "://" in self.address else None
         if scheme is None:
             self.address = os.path.abspath(self.address)
@@ -64,9 +64,9 @@ class Storage:
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def files(self) -> list[StoredFile]:
-        """Returns the files in the folder and below it by name, or the file itself.
+        """Returns the files in and below the folder, sorted by name, or the file itself.
 
-        Names that begin with `.` or `_`, as files without data do, are left out.
+        Skips names that begin with `.` or `_`, which mark files without data.
 
         Raises:
             FileNotFoundError: If there is neither a file nor a folder.
@@ -90,19 +90,19 @@ class Storage:
         return sorted(found, key=lambda file: file.path)
 
     def names(self) -> list[str]:
-        """Returns the names of the files in the folder itself; none if it does not exist."""
+        """Returns the names of the files directly in the folder; empty if it does not exist."""
         from pyarrow import fs
 
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
 
     def open(self, path: str | None = None) -> Any:
-        """Opens a file for reading, by its path in the filesystem or the storage's own; it can seek."""
+        """Opens a seekable file for reading, by its path in the filesystem. Defaults to the storage's own path."""
         path = self.path if path is None else path
         return open(path, "rb") if self.is_local else self.filesystem.open_input_file(path)
 
     def read(self, name: str) -> bytes:
-        """Returns what a file in the folder holds."""
+        """Returns the content of a file in the folder."""
         with self.open(self.join(name)) as file:
             return bytes(file.read())
 
@@ -112,10 +112,10 @@ class Storage:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """Yields a path to write to; it becomes that file of the folder when the block ends without an error.
+        """Yields a path to write to, which atomically replaces a file in the folder unless there is an error.
 
-        On this machine it is written beside and renamed; elsewhere it is written here, then put there whole, which
-        object stores do at once or not at all.
+        A local file is written beside its place and renamed; for other storage, a local file is uploaded, which is
+        atomic in object stores.
         """
         if self.is_local:
             with replacing_file(self.join(name)) as staged:
@@ -129,15 +129,15 @@ class Storage:
             fs.copy_files(str(staged), self.join(name), fs.LocalFileSystem(), self.filesystem)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a file of the folder that is not there yet, at once or not at all.
+        """Creates a file in the folder atomically, unless it exists.
 
-        Of several that try at the same time one succeeds, where the storage can: on this machine by a link, elsewhere
-        by the exclusive creation that fsspec's clients offer (`s3fs`, `gcsfs`). Pyarrow's own clients have none, so
-        for `s3://` and `gs://` these packages are used where they are installed; without them it is looked whether
-        the file is there, and then it is written.
+        If several processes try at the same time, only one succeeds, where the storage supports that: locally through
+        a link, elsewhere through the exclusive creation of fsspec's clients (`s3fs`, `gcsfs`). Pyarrow's own clients
+        do not support it: for `s3://` and `gs://` these packages are used if installed; without them, the check
+        whether the file exists and the write are separate steps.
 
         Returns:
-            Whether it was written; False if there is one already.
+            Whether the file was created; False if it exists already.
         """
         if self.is_local:
             return create_file(self.join(name), content)
@@ -160,17 +160,17 @@ class Storage:
         return True
 
     def make(self) -> None:
-        """Makes the folder where it does not exist; object stores have none."""
+        """Creates the folder if it does not exist; object stores need none."""
         self.filesystem.create_dir(self.path, recursive=True)
 
     def remove_staged(self, prefix: str) -> None:
-        """Removes what a process that was killed has left of files whose names begin with `prefix`."""
+        """Removes temporary files of killed processes, for files whose names begin with `prefix`."""
         if self.is_local:
             remove_staged(Path(self.path), f".{prefix}")
 
 
 def _walk(folder: str) -> Iterator[StoredFile]:
-    """Yields the files below a folder of this machine; a folder that links lead to again is read once."""
+    """Yields the files below a local folder; a folder reached again through links is read only once."""
     seen: set[tuple[int, int]] = set()
     for path, folders, names in os.walk(folder, followlinks=True):
         at = os.stat(path)

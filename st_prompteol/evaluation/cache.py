@@ -1,4 +1,4 @@
-"""Each distinct sentence encoded once: a cache of embeddings between the tasks of a run and the model."""
+"""A cache of embeddings that the tasks of a run share: each distinct sentence is encoded once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from st_prompteol.identity import identify
 
 
 class EmbeddingCache:
-    """Encodes sentences with a model and remembers their embeddings.
+    """Encodes sentences with a model and caches their embeddings.
 
-    Pass one to `evaluate_sts` and `evaluate_transfer` in place of the model, and the sentences that their tasks share
-    are encoded once. When the model has changed in between, in anything that embeddings depend on, the cache is
-    emptied. The 137,690 sentences of all 14 tasks take 2.3 GB of memory at 4,096 dimensions.
+    Pass a cache to `evaluate_sts` and `evaluate_transfer` in place of the model to encode the sentences that their
+    tasks share only once. Any change to the model that affects its embeddings clears the cache. The 137,690 sentences
+    of all 14 tasks take 2.3 GB of memory at 4,096 dimensions.
 
     Args:
         model: Any sentence-transformers model.
@@ -38,7 +38,7 @@ class EmbeddingCache:
     def encode(
         self, columns: Sequence[Sequence[str]], *, batch_size: int = 32, show_progress_bar: bool = False
     ) -> list[npt.NDArray[np.float32]]:
-        """Encodes the sentences that are not in the cache, in one call of the model, and returns all embeddings.
+        """Encodes the sentences that are not cached, in one call of the model, and returns all embeddings.
 
         Args:
             columns: Lists of sentences; a sentence may occur more than once.

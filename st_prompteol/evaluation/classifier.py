@@ -1,11 +1,11 @@
-"""SentEval's logistic regression, many at once: one batched problem in place of hundreds of small training runs.
+"""SentEval's logistic regression as one batched problem instead of hundreds of small training runs.
 
 - A run is one classifier: one split of the examples, one L2 strength. Every run starts from the same seed, as each of
   SentEval's classifiers does, draws its own order of examples, and is stopped by its own validation accuracy.
-- The runs of one split see the same batches, so a batch is gathered once for all of its L2 strengths.
-- Adam and the gradient of the softmax are written out for a stack of weights. They equal `torch.nn.Linear` trained one
-  by one with `torch.optim.Adam(weight_decay=l2)` up to rounding.
-- The work is bound by memory: as many splits are trained together as keep their batches in the processor's cache.
+- The runs of one split share their batches, therefore a batch is gathered once for all L2 strengths.
+- Adam and the gradient of the softmax are implemented for stacked weights. Up to rounding, the result equals
+  `torch.nn.Linear` layers trained one by one with `torch.optim.Adam(weight_decay=l2)`.
+- Training is memory-bound: the number of splits trained together keeps their batches within the processor's cache.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ BATCH_SIZE = 64
 LEARNING_RATE = 1e-3  # constant
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-EPOCH_SIZE = 4  # passes over the training examples between two looks at the validation accuracy
-MAX_EPOCHS = 200  # passes; the look at 200 itself still starts another round of EPOCH_SIZE
-TENACITY = 5  # rounds without a new best that are forgiven, in all, before training stops
-HELD_OUT = 0.05  # share of the training examples that stop the training where no validation set is given
+EPOCH_SIZE = 4  # epochs between two checks of the validation accuracy
+MAX_EPOCHS = 200  # the check at 200 itself still starts another round of EPOCH_SIZE
+TENACITY = 5  # rounds without improvement that are tolerated, in total, before training stops
+HELD_OUT = 0.05  # fraction of the training examples used for validation if there is no validation set
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the examples of one training problem.
+    """Row indices of the examples of one training problem.
 
     Args:
-        train: Rows to train on.
-        validation: Rows whose accuracy stops the training and chooses the weights. `None` holds out 5 % of `train`,
-            drawn by the run's own generator.
-        test: Rows to score with the chosen weights.
+        train: Training rows.
+        validation: Validation rows, whose accuracy stops the training and selects the weights. `None` holds out 5 % of
+            `train`, drawn by the run's own generator.
+        test: Test rows, scored with the selected weights.
     """
 
     train: Rows
@@ -50,19 +50,19 @@ class Split:
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
-        """Numbers of rows. Splits of equal sizes can be trained together."""
+        """Numbers of training, validation and test rows. Splits of equal sizes can be trained together."""
         return tuple(None if rows is None else len(rows) for rows in (self.train, self.validation, self.test))
 
 
 @dataclass(frozen=True)
 class Classifiers:
-    """Trained runs: `l2[split][run]` gave `weight[split, run]`.
+    """Trained classifiers: `weight[split, run]` was trained with `l2[split][run]`.
 
     Args:
-        weight: Shape `(n_splits, n_runs, n_classes, dim)`.
-        bias: Shape `(n_splits, n_runs, n_classes)`.
-        validation_accuracy: Between 0 and 1, shape `(n_splits, n_runs)`.
-        test_accuracy: Between 0 and 1, NaN for a split without test rows, shape `(n_splits, n_runs)`.
+        weight: Weights, `(n_splits, n_runs, n_classes, dim)`.
+        bias: Biases, `(n_splits, n_runs, n_classes)`.
+        validation_accuracy: Validation accuracies from 0 to 1, `(n_splits, n_runs)`.
+        test_accuracy: Test accuracies from 0 to 1, NaN for a split without test rows, `(n_splits, n_runs)`.
     """
 
     weight: Tensor
@@ -85,14 +85,14 @@ def train_classifiers(
     """Trains one logistic regression per split and L2 strength.
 
     Args:
-        features: Shape `(n, dim)`.
-        labels: Classes below `n_classes`, shape `(n,)`.
+        features: Features, `(n, dim)`.
+        labels: Classes below `n_classes`, `(n,)`.
         splits: The splits.
-        l2: Weight decay of Adam, shape `(n_splits, n_runs)`.
+        l2: Weight decay of Adam, `(n_splits, n_runs)`.
         n_classes: Number of classes.
         seed: Seed of every run. Defaults to SentEval's 1111.
-        device: Where to train. Defaults to the CPU.
-        progress_bar: A tqdm bar, advanced by one for every finished split.
+        device: Training device. Defaults to the CPU.
+        progress_bar: A tqdm progress bar, advanced by one per finished split.
 
     Returns:
         The classifiers.
@@ -102,7 +102,7 @@ def train_classifiers(
     """
     decay = np.asarray(l2, dtype=np.float32)
     n_runs = decay.shape[1]
-    # A column of ones makes the bias one more weight; SentEval decays it as well.
+    # A column of ones makes the bias part of the weight; SentEval also applies weight decay to it.
     x = torch.ones(len(features), features.shape[1] + 1, device=device)
     x[:, :-1] = torch.from_numpy(features)
     targets = torch.nn.functional.one_hot(torch.from_numpy(labels).to(device, torch.int64), n_classes).to(x.dtype)
@@ -121,10 +121,12 @@ def train_classifiers(
 
 
 def initial_weight(dim: int, n_classes: int, seed: int) -> Tensor:
-    """Draws what `torch.nn.Linear(dim, n_classes)` draws after `torch.manual_seed(seed)`; torch's own seed stays.
+    """Returns the initial weights of `torch.nn.Linear(dim, n_classes)` after `torch.manual_seed(seed)`.
+
+    PyTorch's global random state is left unchanged.
 
     Returns:
-        Weight and, in the last column, bias: shape `(n_classes, dim + 1)`.
+        The weight, with the bias as the last column, `(n_classes, dim + 1)`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -137,11 +139,11 @@ def _stack(rows: Sequence[Rows | None]) -> Tensor:
 
 
 class _Trainer:
-    """Trains chunks of splits on one matrix of features.
+    """Trains chunks of splits on one feature matrix.
 
     Args:
-        features: Shape `(n, width)`; the last column is ones.
-        targets: One-hot classes, shape `(n, n_classes)`.
+        features: Features, `(n, width)`; the last column is ones.
+        targets: One-hot classes, `(n, n_classes)`.
         seed: Seed of every run.
     """
 
@@ -150,13 +152,13 @@ class _Trainer:
         self.targets = targets
         self.seed = seed
         width = features.shape[1]
-        # Measured on 2 cores with 64, 2,048 and 4,096 dimensions: 4 MiB of gathered features per step are quickest.
+        # Measured on 2 cores with 64, 2,048 and 4,096 dimensions: 4 MiB of gathered features per step are fastest.
         limit = 2**20 if features.device.type == "cpu" else 2**28
         self.max_splits = max(1, limit // (BATCH_SIZE * width))
         self.buffer = features.new_empty(self.max_splits * BATCH_SIZE, width)
 
     def chunks(self, splits: Sequence[Split]) -> Iterator[list[int]]:
-        """Yields the positions of splits to train together: of equal sizes, so that all steps coincide."""
+        """Yields the indices of splits to train together; they have equal sizes, therefore equal numbers of steps."""
         groups = defaultdict(list)
         for i, split in enumerate(splits):
             groups[split.sizes].append(i)
@@ -165,21 +167,21 @@ class _Trainer:
                 yield group[start : start + self.max_splits]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Returns the features of `rows` (n_splits, n) in the buffer: shape `(n_splits, n, width)`."""
+        """Returns the features of `rows` `(n_splits, n)`, as a view of the buffer, `(n_splits, n, width)`."""
         batch = self.buffer[: rows.numel()]
         torch.index_select(self.features, 0, rows.reshape(-1), out=batch)
         return batch.view(*rows.shape, -1)
 
     def scores(self, weight: Tensor, x: Tensor) -> Tensor:
-        """Applies `weight` (n_splits, n_runs, n_classes, width) to `x` (n_splits, n, width).
+        """Applies `weight` `(n_splits, n_runs, n_classes, width)` to `x` `(n_splits, n, width)`.
 
         Returns:
-            Shape `(n_splits, n_runs, n_classes, n)`: the classes are not innermost, where a softmax is slow.
+            The scores `(n_splits, n_runs, n_classes, n)`; a softmax over the last dimension would be slow.
         """
         return torch.bmm(weight.flatten(1, 2), x.transpose(1, 2)).view(*weight.shape[:3], -1)
 
     def count_correct(self, weight: Tensor, rows: Tensor) -> Tensor:
-        """Counts the rows (n_splits, n) that `weight` classifies rightly: shape `(n_splits, n_runs)`."""
+        """Counts the rows `(n_splits, n)` that `weight` classifies correctly; returns `(n_splits, n_runs)`."""
         correct = torch.zeros(weight.shape[:2], dtype=torch.int64, device=rows.device)
         for batch in torch.split(rows, BATCH_SIZE, dim=1):
             gold = self.targets[batch].argmax(2).unsqueeze(1)  # (n_splits, 1, n)
@@ -191,16 +193,16 @@ class _Trainer:
 
         Args:
             splits: The splits.
-            l2: Shape `(n_splits, n_runs)`.
-            progress_bar: A tqdm bar or `None`.
+            l2: Weight decay, `(n_splits, n_runs)`.
+            progress_bar: A tqdm progress bar or `None`.
 
         Returns:
-            The weights of each run's best validation accuracy, `(n_splits, n_runs, n_classes, width)`, and that
+            The weights with each run's best validation accuracy, `(n_splits, n_runs, n_classes, width)`, and that
             accuracy, `(n_splits, n_runs)`.
         """
         n_splits, n_runs = l2.shape
         device = self.features.device
-        random = np.random.RandomState(self.seed)  # every run's own generator, as all of them draw the same numbers
+        random = np.random.RandomState(self.seed)  # stands for the generators of all runs, which draw the same numbers
         train = _stack([split.train for split in splits])
         if splits[0].validation is None:
             order = torch.from_numpy(random.permutation(train.shape[1]))
@@ -236,7 +238,7 @@ class _Trainer:
             best_weight[active[split], run] = state[0, split, run]
             best[active[split], run] = correct[split, run]
             misses[active] += running & ~better
-            # A split leaves when all of its runs have stopped: until then its batches are gathered anyway.
+            # A split is dropped when all of its runs have stopped: until then its batches are gathered anyway.
             keep = (misses[active] <= TENACITY).any(1)
             if not keep.all():
                 if progress_bar is not None:
@@ -250,13 +252,13 @@ class _Trainer:
         return best_weight, best.cpu().numpy() / validation.shape[1]
 
     def adam_step(self, state: Tensor, rows: Tensor, decay: Tensor, step: int) -> None:
-        """Takes one step on the batch `rows` (n_splits, batch_size).
+        """Takes one step of Adam on a batch.
 
         Args:
-            state: Weight and Adam's two moments, shape `(3, n_splits, n_runs, n_classes, width)`; changed in place.
-            rows: The batch, shape `(n_splits, batch_size)`.
-            decay: L2 strength, shape `(n_splits, n_runs, 1, 1)`.
-            step: Number of this step, from 1.
+            state: Weight and Adam's two moments, `(3, n_splits, n_runs, n_classes, width)`; changed in place.
+            rows: Row indices of the batch, `(n_splits, batch_size)`.
+            decay: L2 strength, `(n_splits, n_runs, 1, 1)`.
+            step: Number of this step, starting at 1.
         """
         weight, mean, square = state
         x = self.gather(rows)  # (n_splits, batch_size, width)

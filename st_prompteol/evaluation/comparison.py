@@ -1,4 +1,4 @@
-"""Models of any kind side by side: each opened as it should be, evaluated by one or all methods, a row for each."""
+"""Compares models of any kind: loads each appropriately and evaluates one or all methods, with a row for each."""
 
 from __future__ import annotations
 
@@ -31,17 +31,16 @@ _OWN = {"template", "demonstrations", "layer", "max_seq_length"}  # options that
 
 @dataclass(frozen=True)
 class Comparison:
-    """What every model of a comparison goes through.
+    """The evaluation that every model of a comparison goes through.
 
     Args:
         tasks: SentEval tasks, or groups of them: `"sts"`, `"transfer"`, `"all"`.
         mteb: MTEB tasks or benchmarks. Defaults to none.
         data_dir: A folder in SentEval's layout. Defaults to None: downloaded once.
-        results_dir: Where results are kept. Defaults to `"results"`.
-        methods: Whether to compare the paper's ways of taking the vector, instead of the model as it is. Defaults to
-            False.
-        layers: The hidden states that `methods` reads. Defaults to the last.
-        ensembles: Templates whose embeddings `methods` averages, several for each mean. Defaults to none.
+        results_dir: Folder of the results. Defaults to `"results"`.
+        methods: Whether to compare the paper's embedding methods instead of the model as it is. Defaults to False.
+        layers: The hidden states to read with `methods`. Defaults to the last.
+        ensembles: Groups of templates whose embeddings are averaged with `methods`. Defaults to none.
         rerun: Whether to run finished tasks again. Defaults to False.
         batch_size: The models' batch size. Defaults to 32.
 
@@ -62,7 +61,7 @@ class Comparison:
     batch_size: int = 32
 
     def check(self, output: str | None = None, plot: str | None = None) -> None:
-        """Raises ValueError or FileNotFoundError for what would otherwise fail after the first hour of work."""
+        """Raises ValueError or FileNotFoundError for problems that would otherwise appear after hours of work."""
         check_whole(batch_size=self.batch_size)
         if self.tasks:
             folder = senteval_folder(self.data_dir)
@@ -83,9 +82,9 @@ class Comparison:
         """Evaluates one model and yields a row per method.
 
         Args:
-            name: Its repository or folder: a decoder LLM, an adapter, any sentence-transformers model, an encoder.
-            options: What the model is opened with, as `PromptEOL` takes it; None where not given.
-            show: Takes a line of text per finished task. Defaults to dropping it.
+            name: Repository or folder of a decoder LLM, an adapter, any sentence-transformers model, or an encoder.
+            options: Arguments of `PromptEOL` to load the model with; None values are ignored.
+            show: Called with a line of text per finished task. Defaults to ignoring it.
             show_progress_bar: Whether to show progress bars. Defaults to False.
         """
         given = {key: value for key, value in options.items() if value is not None}
@@ -132,7 +131,7 @@ class Comparison:
             yield Row(name, method, scores, run.parameters)
 
     def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
-        """Yields a model per method, with the method's name."""
+        """Yields the name of each method, with a model for it."""
         _, gguf_file = split_gguf(name)
         is_saved = gguf_file is None and has_file(name, "modules.json", _hub_kwargs(options))
         is_llm = gguf_file is not None or _is_llm(name, _hub_kwargs(options))
@@ -149,7 +148,7 @@ class Comparison:
                 model = PromptEOL(name, **options)
             except ValueError:
                 if not is_saved or _OWN & options.keys():
-                    raise  # otherwise a sentence-transformers model around an LLM, of another form than ours
+                    raise  # otherwise a sentence-transformers model of an LLM with other modules than ours
             else:
                 yield method_name(model), model
                 return
@@ -170,7 +169,7 @@ def _is_llm(name: str, hub_kwargs: dict[str, Any]) -> bool:
 
 
 def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of the options a plain `SentenceTransformer` takes; the others are PromptEOL's own."""
+    """Returns the options as arguments of `SentenceTransformer`; ValueError for options only PromptEOL has."""
     if own := _OWN & options.keys():
         raise ValueError(f"{', '.join(sorted(own))} is for decoder LLMs: leave it out for encoders and saved models.")
     others = {key: value for key, value in options.items() if key not in ("quantization", "device_map")}
@@ -183,7 +182,7 @@ def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_name(model: PromptEOL) -> str:
-    """Returns what tables call the way that a model takes the vector."""
+    """Returns the name of a model's embedding method in tables."""
     shots = len(model.template.demonstrations)
     name = "PromptEOL" if "in one word" in model.template.text else f"template {model.template.text!r}"
     if shots:

@@ -1,4 +1,4 @@
-"""The SentEval data: a folder that the user has, or the archive of it on the Hub, fetched once."""
+"""The SentEval data: an existing folder, or the archive on the Hub, downloaded once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def senteval_folder(data_dir: str | Path | None = None, *, token: str | None = N
     """Returns a folder in SentEval's layout.
 
     Args:
-        data_dir: A folder that is there already. Defaults to None: `senteval.tar` of the dataset repository
+        data_dir: An existing folder. Defaults to None: `senteval.tar` of the dataset repository
             `princeton-nlp/datasets-for-simcse` is downloaded and unpacked into the cache, once.
-        token: Hugging Face token, if the default one will not do. Defaults to None.
+        token: Hugging Face token. Defaults to None: the stored token.
 
     Raises:
-        FileNotFoundError: If `data_dir` is not a folder, or the archive holds no such layout.
-        ValueError: If a path in the archive would leave the folder.
+        FileNotFoundError: If `data_dir` is not a folder, or the archive does not have this layout.
+        ValueError: If a path in the archive points outside the folder.
         ConnectionError: If the archive is not in the cache and cannot be downloaded.
 
     Example:
@@ -45,7 +45,7 @@ def senteval_folder(data_dir: str | Path | None = None, *, token: str | None = N
     with locked(cache):
         if not unpacked.exists():
             try:
-                shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(staged, ignore_errors=True)  # left by a killed process
                 unpack(archive, staged)
                 os.rename(staged, unpacked)
             finally:
@@ -57,10 +57,10 @@ def senteval_folder(data_dir: str | Path | None = None, *, token: str | None = N
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a tar archive so that no path, link or device in it reaches out of the folder.
+    """Unpacks a tar archive, refusing paths, links and devices that point outside the folder.
 
     Raises:
-        ValueError: If one would; nothing of the archive is kept by the caller then.
+        ValueError: If the archive contains one, or is damaged; the caller then discards the unpacked files.
     """
     try:
         with tarfile.open(archive) as tar:

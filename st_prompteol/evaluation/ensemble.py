@@ -1,4 +1,4 @@
-"""The mean of a model's embeddings under several templates, to compare with one template."""
+"""The mean of a model's embeddings with several templates, as a baseline for single templates."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from st_prompteol.template import get_template
 
 
 class TemplateEnsemble(SentenceTransformer):
-    """A model whose embeddings are the mean of those under several templates, not normalised.
+    """A model whose embeddings are the mean over several templates, not normalized.
 
-    It takes as many passes as there are templates. It stays in memory: a saved model has one tokenizer, so one
+    Encoding takes one pass per template. The model cannot be saved: a saved model has one tokenizer, therefore one
     template, and no stock module encodes a sentence several times.
 
     Args:
-        model: The decoder LLM, whose weights are shared; its template is set by every call of `encode`.
+        model: The decoder LLM, whose weights are shared; every call of `encode` sets its template.
         templates: Names of templates, or texts with one `{sentence}`.
     """
 
@@ -30,7 +30,7 @@ class TemplateEnsemble(SentenceTransformer):
         self[0].template = self.templates[0]
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
-        """Encodes as `SentenceTransformer.encode` does, under each template; returns the mean."""
+        """Encodes with each template and returns the mean. See `SentenceTransformer.encode`."""
         total: Any = 0
         for template in self.templates:
             self[0].template = template
@@ -39,14 +39,14 @@ class TemplateEnsemble(SentenceTransformer):
         return total / len(self.templates)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Raises ValueError."""
+        """Raises ValueError: a mean over templates cannot be saved."""
         raise ValueError("A mean over templates cannot be saved: a saved model has one template. Save one of them.")
 
 
 def apply_ensembles(
     model: PromptEOL, ensembles: Sequence[Sequence[str]], layers: Sequence[int]
 ) -> Iterator[tuple[str, SentenceTransformer]]:
-    """Yields the name of each ensemble at each layer and a model that computes it: use each before the next."""
+    """Yields each ensemble at each layer as a name and a model; use each model before requesting the next."""
     for layer in layers:
         for templates in ensembles:
             model.layer = layer

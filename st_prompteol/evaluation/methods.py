@@ -1,4 +1,4 @@
-"""The ways of getting a vector out of a language model that the paper compares, as sentence-transformers models."""
+"""The embedding methods that the paper compares, as sentence-transformers models."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from st_prompteol.tokens import TemplateTokenizer
 def apply_decoder_methods(
     model: PromptEOL, model_name: str, layers: Sequence[int] = (-1,)
 ) -> Iterator[tuple[str, SentenceTransformer]]:
-    """Yields what the paper compares for a decoder LLM: the name of a method and a model that computes it.
+    """Yields the methods that the paper compares for a decoder LLM, each as a name and a model.
 
-    All models share the weights: use each before asking for the next.
+    All models share the weights: use each before requesting the next.
 
     Args:
         model: The decoder LLM.
-        model_name: Its repository, by which the paper's demonstration for it is found; others get OPT-2.7B's.
+        model_name: Its repository, which determines the paper's demonstration; OPT-2.7B's for models not in the paper.
         layers: The hidden states to read. Defaults to the last.
     """
     shown = replace(TEMPLATES["prompteol"], demonstrations=(DEMONSTRATIONS.get(model_name, DEFAULT_DEMONSTRATION),))
@@ -49,11 +49,11 @@ def apply_decoder_methods(
 
 
 def apply_encoder_methods(model_name_or_path: str, **kwargs: Any) -> Iterator[tuple[str, SentenceTransformer]]:
-    """Yields the same for a BERT-like encoder: the mean of its tokens, and PromptBERT's masked prompt.
+    """Yields methods for a BERT-like encoder: the mean of its tokens, and PromptBERT's masked prompt.
 
     Args:
         model_name_or_path: A masked language model: Hub id or folder.
-        **kwargs: As sentence-transformers' `Transformer` takes them, and `device`.
+        **kwargs: Arguments of sentence-transformers' `Transformer`, and `device`.
 
     Raises:
         ValueError: If the tokenizer has no mask token.
@@ -76,7 +76,7 @@ def apply_encoder_methods(model_name_or_path: str, **kwargs: Any) -> Iterator[tu
         "masked prompt": (f"{prompt}.", mask),
         "masked prompt without the period": (prompt, mask),
     }
-    # The template is part of the tokenizer here too, so that a long sentence loses its own end, never the mask.
+    # The template is part of the tokenizer here too: a long sentence is truncated at its own end and keeps the mask.
     transformer.processor = TemplateTokenizer.of(tokenizer)
     end = tokenizer.sep_token or tokenizer.eos_token or ""
     for name, (text, pooling) in methods.items():
@@ -85,11 +85,11 @@ def apply_encoder_methods(model_name_or_path: str, **kwargs: Any) -> Iterator[tu
 
 
 class MaskTokenPooling(Module):
-    """The hidden state at the mask token of a masked prompt, as PromptBERT reads it.
+    """Pooling of the hidden state at the mask token of a masked prompt, as in PromptBERT.
 
     Args:
-        mask_token_id: The tokenizer's mask token. Where a sentence holds one itself, the template's, the last one,
-            counts.
+        mask_token_id: Id of the tokenizer's mask token. If a sentence contains it as well, the last one, which is the
+            template's, is read.
     """
 
     config_keys = ("mask_token_id",)

@@ -1,4 +1,4 @@
-"""MTEB: mteb itself on the model, with mteb's results cache, under a name and revision of what runs alone."""
+"""Runs mteb on a model, with mteb's results cache, under a name and revision that identify the model uniquely."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def evaluate_mteb(
 ) -> Any:
     """Runs MTEB tasks on a model.
 
-    Results are kept under the model's name and revision: its commit, or a hash of the folder's files. A model that
-    embeds otherwise than what is there, opened again, has a hash of everything that its scores depend on behind it: so
-    has a base LLM in a template, and a model with another layer or dtype, other weights or adapters.
+    Results are cached under the model's name and revision: its commit, or a hash of the folder's files. If the model
+    embeds differently from the published one, a hash of everything that its scores depend on is appended, e.g. for a
+    base LLM with a template, or a model with another layer or dtype, other weights or adapters.
 
     Args:
         model: Any sentence-transformers model.
         tasks: Names of tasks (`"STS12"`) or of benchmarks (`"MTEB(eng, v2)"`).
-        name: The model's repository or folder, which names its results. Defaults to None: what it was opened from, its
-            base LLM if it has an adapter.
-        revision: The branch, tag or commit that was opened. Defaults to None: the main branch.
-        results_dir: mteb's results cache. Defaults to None: mteb's own, `~/.cache/mteb` or `MTEB_CACHE`.
+        name: The model's repository or folder, which names its results. Defaults to None: where it was loaded from, or
+            its base LLM if it has an adapter.
+        revision: The branch, tag or commit that was loaded. Defaults to None: the main branch.
+        results_dir: mteb's results cache. Defaults to None: mteb's default, `~/.cache/mteb` or `MTEB_CACHE`.
         batch_size: The model's batch size. Defaults to 32.
         rerun: Whether to run finished tasks again. Defaults to False.
         show_progress_bar: Whether mteb shows progress bars. Defaults to False.
 
     Returns:
-        mteb's `ModelResult`; its `task_results` hold a `get_score()` each.
+        mteb's `ModelResult`; each of its `task_results` has a `get_score()`.
 
     Raises:
-        ValueError: If a task or benchmark is unknown; the nearest name is named.
+        ValueError: If a task or benchmark is unknown; the message suggests similar names.
         ImportError: If mteb is not installed.
 
     Example:
@@ -69,7 +69,7 @@ def evaluate_mteb(
     selected = _select(mteb, tasks)
     name = name or str(getattr(getattr(model.transformers_model, "config", None), "name_or_path", "")) or "model"
     wrapper = SentenceTransformerEncoderWrapper(model)
-    # Models in memory and in folders have no name to mteb, so that all of them would share one folder of results.
+    # mteb knows no name for models in memory and in folders: all of them would share one folder of results.
     wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(
         update={"name": _repository(name), "revision": _revision(model, name, revision)}
     )
@@ -95,25 +95,25 @@ def _select(mteb: Any, names: Sequence[str]) -> list[Any]:
 
 
 def _revision(model: SentenceTransformer, name: str, revision: str | None) -> str:
-    """Returns what stands for a model among all of the same name: only equal ones share it."""
+    """Returns a revision that only models with the same embeddings share among all models of the same name."""
     found, identity = revision_of(name, revision), identify(model)
     return found if identity == _identity_as_published(type(model), name, found) else f"{found}-{digest(identity)[:8]}"
 
 
 def _identity_as_published(kind: type[SentenceTransformer], name: str, revision: str) -> dict[str, Any] | None:
-    """Returns the identity of what others open under this name; None if that is no sentence embedding model."""
+    """Returns the identity of the model published under this name; None if it is not a sentence embedding model."""
     where: dict[str, Any] = {} if os.path.isdir(name) else {"revision": revision}
     if not has_file(name, "modules.json", {**where, "local_files_only": True}):
         return None
     try:
         return identify(kind(name, device="cpu", local_files_only=True, **where))
-    except Exception as error:  # whatever it is: what cannot be opened again is not known to be equal
+    except Exception as error:  # any failure: a model that cannot be loaded again may differ
         logger.info("%r cannot be compared with what is published: %s", name, error)
         return None
 
 
 def _repository(name: str) -> str:
-    """Returns a name of the form that mteb asks for, `organisation/model`, for folders and files too."""
+    """Returns a name of the form that mteb requires, `organization/model`, also for folders and files."""
     if not os.path.exists(name) and name.count("/") == 1:
         return name
     return "local/" + (re.sub(r"[^\w.-]+", "-", Path(name).resolve().name) or "model")

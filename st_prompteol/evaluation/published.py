@@ -1,4 +1,4 @@
-"""Published numbers (Jiang et al. 2023 and its successors), to stand beside measured ones; and its demonstrations."""
+"""Published scores (Jiang et al. 2023 and its successors) for comparison, and the demonstrations of the paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _opt(method: str, **averages: float) -> list[Row]:
 _LLAMA2 = "meta-llama/Llama-2-7b-hf"
 _ICL, _CSE = "PromptEOL + demonstration", "PromptEOL + CSE"
 
-# Averages over the 7 STS tasks, and over the 7 transfer tasks where they are known, x100
+# Averages over the 7 STS tasks, and over the 7 transfer tasks if known, x100
 PUBLISHED: tuple[Row, ...] = (
     *_opt(_ICL, _125m=67.46, _350m=69.02, _1_3b=77.52, _2_7b=78.18, _6_7b=79.08, _13b=79.04, _30b=78.94, _66b=78.19),
     *_opt(_CSE, _1_3b=84.79, _2_7b=85.62, _6_7b=85.82, _13b=85.97),
@@ -50,7 +50,7 @@ DEMONSTRATIONS: Mapping[str, Demonstration] = MappingProxyType(
         "facebook/opt-66b": Demonstration("of or relating to tutors or tutoring.", "Tutorial"),
     }
 )
-"""The demonstration that the paper chose for each size of OPT, by STS-B dev (section 3.2)."""
+"""The paper's demonstration for each size of OPT, chosen on STS-B dev (section 3.2)."""
 
 DEFAULT_DEMONSTRATION = DEMONSTRATIONS["facebook/opt-2.7b"]
 
@@ -59,7 +59,7 @@ def published_rows(rows: Iterable[Row]) -> list[Row]:
     """Returns the published rows of the models among `rows`.
 
     Args:
-        rows: Rows that were measured.
+        rows: Measured rows.
 
     Example:
         >>> published = published_rows([Row("facebook/opt-6.7b", "mine", {})])

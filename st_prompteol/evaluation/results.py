@@ -1,4 +1,4 @@
-"""Results on disk: one file per finished task, never half written, never mistaken for another model's or method's."""
+"""Results on disk: one file per finished task, written atomically, in a folder per model and method."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from st_prompteol.identity import digest, identify
 
 logger = logging.getLogger(__name__)
 
-_FILES = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")  # that make a model
+_FILES = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")  # files that belong to a model
 _PACKAGES = "st-prompteol sentence-transformers transformers torch peft numpy scipy scikit-learn".split()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A model evaluated in one way: what a folder of results belongs to.
+    """A model evaluated with one method, to which a folder of results belongs.
 
     Args:
         model: The model's repository or folder.
         revision: Its commit on the Hub, or a hash of the folder's files.
-        method: What tables call the way the vector is taken.
-        settings: What the embeddings depend on, as `identify` says it, and the method.
+        method: Name of the embedding method in tables.
+        settings: Everything that the embeddings depend on, as returned by `identify`, and the method.
         parameters: Number of parameters.
 
     Example:
@@ -53,17 +53,17 @@ class Run:
     def of(
         cls, model: SentenceTransformer, name: str, method: str = "as saved", *, revision: str | None = None
     ) -> Run:
-        """Describes a model that is open.
+        """Describes a loaded model.
 
         Args:
             model: The model.
             name: Its repository or folder.
-            method: What tables call the way the vector is taken. Defaults to `"as saved"`.
-            revision: The branch, tag or commit that was opened. Defaults to None: the main branch.
+            method: Name of the embedding method in tables. Defaults to `"as saved"`.
+            revision: The branch, tag or commit that was loaded. Defaults to None: the main branch.
         """
         body = model.transformers_model
         settings = {"method": method, **identify(model)}
-        # transformers counts 4-bit weights, of which a tensor packs two into a byte
+        # transformers accounts for 4-bit weights, which are packed two per byte
         parameters = body.num_parameters() if body is not None else sum(p.numel() for p in model.parameters())
         return cls(name, revision_of(name, revision), method, settings, parameters)
 
@@ -74,18 +74,18 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """A short hash of what the embeddings depend on."""
+        """A short hash of the settings that the embeddings depend on."""
         return digest(self.settings, but=("method",))[:8]
 
     def folder(self, results_dir: str | Path) -> Path:
-        """Returns where its results lie: `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
-        # a folder goes by its name: its revision, a hash of its files, tells folders of one name apart
+        """Returns the folder of its results, `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
+        # a local model by its folder's name: its revision, a hash of its files, distinguishes folders of the same name
         model = Path(self.model).resolve().name if os.path.exists(self.model) else self.model
         return Path(results_dir, _slug(model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
 
 
 def revision_of(name: str, revision: str | None = None) -> str:
-    """Returns the commit of a Hub model that is in the cache, or, for a folder, a hash of the files that make it."""
+    """Returns the commit of a cached Hub model or, for a folder, a hash of the model's files."""
     if os.path.isfile(name):  # GGUF
         return f"local-{digest_of_files([Path(name)])[:12]}"
     if not os.path.isdir(name):
@@ -95,7 +95,7 @@ def revision_of(name: str, revision: str | None = None) -> str:
 
 
 def save_result(results_dir: str | Path, run: Run, result: TaskResult, data_dir: str | Path, seconds: float) -> None:
-    """Writes the result of a task, with what it takes to trust it, to `<task>.json`."""
+    """Writes the result of a task to `<task>.json`, with the settings, data and versions needed to reproduce it."""
     folder = run.folder(results_dir)
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -117,9 +117,9 @@ def save_result(results_dir: str | Path, run: Run, result: TaskResult, data_dir:
 
 
 def load_result(results_dir: str | Path, run: Run, task: str, data_dir: str | Path) -> TaskResult | None:
-    """Returns the saved result of a task, None if there is none for this run and this data.
+    """Returns the saved result of a task; None if there is none for this run and this data.
 
-    A damaged file is set aside as `<task>.json.damaged`.
+    A damaged file is renamed to `<task>.json.damaged`.
     """
     path = run.folder(results_dir) / f"{task}.json"
     if not path.is_file():

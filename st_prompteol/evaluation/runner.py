@@ -1,4 +1,4 @@
-"""Running tasks one after another: in memory, or with each finished one on disk before the next begins."""
+"""Runs tasks one after another, in memory or with each result saved before the next task begins."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def evaluate_sts(
     """Runs STS tasks.
 
     Args:
-        model: Any sentence-transformers model, or a cache around one that other evaluations share.
+        model: Any sentence-transformers model, or an `EmbeddingCache` of one to share with other evaluations.
         data_dir: A folder in SentEval's layout.
-        tasks: Names out of `STS_TASKS` and `STS_DEV_TASK`. Defaults to `STS_TASKS`.
+        tasks: Names from `STS_TASKS` and `STS_DEV_TASK`. Defaults to `STS_TASKS`.
         batch_size: The model's batch size. Defaults to 32.
         show_progress_bar: Whether the model shows its progress bar. Defaults to False.
 
     Returns:
-        Task -> result. `score` is Spearman over all pairs of all subsets together, the aggregation "all" of the paper;
-        `details` hold `pearson`, the means over subsets, each subset and `n`, the number of pairs.
+        The results by task. `score` is the Spearman correlation over all pairs of all subsets together, the paper's
+        aggregation "all"; `details` hold `pearson`, the means over subsets, each subset and `n`, the number of pairs.
 
     Raises:
         ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
-        FileNotFoundError: If a file is missing; nothing has run then.
+        FileNotFoundError: If a file is missing, before any task runs.
 
     Example:
         >>> results = evaluate_sts(PromptEOL("tiny"), "senteval", ["STSBenchmark"])
@@ -60,22 +60,22 @@ def evaluate_transfer(
     batch_size: int = 32,
     show_progress_bar: bool = False,
 ) -> dict[str, TaskResult]:
-    """Runs transfer tasks, as `evaluate_sts` runs STS tasks.
+    """Runs transfer tasks.
 
     Args:
-        model: Any sentence-transformers model, or a cache around one that other evaluations share.
+        model: Any sentence-transformers model, or an `EmbeddingCache` of one to share with other evaluations.
         data_dir: A folder in SentEval's layout.
-        tasks: Names out of `TRANSFER_TASKS`. Defaults to all of them.
-        batch_size: The model's batch size. Defaults to 32; the classifiers' is SentEval's 64.
+        tasks: Names from `TRANSFER_TASKS`. Defaults to all of them.
+        batch_size: The model's batch size. Defaults to 32; the classifiers use SentEval's 64.
         show_progress_bar: Whether to show progress bars. Defaults to False.
 
     Returns:
-        Task -> result. `score` is the test accuracy (for MR, CR, SUBJ and MPQA the mean of the 10 folds); `details`
-        hold `dev_accuracy`, `l2` and `fold_accuracy`, and `n`, the number of examples of each split.
+        The results by task. `score` is the test accuracy (for MR, CR, SUBJ and MPQA the mean of the 10 folds);
+        `details` hold `dev_accuracy`, `l2` and `fold_accuracy`, and `n`, the number of examples of each split.
 
     Raises:
         ValueError: If a task is unknown or a file damaged, or if the model returns NaN.
-        FileNotFoundError: If a file is missing; nothing has run then.
+        FileNotFoundError: If a file is missing, before any task runs.
 
     Example:
         >>> results = evaluate_transfer(PromptEOL("tiny"), "senteval", ["MR"])
@@ -87,7 +87,7 @@ def evaluate_transfer(
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:
-    """Replaces the names of groups (`sts`, `transfer`, `all`) by their tasks, each task once."""
+    """Replaces the names of groups (`sts`, `transfer`, `all`) with their tasks, without duplicates."""
     return list(dict.fromkeys(task for name in names for task in TASK_GROUPS.get(name, (name,))))
 
 
@@ -103,25 +103,25 @@ def run_tasks(
     show_progress_bar: bool = False,
     callback: Callable[[TaskResult, bool], None] | None = None,
 ) -> dict[str, TaskResult]:
-    """Runs SentEval tasks, those that have no result yet.
+    """Runs the SentEval tasks that have no saved result yet.
 
     Args:
-        model: Any sentence-transformers model, or a cache around one.
-        run: What the results belong to, see `Run.of`. None: they are neither read nor kept.
+        model: Any sentence-transformers model, or an `EmbeddingCache` of one.
+        run: The run that the results belong to, see `Run.of`. None neither loads nor saves results.
         data_dir: A folder in SentEval's layout.
         tasks: Names of tasks.
-        results_dir: Where results are kept. Defaults to `"results"`.
+        results_dir: Folder of the results. Defaults to `"results"`.
         rerun: Whether to run finished tasks again. Defaults to False.
         batch_size: The model's batch size. Defaults to 32.
         show_progress_bar: Whether to show progress bars. Defaults to False.
-        callback: Called with each result and whether it was there already.
+        callback: Called with each result and whether it was loaded instead of computed.
 
     Returns:
-        Task -> result.
+        The results by task.
 
     Raises:
         ValueError: If a task is unknown, a file damaged, or the model returns NaN.
-        FileNotFoundError: If a file is missing; nothing has run then.
+        FileNotFoundError: If a file is missing, before any task runs.
 
     Example:
         >>> model = PromptEOL("tiny")

@@ -1,4 +1,4 @@
-"""Rows of scores, their averages as the paper takes them: as tables and as a plot."""
+"""Tables and plots of scores, with the paper's averages."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
 from st_prompteol.output import FIGURES, check_output, import_figure, save_figure, write_table
 
-# What columns are called: the short names that papers use
+# Column names, as papers abbreviate them
 SHORT_NAMES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R", "STSBenchmark-dev": "STS-B dev"}
 AVERAGES = {"STS avg": STS_TASKS, "transfer avg": TRANSFER_TASKS}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a model evaluated in one way.
+    """One row of a table: a model evaluated with one method.
 
     Args:
-        model: Its repository or folder.
-        method: The way the vector was taken.
-        scores: Task -> score, x100.
-        parameters: Number of parameters. Defaults to None: not known.
-        averages: Averages that are known without their tasks, for published rows. Defaults to none.
+        model: The model's repository or folder.
+        method: Name of the embedding method.
+        scores: Scores by task, x100.
+        parameters: Number of parameters. Defaults to None: unknown.
+        averages: Averages that are known without the scores of their tasks, for published rows. Defaults to None.
 
     Example:
         >>> row = Row("tiny", "PromptEOL", {"STS12": 62.9})
@@ -39,7 +39,7 @@ class Row:
     averages: Mapping[str, float] | None = None
 
     def average(self, name: str) -> float | None:
-        """Returns an average of `AVERAGES`: each task rounded to 2 decimals, then the mean; None if one is missing."""
+        """Returns an average of `AVERAGES`: the mean of scores rounded to 2 decimals; None if a task is missing."""
         if self.averages and name in self.averages:
             return self.averages[name]
         tasks = AVERAGES[name]
@@ -49,7 +49,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """Lays rows out as text, the header first; a model on this disk goes by the name of its folder or file."""
+    """Formats rows as text, with a header; a local model is shown by the name of its folder or file."""
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
     known = [task for tasks_ in AVERAGES.values() for task in tasks_ if task in tasks]
     columns = [*known, *(task for task in tasks if task not in known)]
@@ -66,11 +66,11 @@ def write_scores(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     """Writes a table to a file, in the format of its suffix: `.md`, `.csv`, or `.json` with unrounded scores.
 
     Args:
-        rows: What was measured, or published.
-        path: The file.
+        rows: Measured or published rows.
+        path: The output file.
 
     Raises:
-        ValueError: If the suffix is another.
+        ValueError: If the file has another suffix.
 
     Example:
         >>> write_scores([Row("tiny", "PromptEOL", {"STS12": 62.9})], "scores.csv")
@@ -89,15 +89,15 @@ def write_scores(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
 
 
 def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Draws the STS average against the number of parameters, one line per method, as the paper's figure does.
+    """Plots the STS average by number of parameters, one line per method, as in the paper's figure.
 
     Args:
-        rows: Measured rows; those without a number of parameters or the average are left out. Where no row has the
-            average, the mean of the tasks that all rows have is drawn.
-        path: The picture, `.png` or `.svg`; the other one is written beside it.
+        rows: Measured rows; rows without a number of parameters or the average are skipped. If no row has the average,
+            the mean of the tasks that all rows have is plotted.
+        path: The output file, `.png` or `.svg`; the other format is written beside it.
 
     Raises:
-        ValueError: If the suffix is another, or no row can be drawn.
+        ValueError: If the file has another suffix, or no row can be plotted.
         ImportError: If matplotlib is not installed.
 
     Example:

@@ -1,4 +1,4 @@
-"""Reading the SentEval tasks: a folder in SentEval's layout becomes sentences and labels, every line checked."""
+"""Reads the SentEval tasks: sentences and labels from a folder in SentEval's layout, with every line validated."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Example:
 """
 
 STS_DEV_TASK = "STSBenchmark-dev"
-"""The pairs on which recipes and checkpoints are chosen.
+"""The validation task, on which recipes and checkpoints are chosen.
 
 Example:
     >>> STS_DEV_TASK in STS_TASKS
     False
 """
 
-STS_TRAIN_TASK = "STSBenchmark-train"  # read by name only, never evaluated on
+STS_TRAIN_TASK = "STSBenchmark-train"  # for `read_task` only, never evaluated
 TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
-"""The paper's 7 transfer tasks: a classifier on frozen embeddings.
+"""The paper's 7 transfer tasks: classifiers on frozen embeddings.
 
 Example:
     >>> TRANSFER_TASKS
     ('MR', 'CR', 'SUBJ', 'MPQA', 'SST2', 'TREC', 'MRPC')
 """
 
-CROSS_VALIDATED_TASKS = ("MR", "CR", "SUBJ", "MPQA")  # they have no test part
+CROSS_VALIDATED_TASKS = ("MR", "CR", "SUBJ", "MPQA")  # without a test split
 TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 
@@ -46,8 +46,8 @@ class TaskResult:
 
     Args:
         task: The task's name.
-        score: The number that tables show, x100: Spearman over all pairs (STS) or test accuracy (transfer).
-        details: Everything else worth keeping, ready for JSON, scores x100.
+        score: The score shown in tables, x100: Spearman over all pairs (STS) or test accuracy (transfer).
+        details: Further results as JSON values, scores x100.
 
     Example:
         >>> result = TaskResult("STS12", 62.9, details={})
@@ -65,9 +65,8 @@ class Examples:
     """The examples of one subset (STS) or one split (transfer).
 
     Args:
-        columns: One list of sentences, or two for a task on pairs. Tokens are separated by one space, as SentEval
-            hands them to a model.
-        labels: Gold scores (float64) or classes (int64), shape `(len(columns[0]),)`.
+        columns: One list of sentences, or two for a task on pairs. Tokens are separated by one space, as in SentEval.
+        labels: Gold scores (float64) or classes (int64), `(len(columns[0]),)`.
     """
 
     columns: tuple[list[str], ...]
@@ -75,10 +74,10 @@ class Examples:
 
 
 def task_files(data_dir: str | Path, task: str) -> list[Path]:
-    """Lists the files that a task reads.
+    """Returns the files that a task reads.
 
     Raises:
-        FileNotFoundError: If one is missing.
+        FileNotFoundError: If a file is missing.
     """
     paths = [Path(data_dir) / name for names in _TASKS[task].files.values() for name in names]
     for path in paths:
@@ -91,15 +90,15 @@ def task_files(data_dir: str | Path, task: str) -> list[Path]:
 
 
 def check_tasks(data_dir: str | Path, tasks: Iterable[str], known: tuple[str, ...]) -> list[str]:
-    """Checks names and files of the tasks of a run before its first minute of work.
+    """Checks the names and files of tasks before any of them runs.
 
     Args:
         data_dir: A folder in SentEval's layout.
         tasks: Names of tasks.
-        known: The names to choose from.
+        known: Valid names.
 
     Returns:
-        The tasks.
+        The tasks as a list.
 
     Raises:
         ValueError: If a task is not in `known`.
@@ -122,7 +121,7 @@ def read_task(data_dir: str | Path, task: str) -> dict[str, Examples]:
         task: One of `STS_TASKS`, `STS_DEV_TASK`, `STS_TRAIN_TASK` or `TRANSFER_TASKS`.
 
     Returns:
-        Subset or split -> its examples, in the order of the files.
+        The examples by subset or split, in the order of the files.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -139,7 +138,7 @@ def read_task(data_dir: str | Path, task: str) -> dict[str, Examples]:
 
 
 def _read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """Reads a file as SentEval does: in its Latin-1 files the character NEL (U+0085) ends a line as well."""
+    """Reads lines as SentEval does: in its Latin-1 files, the character NEL (U+0085) also ends a line."""
     try:
         lines = path.read_text(encoding=encoding).splitlines()
     except UnicodeDecodeError as error:
@@ -190,7 +189,7 @@ def _read_columns(
     parse_label: Callable[[str, Path, int], float] = _score,
     header: bool = False,
 ) -> Examples:
-    """Reads one tab-separated file: the numbers of the columns that hold sentences and label."""
+    """Reads one tab-separated file, given the column indices of sentences and label."""
     rows = _read_rows(path, columns=max(*sentences, label) + 1)[header:]
     return Examples(
         tuple(_sentences(row[column] for row in rows) for column in sentences),
@@ -199,7 +198,7 @@ def _read_columns(
 
 
 def _read_sts(input_path: Path, gold_path: Path) -> Examples:
-    """Reads two files side by side; a pair whose gold line is blank was not annotated and does not count."""
+    """Reads a file of pairs and a file of gold scores; pairs with an empty gold line are not annotated and skipped."""
     rows, gold = _read_rows(input_path, columns=2), _read_lines(gold_path)
     if len(rows) != len(gold):
         raise ValueError(
@@ -219,7 +218,7 @@ def _read_binary(positive_path: Path, negative_path: Path) -> Examples:
 
 
 def _read_trec(path: Path) -> Examples:
-    """Reads lines such as `NUM:dist How far is it ?`: the coarse class, the fine one, the question."""
+    """Reads lines such as `NUM:dist How far is it ?`: coarse class, fine class, question."""
     sentences, labels = [], []
     for number, line in enumerate(_read_lines(path, "latin-1"), start=1):
         target, _, rest = line.partition(":")
@@ -233,7 +232,7 @@ def _read_trec(path: Path) -> Examples:
 
 @dataclass(frozen=True)
 class _Task:
-    """Where a task's splits lie, and the function that reads the files of one."""
+    """Files by subset or split of a task, and the function that reads the files of one of them."""
 
     files: dict[str, tuple[str, ...]]
     read: Callable[..., Examples]
@@ -253,7 +252,9 @@ _read_mrpc = partial(_read_columns, sentences=(3, 4), label=0, parse_label=_clas
 
 _TASKS = {
     "STS12": _sts("STS12", "MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
-    "STS13": _sts("STS13", "FNWN", "headlines", "OnWN"),  # SentEval leaves out SMT, whose licence forbids sharing it
+    "STS13": _sts(
+        "STS13", "FNWN", "headlines", "OnWN"
+    ),  # without SMT, as in SentEval, because its license forbids sharing it
     "STS14": _sts("STS14", "deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
     "STS15": _sts("STS15", "answers-forums", "answers-students", "belief", "headlines", "images"),
     "STS16": _sts("STS16", "answer-answer", "headlines", "plagiarism", "postediting", "question-question"),

@@ -1,4 +1,4 @@
-"""One STS task: rank correlation of cosine similarities with human scores."""
+"""STS tasks: rank correlation of cosine similarities with human scores."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def evaluate_sts_task(
     """Runs one STS task.
 
     Args:
-        cache: The cache around the model.
+        cache: An embedding cache of the model.
         data_dir: A folder in SentEval's layout.
         task: One of `STS_TASKS` or `STS_DEV_TASK`.
         batch_size: The model's batch size. Defaults to 32.
         show_progress_bar: Whether the model shows its progress bar. Defaults to False.
 
     Returns:
-        The result. `score` is Spearman over all pairs of all subsets together, the aggregation "all" of the paper.
+        The result. `score` is Spearman over all pairs of all subsets together, the paper's aggregation "all".
         `details` holds, x100: `spearman` and `pearson`, each with `all`, `mean` (over the subsets) and
         `weighted_mean` (by pairs), `subsets` with `spearman`, `pearson` and `n` of each, and `n`, the number of pairs.
 
     Raises:
-        ValueError: If a file is damaged, if the model returns NaN, or if all similarities are equal, so that no
-            correlation is defined.
+        ValueError: If a file is damaged, if the model returns NaN, or if all similarities are equal, which leaves the
+            correlation undefined.
         FileNotFoundError: If a file is missing.
     """
     subsets = read_task(data_dir, task)
@@ -63,14 +63,15 @@ def evaluate_sts_task(
 def cosine_similarities(
     embeddings1: npt.NDArray[np.floating[Any]], embeddings2: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.float32]:
-    """Computes cosine similarities row by row; 0 where an embedding is all zeros, as in SentEval.
+    """Computes cosine similarities row by row; 0 if an embedding is all zeros, as in SentEval.
 
     Args:
-        embeddings1: Shape `(n, embedding_dimension)`.
-        embeddings2: Shape `(n, embedding_dimension)`.
+        embeddings1: Embeddings, `(n, embedding_dimension)`.
+        embeddings2: Embeddings, `(n, embedding_dimension)`.
 
     Returns:
-        Shape `(n,)`, computed in float32: norms of 16-bit embeddings overflow above some thousand dimensions.
+        The similarities `(n,)`, computed in float32: norms of 16-bit embeddings overflow above a few thousand
+        dimensions.
     """
     similarities: npt.NDArray[np.float32] = pairwise_cos_sim(
         embeddings1.astype(np.float32, copy=False), embeddings2.astype(np.float32, copy=False)

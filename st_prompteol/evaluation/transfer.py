@@ -1,4 +1,4 @@
-"""One transfer task: accuracy of a logistic regression on embeddings, by SentEval's protocol."""
+"""Transfer tasks: accuracy of a logistic regression on embeddings, following SentEval's protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N_FOLDS = 10
 SEED = 1111
 
 Accuracies = npt.NDArray[np.float64]
-# Splits and, for each, the L2 strengths to try -> validation and test accuracies of shape (n_splits, n_runs).
+# From splits and their L2 strengths to try, returns validation and test accuracies, both (n_splits, n_runs).
 Train = Callable[[Sequence[Split], Sequence[Sequence[float]]], tuple[Accuracies, Accuracies]]
 
 
@@ -30,14 +30,14 @@ def evaluate_transfer_task(
     """Runs one transfer task.
 
     Args:
-        cache: The cache around the model. The classifiers are trained on the model's device.
+        cache: An embedding cache of the model. The classifiers are trained on the model's device.
         data_dir: A folder in SentEval's layout.
         task: One of `TRANSFER_TASKS`.
-        batch_size: The model's batch size. Defaults to 32; the classifiers' is SentEval's 64.
+        batch_size: The model's batch size. Defaults to 32; the classifiers use SentEval's 64.
         show_progress_bar: Whether to show progress bars. Defaults to False.
 
     Returns:
-        The result. `score` is the test accuracy, rounded to 2 decimals as the protocol does (for MR, CR, SUBJ and MPQA
+        The result. `score` is the test accuracy, rounded to 2 decimals as in the protocol (for MR, CR, SUBJ and MPQA
         the mean of the 10 folds). `details` holds `classifier`, `dev_accuracy`, `test_accuracy`, `l2` and
         `fold_accuracy` (both one per test fold), and `n`, the number of examples of each split.
 
@@ -83,7 +83,7 @@ def evaluate_transfer_task(
 
 
 def sort_examples(examples: Examples) -> Examples:
-    """Sorts as SentEval does, by number of tokens and then by class: the folds depend on the order."""
+    """Sorts by number of tokens, then by class, as SentEval does: the folds depend on the order."""
     lengths = [[len(sentence.split()) for sentence in column] for column in examples.columns]
     keys = list(zip(*lengths, examples.labels.tolist(), strict=True))
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -96,17 +96,17 @@ def _folds(labels: npt.NDArray[np.int64]) -> list[tuple[Rows, Rows]]:
 
 
 def _percent(accuracy: float) -> float:
-    """Rounds where SentEval rounds, and as it does: ties between L2 strengths, and the last decimal, hang on that."""
+    """Rounds as SentEval does, which affects ties between L2 strengths and the last decimal."""
     return float(round(100 * accuracy, 2))
 
 
 def _by_folds(outer: Sequence[tuple[Rows, Rows]], labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
-    """Chooses the L2 strength of each training part by its own 10 folds, and scores it on its test part.
+    """Chooses the L2 strength for each training set by 10-fold cross-validation, and scores it on the test set.
 
     Args:
         outer: Training and test rows: 10 folds for MR, CR, SUBJ and MPQA, the given split for TREC and MRPC.
         labels: The classes of all rows.
-        train: Trains classifiers.
+        train: Function that trains classifiers.
     """
     inner = [Split(rows[a], validation=rows[b]) for rows, _ in outer for a, b in _folds(labels[rows])]
     accuracy = train(inner, [L2_GRID] * len(inner))[0].reshape(len(outer), N_FOLDS, len(L2_GRID))
@@ -117,10 +117,10 @@ def _by_folds(outer: Sequence[tuple[Rows, Rows]], labels: npt.NDArray[np.int64],
 
 
 def _given_dev(sizes: dict[str, int], train: Train) -> dict[str, Any]:
-    """SST2: L2 chosen on the dev examples, which also stop the training.
+    """Chooses the L2 strength for SST2 on the dev examples, which also stop the training.
 
-    SentEval then trains the chosen classifier a second time: same seed, same examples, same weights. Here its first
-    training is used.
+    SentEval then trains the chosen classifier again, with the same seed, examples and therefore weights. Here the
+    first training is used.
     """
     rows = np.split(np.arange(sum(sizes.values())), np.cumsum([sizes["train"], sizes["dev"]]))
     accuracy, test_accuracy = train([Split(rows[0], validation=rows[1], test=rows[2])], [L2_GRID])

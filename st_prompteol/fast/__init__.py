@@ -1,4 +1,4 @@
-"""Everything that makes `PromptEOL` fast, and nothing that makes it right: one door, `FastPath`."""
+"""Inference optimizations of `PromptEOL`, which leave its results unchanged; the entry point is `FastPath`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Attention of packed rows behind a shared head: each token attends to the one copy of the head and to its own row.
+"""Attention of packed rows after a shared prefix (head): each token attends to its single copy and to its own row.
 
-The two are computed apart and merged exactly by their log-sum-exp; only a short head is copied in front of each row.
-Every family of transformers whose attention goes through `AttentionInterface` can use it.
+The two parts are computed separately and merged exactly by their log-sum-exp; only a short head is copied in front of
+each row. Works for every transformers architecture whose attention goes through `AttentionInterface`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from st_prompteol.fast.rows import PackedRows
 from st_prompteol.fast.threads import running
 
 _PREFIX = "shared_head_"
-_SHORT = 64  # tokens up to which a CPU attends causally faster by plain matrix products than by the flash kernel
-_SHORT_HEAD = 16  # tokens up to which a copy of the head in front of each row is cheaper than attending to it apart
-# What an attention function may be told that changes nothing: positions are in keys and queries already, dropout is
-# off, and a window holds every row
+_SHORT = 64  # tokens up to which plain matrix products are faster than the flash kernel for causal attention on a CPU
+_SHORT_HEAD = 16  # tokens up to which copying the head in front of each row is cheaper than separate attention to it
+# Keyword arguments that are safe to ignore: positions are already applied to keys and queries, dropout is off, and
+# every row fits in the sliding window
 _WITHOUT_EFFECT = {
     "cache_position",
     "dropout",
@@ -40,28 +40,28 @@ _WITHOUT_EFFECT = {
 
 
 def own_name(model: PreTrainedModel) -> str:
-    """Returns which attention of transformers the model is set to, also where ours is installed over it."""
+    """Returns the name of the model's transformers attention implementation, even while ours is installed over it."""
     return (model.config._attn_implementation or "").removeprefix(_PREFIX)
 
 
 def can_install(model: PreTrainedModel) -> bool:
-    """Says whether ours can stand in for the model's attention: `sdpa` or `eager`, by the interface."""
+    """Returns whether ours can replace the model's attention: `sdpa` or `eager`, through `AttentionInterface`."""
     return own_name(model) in ("sdpa", "eager") and bool(model.is_backend_compatible())
 
 
 def install(model: PreTrainedModel) -> None:
-    """Lets the model's attention compute packed rows; in every other forward pass it computes as before."""
+    """Installs attention that supports packed rows; every other forward pass computes as before."""
     model.set_attn_implementation(_PREFIX + own_name(model))
 
 
 def is_installed(model: PreTrainedModel) -> bool:
-    """Says whether the model's attention, which everybody may set, is ours."""
+    """Returns whether the model's attention implementation, which anyone may change, is ours."""
     configs = model.config, model.config.get_text_config()
     return all((config._attn_implementation or "").startswith(_PREFIX) for config in configs)
 
 
 def put_back(model: PreTrainedModel) -> None:
-    """Gives the model its own attention again."""
+    """Restores the model's own attention implementation."""
     if is_installed(model):
         model.set_attn_implementation(own_name(model))
 
@@ -77,7 +77,7 @@ def _eager_attention(module: torch.nn.Module, query: Tensor, key: Tensor, value:
     state = running.forward_pass
     if state is not None and state.rows is not None and state.head is not None:
         return _attend(module, state, state.rows, state.head, query, key, value, *args, **kw)
-    # each family has its own, in the file of its classes
+    # each architecture defines its own eager attention, in its modeling file
     return sys.modules[type(module).__module__].eager_attention_forward(module, query, key, value, *args, **kw)
 
 
@@ -95,27 +95,27 @@ def _attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attends to the head and to each row's own tokens, and merges the two by their log-sum-exp.
+    """Attends to the head and to each row's own tokens, and merges the two results by their log-sum-exp.
 
     Args:
         module: The attention layer, with its `layer_idx`.
-        state: The forward pass that asks.
-        rows: What it computes.
-        head: What stands in front of the rows.
-        query: `(1, num_heads, num_tokens, head_dim)`, of all tokens or of the last token of each row.
+        state: The current forward pass.
+        rows: The packed rows to compute.
+        head: The prefix shared by the rows.
+        query: `(1, num_heads, num_tokens, head_dim)`, for all tokens or for the last token of each row.
         key: `(1, num_key_value_heads, num_tokens, head_dim)`.
-        value: Likewise.
-        attention_mask: None, for masks are those of the rows.
-        scaling: What scores are multiplied by. Defaults to `head_dim ** -0.5`.
-        softcap: Bounds scores by `tanh`, as Gemma 2 does. Defaults to None.
-        **kwargs: Only what is of no effect here.
+        value: `(1, num_key_value_heads, num_tokens, head_dim)`.
+        attention_mask: None, because `rows` provides the masks.
+        scaling: Factor applied to the scores. Defaults to `head_dim ** -0.5`.
+        softcap: Bound on the scores, applied by `tanh` as in Gemma 2. Defaults to None.
+        **kwargs: Only arguments that have no effect here.
 
     Returns:
-        `(1, num_tokens, num_heads, head_dim)`, and None for the weights.
+        The output `(1, num_tokens, num_heads, head_dim)`, and None for the attention weights.
 
     Raises:
-        Captured: If only keys and values are asked for.
-        NotImplementedError: If the family asks for another kind of attention.
+        Captured: If only keys and values are requested.
+        NotImplementedError: If the architecture requests another kind of attention.
     """
     unknown = [name for name, value in kwargs.items() if value is not None and name not in _WITHOUT_EFFECT]
     if unknown or not getattr(module, "is_causal", True):
@@ -124,7 +124,7 @@ def _attend(
         state.keys_values = key, value
         raise Captured
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    groups = query.shape[1] // key.shape[1]  # queries that share a key
+    groups = query.shape[1] // key.shape[1]  # queries per key
     index: int = module.layer_idx  # type: ignore[assignment]
     head_key, head_value = head.keys[index], head.values[index]
     own_key, own_value = (key, value) if state.keys_values is None else state.keys_values
@@ -137,14 +137,16 @@ def _attend(
     if state.keys_values is None:
         output, lse = _causal_attention(rows.pad(query[0]), keys, values, scaling, softcap)
         output, lse = rows.pack(output), rows.pack(lse)
-    else:  # the queries are those of the last tokens
+    else:  # queries of the last tokens only
         queries = query[0].reshape(key.shape[1], groups, -1, query.shape[-1]).permute(2, 0, 1, 3)
         padding = torch.nn.functional.pad(~rows.mask, (keys.shape[2] - rows.mask.shape[1], 0))
         output, lse = _attention(queries, keys, values, scaling, softcap, padding[:, None, None])
         output, lse = output.flatten(1, 2).transpose(0, 1), lse.flatten(1, 2).transpose(0, 1)
 
     if not joined:
-        folded = query.reshape(1, key.shape[1], -1, query.shape[-1])  # all groups, one head
+        folded = query.reshape(
+            1, key.shape[1], -1, query.shape[-1]
+        )  # all query groups of a key, for the single copy of the head
         to_head, head_lse = _attention(folded, head_key, head_value, scaling, softcap)
         own_share = torch.sigmoid(lse - head_lse.reshape(lse.shape)).unsqueeze(-1).to(output.dtype)
         output = torch.lerp(to_head.reshape(output.shape), output, own_share)  # (num_heads, num_tokens, head_dim)
@@ -154,9 +156,10 @@ def _attend(
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None, hidden: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Returns attention, shaped as `query`, and the log-sum-exp of its scores, without the last axis, in float32.
+    """Returns the output, shaped like `query`, and the log-sum-exp of the scores, without the last axis, in float32.
 
-    Written out but for many queries in float32 on a CPU: the flash kernel is twice as slow there in bfloat16.
+    Uses the flash kernel only for many float32 queries on a CPU (it is twice as slow in bfloat16 there), and plain
+    matrix products otherwise.
     """
     plain = softcap is None and hidden is None and key.shape[-1] == value.shape[-1]
     many = query.shape[2] > _SHORT and query.dtype == torch.float32
@@ -177,9 +180,9 @@ def _attention(
 def _causal_attention(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """As `_attention`, of `(batch_size, num_heads, longest_row, head_dim)` to the keys up to its own.
+    """Causal version of `_attention` for queries `(batch_size, num_heads, longest_row, head_dim)`.
 
-    Of keys more than queries, the first ones are in front of all queries.
+    If there are more keys than queries, the additional first keys precede all queries.
     """
     groups, length, in_front = query.shape[1] // key.shape[1], query.shape[2], key.shape[2] - query.shape[2]
     plain = in_front == 0 and softcap is None and key.shape[-1] == value.shape[-1]
@@ -201,7 +204,7 @@ def _flash_attention(
 
 @cache
 def _has_flash_attention() -> bool:
-    """Says whether PyTorch has its private operator, the only one that gives the log-sum-exp, and it works."""
+    """Returns whether PyTorch's private flash operator, the only one with the log-sum-exp, exists and works."""
     query = torch.ones(1, 1, 2, 8)
     try:
         output, lse = _flash_attention(query, query, query, 1.0, causal=True)
@@ -220,7 +223,7 @@ def _mask_of(original: str) -> Any:
     return mask
 
 
-# At import, because a model that was pickled looks these names up in a process that has not opened one.
+# Registered at import, because an unpickled model looks these names up in a process that has not loaded one.
 for _name, _function in (("sdpa", _sdpa_attention), ("eager", _eager_attention)):
     AttentionInterface.register(_PREFIX + _name, _function)
     AttentionMaskInterface.register(_PREFIX + _name, _mask_of(_name))

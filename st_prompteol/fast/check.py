@@ -1,4 +1,4 @@
-"""Whether a model computes rows behind a shared head as it computes them whole, and up to which length."""
+"""Checks whether a model gives the same results with a shared prefix (head), and up to which sequence length."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ from st_prompteol.fast.rows import PackedRows
 
 logger = logging.getLogger(__name__)
 
-# Settings that are a number of tokens, from which on some family does something else
+# Settings that hold a number of tokens above which some architecture behaves differently
 _LENGTH = re.compile(
     r"window|chunk|index_topk|block_size|local_attention|position_embeddings|n_positions|max_distance"
 )
 _NO_LENGTH = re.compile(r"layers|pattern|feed_forward|lm_head|dropout|type|mamba")
-# The head's length and those of the rows behind it: one pair on either side of every length at which our attention
-# takes another way
+# Lengths of the head and of the rows after it: one pair on either side of every threshold of our attention
 _PROBES = ((18, (66, 5)), (4, (7, 3)))
-_SHORTEST = 8  # tokens of a probe; a family that changes below is computed whole
-_WORK = 2**31  # multiplications that checking may take beside one block of each kind
-_ROWS = 9  # of the layers' inputs that are computed together and apart
-_OUTLIER = 50.0  # times as large as others, as single activations of LLMs are
-_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the largest number; 1e-2 in half precision
-# Of each token's vector, relative to its own length; 5e-2 in half precision
+_SHORTEST = 8  # minimum probe length in tokens; architectures with a smaller limit do not use the fast path
+_WORK = 2**31  # maximum number of multiplications for a check, beyond one block of each kind
+_ROWS = 9  # input rows that are computed both together and in parts
+_OUTLIER = 50.0  # factor of outlier activations, as LLMs have them
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the largest value; 1e-2 in half precision
+# Maximum difference of a token's vector, relative to its norm; 5e-2 in half precision
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
-_SHORT = 0.1  # of the median: vectors that are shorter are what is left of longer ones, and rounded like these
-_QUANTISED = 1e-2  # likewise: 4-bit weights are multiplied in half precision; activations of 8 bits differ by more
+_SHORT = 0.1  # of the median norm: shorter vectors are remainders of longer ones and carry their rounding errors
+_QUANTISED = 1e-2  # the same if quantized: 4-bit weights compute in half precision, 8-bit activations differ by more
 
 
 def longest_row(config: PretrainedConfig) -> int:
-    """Returns the number of tokens up to which a family does nothing else than for few."""
+    """Returns the longest sequence, in tokens, for which the architecture behaves as for short ones.
+
+    Windows, chunks and the range of positions in the configuration limit it.
+    """
     return min(_lengths(config.get_text_config().to_dict()), default=sys.maxsize)
 
 
@@ -53,9 +55,9 @@ def _lengths(settings: dict[str, Any], *, within: bool = False) -> Iterator[int]
 
 
 def _probed_layer(model: PreTrainedModel, layer: int) -> int:
-    """Returns the layer at which a check for `layer` compares: a lower one of a large model.
+    """Returns the layer at which a check for `layer` compares hidden states: a lower one in a large model.
 
-    Below it is at least one block of each kind that there is below `layer`.
+    The blocks below it include at least one of each kind found below `layer`.
     """
     blocks = list(blocks_of(model))[: (layer + 1) or None]
     kinds = [_kind(model, index, block) for index, block in enumerate(blocks)]
@@ -67,7 +69,7 @@ def _probed_layer(model: PreTrainedModel, layer: int) -> int:
 
 
 def _kind(model: PreTrainedModel, index: int, block: torch.nn.Module) -> Any:
-    """What blocks that compute alike have in common: classes, shapes, settings."""
+    """Returns a key that is equal for blocks of the same kind: their classes, settings and shapes."""
     types = getattr(model.config.get_text_config(), "layer_types", None) or ()
     settings = [
         (type(module), name, value)
@@ -79,13 +81,13 @@ def _kind(model: PreTrainedModel, index: int, block: torch.nn.Module) -> Any:
 
 
 def mixes_rows(model: PreTrainedModel) -> bool:
-    """Tries whether a quantised layer's result for a row depends on the rows that it is computed with.
+    """Checks whether a quantized layer's output depends on the other rows of the batch.
 
-    Activations that are rounded together, as bitsandbytes' int8 does, are one reason; other ways of multiplying for
-    few rows than for many another one.
+    Possible causes are activations quantized together, as in bitsandbytes' int8, and kernels that differ between
+    small and large batches.
 
     Args:
-        model: The body.
+        model: The transformers model.
     """
     if not getattr(model, "is_quantized", False):
         return False
@@ -110,15 +112,15 @@ def _mixes_rows(layer: torch.nn.Module, width: int, model: PreTrainedModel) -> b
 
 
 def is_exact(model: PreTrainedModel, layer: int) -> bool:
-    """Tries on a few rows whether the model computes them behind a head as it computes them whole.
+    """Checks on a few rows whether the model gives the same hidden states with and without a shared head.
 
-    Blocks that mix tokens otherwise than by attention, attention of another kind, or a cache of another kind make a
-    difference, or fail; such a model has to compute every row whole. If our attention was not installed before, it
-    is afterwards, unless that makes a difference or the answer is no.
+    Blocks that mix tokens other than by attention, or another kind of attention or cache, lead to a difference or an
+    error; such a model has to compute every row whole. Side effect: installs the shared-head attention if the check
+    passes.
 
     Args:
-        model: The body, with hooks.
-        layer: The deepest one that is read.
+        model: The transformers model, with the hooks of `add_hooks`.
+        layer: The deepest layer that is read.
     """
     was_installed = attention.is_installed(model)
     limit = longest_row(model.config)
@@ -136,7 +138,7 @@ def is_exact(model: PreTrainedModel, layer: int) -> bool:
         tolerance = _QUANTISED if getattr(model, "is_quantized", False) else _TOLERANCES.get(expected[0].dtype, 5e-2)
         exact = difference < tolerance
         reason = f"a shared head differs by {difference:.1g}"
-    except Exception as error:  # whatever a family trips over, it has a way that works
+    except Exception as error:  # after any error here, the model's own forward pass still works
         exact, reason = False, f"{type(error).__name__}: {error}"
     if not exact:
         logger.info("%s computes every sentence whole: %s", type(model).__name__, reason)
@@ -163,10 +165,10 @@ def _whole(model: PreTrainedModel, ids: Tensor, mask: Tensor, layer: int) -> Ten
 
 
 def _difference(model: PreTrainedModel, probe: tuple[Tensor, Tensor, int], whole: Tensor, layer: int) -> float:
-    """Returns by how much hidden states of a token differ at most, relative to their own length.
+    """Returns the largest difference of a token's hidden states, relative to their norm.
 
-    The lengths of different tokens are not alike: real LLMs have numbers of 10,000 at the first token, and of 10 at
-    others. All tokens are compared, and the last ones where no others are read.
+    Norms differ between tokens: trained LLMs have values of 10,000 at the first token, and of 10 at others. Compares
+    all tokens, and the last tokens as computed with `last_only`.
     """
     ids, mask, head_length = probe
     lengths = mask.sum(dim=1) - head_length

@@ -1,7 +1,7 @@
-"""The shared head: what a model computes for the tokens that every row begins with, kept while it holds.
+"""The shared head: keys, values and hidden states of the prefix of all rows, cached while the model is the same.
 
 All rows begin with the same tokens: BOS, demonstrations, the template up to the sentence. Their keys and values are
-computed once per state of the weights; the rows then run without them, and attend to the one copy of the head.
+computed once per state of the weights; rows then run without this prefix and attend to its single copy.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from transformers import DynamicCache, PreTrainedModel
 from st_prompteol.fast.passes import Pass
 from st_prompteol.quantization import parts_of
 
-# Numbers of each weight that are compared. A change of a whole tensor changes the first one; any run of changed
-# numbers longer than a 64th of the tensor holds one of them.
+# Values compared per weight. A change to a whole tensor changes the first one; any contiguous change longer than a
+# 64th of the tensor contains one of them.
 _SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class SharedHead:
-    """What a model has computed for the tokens that every row begins with.
+    """Prefix cache: keys, values and hidden states of the tokens that every row begins with.
 
     Args:
-        keys: Per layer, `(1, num_key_value_heads, head_length, head_dim)`, positions applied.
-        values: Per layer, likewise.
-        hidden: What the model reads off for them, `(1, head_length, hidden_size)`.
+        keys: Per block, `(1, num_key_value_heads, head_length, head_dim)`, with positions applied.
+        values: Per block, `(1, num_key_value_heads, head_length, head_dim)`.
+        hidden: Hidden states at the layer that the model reads, `(1, head_length, hidden_size)`.
     """
 
     keys: list[Tensor]
@@ -39,11 +39,11 @@ class SharedHead:
 
     @property
     def nbytes(self) -> int:
-        """The memory that its tensors take, in bytes."""
+        """Size of all tensors, in bytes."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values, self.hidden))
 
     def __getitem__(self, length: int) -> SharedHead:
-        """Returns the head cut to its first `length` tokens: causal attention makes that their own head."""
+        """Returns the head of the first `length` tokens, which by causal attention do not depend on later ones."""
         return SharedHead(
             [key[:, :, :length] for key in self.keys],
             [value[:, :, :length] for value in self.values],
@@ -61,16 +61,16 @@ def compute_head(model: PreTrainedModel, ids: Tensor, layer: int) -> SharedHead:
 
 
 class Fingerprint:
-    """What changes when a model does: where each weight is, its version, some of its numbers, the adapters in use.
+    """Fingerprint of weights and active adapters, to detect changes.
 
-    A version counts what PyTorch sees of changes in place, whatever their size; the numbers show those that go past
-    it (`.data`, fused optimizers).
+    Holds each weight's address, version and a sample of its values. The version counts in-place changes of any size
+    that PyTorch tracks; the sample shows those it does not (`.data`, fused optimizers).
 
     Args:
-        model: The model.
+        model: The transformers model.
 
     Attributes:
-        is_complete: Whether all weights are in memory, with versions; without, nothing computed from them is kept.
+        is_complete: Whether all weights are in memory and have versions; if not, nothing computed from them is cached.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -1,7 +1,7 @@
-"""Linear layers in float32 by oneDNN, where that is faster than the BLAS that PyTorch takes.
+"""float32 linear layers through oneDNN, where it is faster than PyTorch's default BLAS.
 
-MKL computes float32 by its slower instructions on CPUs that are not Intel's: on an AMD EPYC with AVX-512, oneDNN takes
-less than half of the time for the same product, with the same rounding errors. Weights stay what and where they are.
+MKL uses slower instructions for float32 on CPUs not made by Intel: on an AMD EPYC with AVX-512, oneDNN takes less than
+half of the time for the same product, with the same rounding errors. Weights are neither converted nor moved.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FEW_ROWS = 8  # below which a product waits for its weights, and oneDNN would put them in another order first
-_SMALL = 2**22  # multiplications below which calling it takes longer than they do
+_FEW_ROWS = 8  # minimum rows; with fewer, reading the weights dominates, and oneDNN would reorder them first
+_SMALL = 2**22  # minimum multiplications; with fewer, the call overhead dominates
 _TRIES = 12
-_FASTER = 1.2  # times as fast: on a CPU where both are alike, results should not differ from run to run
+_FASTER = 1.2  # minimum speed-up; below it we keep PyTorch's kernel for reproducibility
 
 
 def install_fast_linear(model: torch.nn.Module) -> None:
-    """Lets the model's linear layers choose; where gradients are asked for, they compute as before."""
+    """Uses oneDNN for float32 CPU linear layers when it is faster; training is unaffected."""
     for module in model.modules():
         if type(module) is torch.nn.Linear and "forward" not in vars(module):  # accelerate puts hooks there
             module.forward = partial(_forward, module)  # type: ignore[method-assign]
 
 
 def remove_fast_linear(model: torch.nn.Module) -> None:
-    """Gives the model's linear layers their own way of computing again."""
+    """Restores the original forward of the model's linear layers."""
     for module in model.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, partial) and forward.func is _forward:
@@ -59,9 +59,9 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @cache
 def _is_faster() -> bool:
-    """Tries both once per process (a tenth of a second); False where PyTorch has no such operator, or it fails.
+    """Times both kernels once per process (a tenth of a second); False if the oneDNN operator is missing or fails.
 
-    The fastest of many tries counts: on a busy machine most of them are interrupted.
+    Compares the fastest of many runs, because on a busy machine most of them are interrupted.
     """
     rows, weight = torch.ones(256, 1024), torch.ones(1024, 1024)
     seconds: dict[Any, list[float]] = {torch.nn.functional.linear: [], _product: []}

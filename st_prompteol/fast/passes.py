@@ -1,4 +1,4 @@
-"""One forward pass of a decoder: the blocks that its layers need, and in the last of them only the last tokens."""
+"""A truncated forward pass: blocks up to the layer that is read; in the last one only each row's last token."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ if TYPE_CHECKING:
 
 
 class Pass:
-    """Everything that one forward pass needs besides its inputs, and what it has computed so far.
+    """The state of one forward pass.
 
     Args:
         model: The body of a decoder LLM, prepared by `add_hooks`.
-        layers: -1 for the last hidden state, after the final norm; -2 for the output of the last but one block, …
-        rows: The packed rows that are computed. Defaults to None: what the model's own attention takes.
-        head: What stands in front of them. Defaults to None.
-        last_only: Whether the last tokens of the rows are enough. Defaults to False.
+        layers: Layers to read: -1 for the last hidden state, after the final norm; -2 for the output of the second to
+            last block, …
+        rows: The packed batch to compute. Defaults to None: a regular batch.
+        head: The prefix shared by the rows. Defaults to None.
+        last_only: Whether to compute only the last token of each row. Defaults to False.
 
     Raises:
         NotImplementedError: If the model does not keep its blocks in one list.
 
     Attributes:
-        keys_values: Those of all tokens, in the block that computes the last tokens only; None in every other.
-        capturing: Whether that block is run for its keys and values alone.
+        keys_values: Keys and values of all tokens in the block that computes only the last ones; None in other blocks.
+        capturing: Whether that block currently runs only for its keys and values.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class Pass:
         """Runs the model.
 
         Args:
-            **inputs: As the model takes them.
+            **inputs: The model's inputs.
 
         Returns:
-            By layer `(batch_size, sequence_length, hidden_size)`; of packed rows `(1, num_tokens, hidden_size)`, or
-            with `last_only` `(1, num_rows, hidden_size)`.
+            Hidden states by layer, `(batch_size, sequence_length, hidden_size)`; for packed rows
+            `(1, num_tokens, hidden_size)`, or with `last_only` `(1, num_rows, hidden_size)`.
         """
         running.forward_pass = self
         try:
@@ -80,7 +81,7 @@ class Pass:
         return {layer: hidden[:, self.rows.last.to(hidden.device)] for layer, hidden in self._kept.items()}
 
     def before_block(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Keeps what goes into a block, ends the pass, or leaves the block the last tokens to compute."""
+        """Stores a block's input, ends the pass, or restricts the block to the last tokens."""
         if self.capturing:
             return None
         if block in self._keep:
@@ -90,7 +91,7 @@ class Pass:
         return self._narrow(block, args, kwargs) if block is self._narrow_at else None
 
     def _narrow(self, block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Computes keys and values of all tokens, and leaves the block the last token of each row to compute."""
+        """Computes keys and values of all tokens, then restricts the block to the last token of each row."""
         rows, hidden = self.rows, args[0] if args else kwargs["hidden_states"]
         if rows is None or hidden.shape[:2] != rows.input_ids.shape or len(rows.last) == len(rows.tokens):
             return None
@@ -113,7 +114,7 @@ class Pass:
         return cut(args), {name: cut(value) for name, value in kwargs.items()}
 
     def after_block(self, block: torch.nn.Module, output: Any) -> Any:
-        """Puts the last tokens back in their places, as what comes after a block relies on its shape."""
+        """Puts the last tokens back in their places, because subsequent modules rely on the shape of the output."""
         if block is not self._narrowed or self.rows is None:
             return None
         self._narrowed = None
@@ -124,15 +125,15 @@ class Pass:
 
 
 class _Reached(Exception):
-    """Raised in front of the first block that need not run."""
+    """Raised before the first block that is not needed."""
 
 
 class Captured(Exception):
-    """Raised when a block has computed its keys and values, which are then in `Pass.keys_values`."""
+    """Raised when a block has computed its keys and values and stored them in `Pass.keys_values`."""
 
 
 def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Returns the blocks of a decoder, none if it does not keep them in one list.
+    """Returns the blocks of a decoder; empty if it does not keep them in one list.
 
     Args:
         model: The body of a decoder LLM.
@@ -148,7 +149,7 @@ def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def add_hooks(model: PreTrainedModel) -> list[RemovableHandle]:
-    """Lets a `Pass` step in between the model's blocks; early, as threads may share the model."""
+    """Registers the hooks of `Pass` on the model's blocks; once at load, because threads may share the model."""
     return [
         handle
         for block in blocks_of(model)

@@ -1,4 +1,4 @@
-"""The door to everything that is fast: hidden states of rows that begin alike."""
+"""Entry point of the fast path: hidden states of rows with a common prefix."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from st_prompteol.fast.passes import Pass, add_hooks
 from st_prompteol.fast.rows import Plan, plan
 from st_prompteol.fast.threads import Lock
 
-_KEPT_BYTES = 2**28  # of heads; the one in use is kept, whatever its size
+_KEPT_BYTES = 2**28  # maximum size of the prefix cache; the head in use is always kept
 PLAN = "plan"
-"""The name among the features of a batch of what `FastPath.plan` has made of it.
+"""Key of the result of `FastPath.plan` among the features of a batch.
 
 Example:
     >>> features = PromptEOL("tiny")[0].preprocess(["It rains.", "Is it raining?"], reading=Reading(last_only=True))
@@ -30,12 +30,12 @@ Example:
 
 @dataclass(frozen=True)
 class Begun:
-    """What one call of `encode` has begun with.
+    """Settings at the start of an `encode` call.
 
     Args:
-        revision: That of the settings of the module.
+        revision: Revision of the module's settings.
         layer: The layer that the model reads.
-        head_ids: The tokens that every row begins with, `(head_length,)`, on the CPU.
+        head_ids: Token ids of the shared prefix, `(head_length,)`, on the CPU.
 
     Example:
         >>> Begun(revision=1, layer=-1, head_ids=torch.tensor([1, 2])).layer
@@ -49,13 +49,13 @@ class Begun:
 
 @dataclass
 class Reading:
-    """What one call of `encode` reads, the same for all of its batches.
+    """Per-call state of `encode`, shared by its batches.
 
     Args:
         last_only: Whether only the last token of each row is read. Defaults to False.
-        inner_layers: Layers below the model's own whose last tokens are read from the same pass. Defaults to none.
-        begun: What the call has begun with; filled in by the first batch. Defaults to None.
-        head: What rows share in this call; filled in by the first batch that has a use for it. Defaults to None.
+        inner_layers: Layers below the model's own whose last tokens are read in the same pass. Defaults to none.
+        begun: Settings at the start of the call; set by the first batch. Defaults to None.
+        head: Prefix cache of this call; set by the first batch that uses it. Defaults to None.
 
     Example:
         >>> Reading(last_only=True, inner_layers=(-2,)).inner_layers
@@ -75,15 +75,15 @@ class Reading:
 
 
 class FastPath:
-    """Computes hidden states of rows that begin alike; None where a model has to be computed whole.
+    """Computes hidden states of rows with a common prefix.
 
-    Outside of training, the tokens that all rows begin with are computed once and kept, rows are computed without
-    padding, no block above the layer runs, and the last one for the last tokens only where no others are read; the
-    result is the same.
+    Outside of training, the shared prefix is computed once and cached, rows are computed without padding, blocks above
+    the layer are skipped, and the last block computes only the last tokens if no others are read; the result is the
+    same.
 
     Args:
-        model: The body of a decoder LLM. It gets hooks and a choice of matrix products now; another attention when it
-            has been seen to compute the same with it.
+        model: The body of a decoder LLM. Hooks and fast linear layers are installed immediately; the shared-head
+            attention only after a check that it gives the same results.
 
     Example:
         >>> body = PromptEOL("tiny", fast=False)[0].model
@@ -101,28 +101,28 @@ class FastPath:
         attention.put_back(model)
         install_fast_linear(model)
         self._hooks = add_hooks(model)
-        self._lock = Lock()  # around what is found out once
+        self._lock = Lock()  # guards the two caches below
         self._longest: dict[Any, int] = {}
-        self._heads: dict[tuple[tuple[int, ...], int], SharedHead] = {}  # the one used last stands last
-        self._state: Fingerprint | None = None  # of the model that they are of
+        self._heads: dict[tuple[tuple[int, ...], int], SharedHead] = {}  # in order of last use
+        self._state: Fingerprint | None = None  # of the model that computed the heads
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_heads": {}, "_state": None}
 
     def remove(self) -> None:
-        """Makes the model again what transformers made of it."""
+        """Removes hooks, fast linear layers and the shared-head attention."""
         attention.put_back(self.model)
         remove_fast_linear(self.model)
         for hook in self._hooks:
             hook.remove()
 
     def forget(self) -> None:
-        """Drops the kept heads: weights are about to change."""
+        """Clears the prefix cache, before weights change."""
         with self._lock:
             self._heads.clear()
 
     def plan(self, features: dict[str, Any], head_ids: Tensor) -> Plan | None:
-        """Plans a batch that is still on the CPU, so that computing it never waits for a device."""
+        """Plans a batch while it is still on the CPU, to avoid device synchronization later."""
         ids, mask = features.get("input_ids"), features.get("attention_mask")
         if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.ndim != 2 or len(head_ids) == 0:
             return None
@@ -132,13 +132,13 @@ class FastPath:
         """Computes a batch.
 
         Args:
-            features: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, and what `plan` has made of
-                them before they went to the device, if it has.
-            reading: What is read; it has begun.
+            features: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, and under `PLAN` the result of
+                `plan`, if it was called before they were moved to the device.
+            reading: Call state; `begun` must be set.
 
         Returns:
-            By layer the hidden states of all tokens, `(batch_size, sequence_length, hidden_size)`, or of the last
-            ones, with a `sequence_length` of 1; None where the model has to be computed whole.
+            Hidden states by layer, of all tokens `(batch_size, sequence_length, hidden_size)`, or of the last
+            tokens, with a `sequence_length` of 1; None if the fast path does not support the model or the batch.
         """
         begun = reading.begun
         if begun is None or not self._is_possible():
@@ -164,30 +164,30 @@ class FastPath:
         return {begun.layer: _unpack(features["input_ids"], batch, head, states)}
 
     def _is_possible(self) -> bool:
-        """Whether nothing is trained or compiled, and no other hidden states are asked for."""
+        """Whether the fast path applies: no training, compilation or autocast, no other hidden states requested."""
         model = self.model
         return not (
             model.training
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(model.device.type)  # a head kept outside of it would be of another precision
+            or torch.is_autocast_enabled(model.device.type)  # a head cached outside would have another precision
             or getattr(model.config, "output_hidden_states", False)
         )
 
     def _longest_row(self, layer: int) -> int:
-        """How many tokens a row may have to be computed so, found out once for what it depends on; 0 for none."""
+        """Returns the longest sequence that the fast path supports, in tokens (cached); 0 if unsupported."""
         model = self.model
         with self._lock:
             state = attention.own_name(model), model.dtype, model.device, layer
             if state not in self._longest:
                 exact = attention.can_install(model) and not mixes_rows(model) and is_exact(model, layer)
                 self._longest[state] = longest_row(model.config) if exact else 0
-            if self._longest[state] and not attention.is_installed(model):  # somebody has set it anew
+            if self._longest[state] and not attention.is_installed(model):  # changed by somebody else
                 attention.install(model)
             return self._longest[state]
 
     def _get_head(self, ids: Tensor, layer: int) -> SharedHead:
-        """Returns the head for `ids`, from the cache unless anything that it depends on has changed."""
+        """Returns the head for `ids`, from the cache unless the model has changed."""
         state, key = Fingerprint(self.model), (tuple(ids.tolist()), layer)
         with self._lock:
             if self._state != state:
@@ -203,7 +203,7 @@ class FastPath:
 
 
 def _unpack(ids: Tensor, batch: Plan, head: SharedHead, states: list[Tensor]) -> Tensor:
-    """Puts the hidden states of packed rows in their places, zeros at padding."""
+    """Returns the hidden states of packed rows as a padded batch, with zeros at padding."""
     whole = states[0].new_zeros(*ids.shape, states[0].shape[-1])
     whole[:, : batch.head_length] = head.hidden
     start = 0
@@ -218,10 +218,10 @@ def _unpack(ids: Tensor, batch: Plan, head: SharedHead, states: list[Tensor]) ->
 
 
 def inner_embeddings(layer: int) -> str:
-    """Returns the name under which the features hold what is read of an inner layer.
+    """Returns the key of an inner layer's embeddings among the features.
 
     Args:
-        layer: Counted from the end, as `PromptEOL` counts layers.
+        layer: The layer, counted from the end as in `PromptEOL`.
 
     Example:
         >>> inner_embeddings(-2)

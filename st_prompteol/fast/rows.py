@@ -1,4 +1,4 @@
-"""Rows without padding, one after the other: what of them is computed, planned on the CPU before anything runs."""
+"""Packs a batch without padding and plans its computation on the CPU."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CPU_TOKENS = 1024  # that a CPU computes at once: its matrix products gain nothing by more, its caches lose
-# Tokens that a CPU computes at once are a multiple of it: for each number oneDNN prepares code, which takes longer
-# than a small product, and keeps it.
+_CPU_TOKENS = (
+    1024  # maximum tokens per forward pass on a CPU: more do not speed up its matrix products and overflow caches
+)
+# The number of tokens per forward pass on a CPU is a multiple of this: oneDNN generates and caches code for each
+# number, which takes longer than a small product.
 _MULTIPLE = 32
 
 
 class PackedRows:
-    """Rows of different lengths, one after the other without padding, behind a head that all of them share.
+    """A packed batch: rows of different lengths, concatenated without padding, after a shared head.
 
     Args:
-        ids: What the rows hold behind the head, on the CPU, `(batch_size, longest_row)`, padded on the right.
-        lengths: How many tokens that is in each row, `(batch_size,)`.
-        head_length: How many tokens stand in front of them.
-        fill: Whether to make the number of tokens a multiple of 32, by rows that nobody asked for.
+        ids: Token ids of the rows without the head, on the CPU, `(batch_size, longest_row)`, padded on the right.
+        lengths: Number of these tokens in each row, `(batch_size,)`.
+        head_length: Number of tokens of the head.
+        fill: Whether to add rows that make the number of tokens a multiple of 32.
 
     Attributes:
         input_ids: `(1, num_tokens)`.
-        position_ids: Likewise.
-        mask: Where the padded rows have tokens, boolean.
-        tokens: Where each token stands in the flattened padded rows, `(num_tokens,)`.
-        places: Where the token of each padded place stands among the packed ones, as `mask`; any other for padding.
-        last: Where the last token of each row stands among the packed tokens.
-        asked: How many rows were asked for; they are the first ones.
-        asked_tokens: How many tokens those have.
+        position_ids: `(1, num_tokens)`.
+        mask: Whether a place of the padded batch holds a token, boolean, `(num_rows, longest_row)`.
+        tokens: Index of each token in the flattened padded batch, `(num_tokens,)`.
+        places: Index of the packed token for each place of the padded batch, shaped like `mask`; arbitrary at padding.
+        last: Index of the last token of each row among the packed tokens, `(num_rows,)`.
+        asked: Number of requested rows; rows added by `fill` follow them.
+        asked_tokens: Number of tokens of the requested rows.
     """
 
     def __init__(self, ids: Tensor, lengths: Tensor, head_length: int, *, fill: bool) -> None:
@@ -48,7 +50,7 @@ class PackedRows:
         self.position_ids = (head_length + self.tokens % ids.shape[1])[None]
 
     def to(self, device: torch.device) -> PackedRows:
-        """Moves the rows to a device, without waiting for it."""
+        """Moves the rows to a device, without synchronization."""
         if device.type != "cpu":
             for name, value in vars(self).items():
                 if isinstance(value, Tensor):
@@ -67,12 +69,12 @@ class PackedRows:
 
 @dataclass
 class Plan:
-    """What of a batch is computed.
+    """How a batch is split and packed.
 
     Args:
-        head_length: How many tokens of the head all rows share.
-        longest: How many tokens the longest row has, with the head.
-        parts: The rows in the order of the batch, in parts that are computed one after the other.
+        head_length: Number of tokens of the head that all rows share.
+        longest: Number of tokens of the longest row, including the head.
+        parts: Packed batches that are computed one after the other, in the order of the rows.
     """
 
     head_length: int
@@ -81,17 +83,17 @@ class Plan:
 
 
 def plan(ids: Tensor, mask: Tensor, head_ids: Tensor, *, on_cpu: bool) -> Plan | None:
-    """Plans a batch; None where its rows have no token in common with the head, or are padded on the left.
+    """Plans a batch; None if its rows share no token with the head, or are padded on the left.
 
     Args:
-        ids: Whole rows, on the CPU, `(batch_size, sequence_length)`.
-        mask: Where they have tokens, likewise.
-        head_ids: What rows begin with, `(head_length,)`, on the CPU.
-        on_cpu: Whether a CPU is to compute them.
+        ids: Token ids of whole rows, on the CPU, `(batch_size, sequence_length)`.
+        mask: Attention mask as booleans, on the CPU, `(batch_size, sequence_length)`.
+        head_ids: Token ids of the shared prefix, `(head_length,)`, on the CPU.
+        on_cpu: Whether the model runs on a CPU.
     """
     lengths = mask.sum(dim=1)
     shortest, longest = int(lengths.min()), int(lengths.max())
-    head = head_ids[: shortest - 1]  # every row keeps a token of its own
+    head = head_ids[: shortest - 1]  # at least one token per row is not part of the head
     if not mask[:, :shortest].all():  # padded on the left
         return None
     shared = int((ids[:, : len(head)] == head).all(dim=0).cumprod(dim=0).sum())
@@ -105,7 +107,7 @@ def plan(ids: Tensor, mask: Tensor, head_ids: Tensor, *, on_cpu: bool) -> Plan |
 
 
 def _split(lengths: Tensor) -> Iterator[slice]:
-    """Cuts rows of these lengths into parts of at most `_CPU_TOKENS` tokens, or of one row."""
+    """Splits rows of these lengths into parts of at most `_CPU_TOKENS` tokens, or of one row."""
     start, tokens = 0, 0
     for row, length in enumerate(lengths.tolist()):
         tokens += length
@@ -116,6 +118,6 @@ def _split(lengths: Tensor) -> Iterator[slice]:
 
 
 def _fill(tokens: int, longest: int) -> Tensor:
-    """Returns the lengths of rows that make the number of tokens a multiple of `_MULTIPLE`."""
+    """Returns the lengths of additional rows that make the number of tokens a multiple of `_MULTIPLE`."""
     missing = -tokens % _MULTIPLE if tokens > _MULTIPLE * 2 else 0
     return torch.arange(missing, 0, -longest).clamp(max=longest)

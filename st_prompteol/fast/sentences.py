@@ -1,4 +1,4 @@
-"""Which sentences are encoded: each distinct one once, many of them in chunks of similar lengths."""
+"""Deduplicates sentences and encodes them in length-sorted chunks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 
 def encode_distinct(sentences: list[Any], encode: Callable[[list[Any]], Any], chunk: int | None) -> Any:
-    """Encodes each distinct sentence once and returns all rows in the order of the sentences.
+    """Encodes each distinct sentence once and returns a row for every sentence, in the order of the sentences.
 
     Args:
-        sentences: What `encode` takes; whatever is not a string is encoded as it comes.
+        sentences: Inputs of `encode`; inputs other than strings are encoded without deduplication.
         encode: Returns an array, a tensor or a list with a row for each sentence.
-        chunk: How many sentences at most are encoded in one call, so that rows are not held twice in the end. None
-            for all of them.
+        chunk: Maximum number of sentences per call, which avoids holding all rows twice at the end. None for no
+            maximum.
 
     Example:
         >>> encode_distinct(["b", "a", "b"], lambda letters: [letter.upper() for letter in letters], None)

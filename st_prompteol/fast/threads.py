@@ -1,4 +1,4 @@
-"""What threads that share a model need: a lock that a copy of it gets anew, and each thread's own pass."""
+"""Thread safety of shared models: a copyable re-entrant lock, and the thread-local current pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Lock:
-    """A lock that the thread which holds it may take again.
+    """A re-entrant lock; copies and pickles of it are new locks.
 
     Example:
         >>> import copy
@@ -36,7 +36,7 @@ class Lock:
 
 
 class _Running(threading.local):
-    """The forward pass of this thread, for hooks and attention functions, which nothing can be handed to."""
+    """The thread's current forward pass, for hooks and attention functions, which cannot take it as an argument."""
 
     forward_pass: Pass | None = None
 

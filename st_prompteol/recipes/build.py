@@ -1,4 +1,4 @@
-"""Building candidate demonstrations: the entries of a dictionary, and sentences with a word each from an LLM."""
+"""Builds candidate demonstrations from dictionary entries, and from sentences to which an LLM adds a word each."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ def build_demonstrations(
 ) -> list[Candidate]:
     """Builds candidate demonstrations and writes them to a file.
 
-    An LLM's answers are kept beside it, in `<output>.answers.jsonl`, each as soon as it comes, with the question: a
-    run that broke goes on where it was, and no sentence is asked twice.
+    The LLM's answers are logged with their questions, as they arrive, in `<output>.answers.jsonl` beside the output.
+    Interrupted runs are resumable, and no answered question is repeated.
 
     Args:
-        output: The file, `.jsonl` or `.tsv`.
-        dictionary: A folder with WordNet's files or a `.tsv` file, see `read_dictionary`. Defaults to None: none.
-        llm: An `Endpoint` or a `LocalLM`. Defaults to None: none.
-        sentences: What the LLM finds words for. Defaults to None: those of STS-B train.
-        dictionary_count: How many entries of the dictionary. Defaults to None: 200 beside an LLM as in the paper,
-            else 300.
-        llm_count: How many sentences for the LLM. Defaults to None: 100 beside a dictionary as in the paper, else 300;
-            fewer if there are fewer.
-        min_frequency: As `read_dictionary` takes it. Defaults to 1.
+        output: The output file, `.jsonl` or `.tsv`.
+        dictionary: A folder with WordNet's files or a `.tsv` file, see `read_dictionary`. Defaults to None: no
+            dictionary.
+        llm: An `Endpoint` or a `LocalLM`. Defaults to None: no LLM.
+        sentences: Sentences for which the LLM finds words. Defaults to None: STS-B train.
+        dictionary_count: Number of dictionary entries. Defaults to None: 200 with an LLM as in the paper, 300
+            without.
+        llm_count: Number of sentences for the LLM, at most all. Defaults to None: 100 with a dictionary as in the
+            paper, 300 without.
+        min_frequency: See `read_dictionary`. Defaults to 1.
         data_dir: A folder in SentEval's layout, for STS-B train. Defaults to None: downloaded once.
-        seed: Of the draws. Defaults to 0.
-        show: Takes lines of text about what was built. Defaults to dropping them.
-        show_progress_bar: Whether to show one. Defaults to False.
+        seed: Seed of the random samples. Defaults to 0.
+        show: Called with lines of text that report progress. Defaults to ignoring them.
+        show_progress_bar: Whether to show a progress bar. Defaults to False.
 
     Returns:
-        The candidates, those of the LLM first.
+        The candidates, beginning with the LLM's.
 
     Raises:
-        ValueError: If neither dictionary nor LLM is given, a count is below 1 or above what there is, no candidate
-            came of it, or a file is damaged; and as the LLM raises.
-        OSError: If a file cannot be read or written, or as the LLM raises.
+        ValueError: If neither dictionary nor LLM is given, a count is below 1, the dictionary has too few entries,
+            there is no candidate, or a file is damaged; also raised by the LLM.
+        OSError: If a file cannot be read or written; also raised by the LLM.
 
     Example:
         >>> built = build_demonstrations("mine.jsonl", dictionary="examples/candidates.tsv", dictionary_count=5)

@@ -1,4 +1,4 @@
-"""Candidate demonstrations: reading and writing files of them, and which of them a template and a model can take."""
+"""Candidate demonstrations: reads and writes them, and checks which of them fit a template and a model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from st_prompteol.template import CLOSING_QUOTES, HOLE, Demonstration, PromptTem
 
 logger = logging.getLogger(__name__)
 
-FORMATS = (".jsonl", ".tsv")  # that are written
+FORMATS = (".jsonl", ".tsv")  # output formats
 _COLUMNS = ("sentence", "word", "source")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A demonstration to try, and where it comes from.
+    """A demonstration to try, and its source.
 
     Args:
         demonstration: The sentence and its word.
-        source: What tables and plots call its origin, e.g. `"wordnet"`. Defaults to nothing.
+        source: Name of its source in tables and plots, e.g. `"wordnet"`. Defaults to the empty string.
 
     Example:
         >>> Candidate(Demonstration("A jockey riding a horse.", "Equestrian"), source="paper").demonstration.word
@@ -40,17 +40,17 @@ class Candidate:
 
 
 def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
-    r"""Reads candidates from a file; of duplicates the first one stays.
+    r"""Reads candidates from a file and drops duplicates.
 
     Args:
-        path: `.jsonl` or `.json` with objects of `sentence`, `word` and, if known, `source`; `.tsv` or `.csv` with
-            these columns, with or without a header; anything else in the paper's one-line spelling, `_` for a space
-            and `*sent_0*` for the place of the sentence, e.g.
+        path: `.jsonl` or `.json` with objects of `sentence`, `word` and optionally `source`; `.tsv` or `.csv` with
+            these columns, with or without a header; any other file in the paper's one-line notation, with `_` for a
+            space and `*sent_0*` for the place of the sentence, e.g.
             `This_sentence_:_"A_jockey."_means_in_one_word:"Horse".This_sentence_:_"*sent_0*"_means_in_one_word:"`.
 
     Raises:
-        ValueError: If the file holds no candidate, or a line is not one; the message names the line.
-        OSError: If it cannot be read.
+        ValueError: If the file has no candidates, or a line is invalid; the message names the line.
+        OSError: If the file cannot be read.
 
     Example:
         >>> candidates = read_candidates("examples/candidates.tsv")
@@ -82,15 +82,15 @@ def read_candidates(path: str | os.PathLike[str]) -> list[Candidate]:
 
 
 def write_candidates(candidates: Iterable[Candidate], path: str | os.PathLike[str]) -> None:
-    """Writes candidates as `.jsonl` or `.tsv`; the file appears when it is complete.
+    """Writes candidates to a `.jsonl` or `.tsv` file, atomically.
 
     Args:
-        candidates: What to write.
-        path: The file, `.jsonl` or `.tsv`.
+        candidates: The candidates.
+        path: The output file, `.jsonl` or `.tsv`.
 
     Raises:
-        ValueError: If the suffix is another, or a candidate holds a tab, which a `.tsv` file cannot hold.
-        OSError: If it cannot be written.
+        ValueError: If the file has another suffix, or a candidate contains a tab, which a `.tsv` file cannot hold.
+        OSError: If the file cannot be written.
 
     Example:
         >>> jockey = Candidate(Demonstration("A jockey riding a horse.", "Equestrian"))
@@ -111,7 +111,7 @@ def write_candidates(candidates: Iterable[Candidate], path: str | os.PathLike[st
 
 
 def drop_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Returns the candidates, of equal demonstrations the first; logs how many were dropped."""
+    """Returns the candidates, keeping the first of equal demonstrations; logs how many were dropped."""
     candidates = list(candidates)
     first: dict[Demonstration, Candidate] = {}
     for candidate in candidates:
@@ -122,7 +122,7 @@ def drop_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def usable(model: PromptEOL, template: PromptTemplate, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Returns the candidates that fit a template and the model; logs how many are left out, and why the first one."""
+    """Returns the candidates that fit a template and the model; logs how many do not, and why the first does not."""
     reasons = [problem(model, replace(template, demonstrations=(one.demonstration,))) for one in candidates]
     left_out = [(one, reason) for one, reason in zip(candidates, reasons, strict=True) if reason is not None]
     if left_out:
@@ -138,9 +138,9 @@ def usable(model: PromptEOL, template: PromptTemplate, candidates: Sequence[Cand
 
 
 def problem(model: PromptEOL, template: PromptTemplate) -> str | None:
-    """Returns why a template's demonstrations do not fit it or the model, None if they do.
+    """Returns why a template's demonstrations do not fit it or the model; None if they do.
 
-    With the paper's preprocessing double quotes of a sentence become single ones; without it nothing is escaped.
+    The paper's preprocessing turns double quotes in a sentence into single ones; without it nothing is escaped.
     """
     before, after = template.text.split(HOLE)
     closing = CLOSING_QUOTES.get(before[-1:], "")
@@ -157,7 +157,7 @@ def problem(model: PromptEOL, template: PromptTemplate) -> str | None:
 
 
 def _has_header(name: str, first: Sequence[str]) -> bool:
-    """Returns whether the first row of a table is a header; ValueError if it looks like one of other columns."""
+    """Returns whether the first row of a table is a header; ValueError if it looks like a header of other columns."""
     if {"sentence", "word"} <= set(first):
         return True
     if {cell.strip().lower() for cell in first} & {*_COLUMNS, "definition"}:
@@ -175,7 +175,7 @@ def _from_cells(cells: Mapping[str, Any], source: str) -> Candidate:
 
 
 def _from_reference(line: str, source: str) -> Candidate:
-    """Reads the demonstration in a line of the paper's spelling, whatever its template is."""
+    """Reads the demonstration from a line in the paper's notation, with any template."""
     shown, _, after = line.replace("_", " ").replace("*sent 0*", HOLE).partition(HOLE)
     middle, stop = shown.find(after), shown.rfind('".')
     before = shown[stop + 2 :]

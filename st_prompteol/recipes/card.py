@@ -1,4 +1,4 @@
-"""What a search found, for the card of the model that it has set up."""
+"""Describes the result of a search in the card of the model that it configured."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _COLUMNS = [
 
 
 def describe_search(result: SearchResult) -> str:
-    """Returns the part of a model's card on the search that chose its recipe, in Markdown.
+    """Returns the model card section on the search that chose the model's recipe, in Markdown.
 
     Args:
-        result: What the search found.
+        result: The search result.
 
     Example:
         >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompt"], layers=[-1])
@@ -35,7 +35,7 @@ def describe_search(result: SearchResult) -> str:
     lines = [_COLUMNS, row("those that chose the winner", result.winner)]
     if result.holdout is not None:
         lines.append(row("held out: seen by no step of the search", result.holdout))
-    told = (
+    caveat = (
         "The interval of the first row does not know that the winner was chosen on its pairs; the second row's are "
         "pairs that no step had seen."
         if result.holdout is not None
@@ -45,5 +45,5 @@ def describe_search(result: SearchResult) -> str:
         "### Search for the recipe\n\n"
         f"`st-prompteol search` tried {len(result.trials):,} recipes of template, layer, centering and demonstrations "
         f"on scored pairs of sentences. It began with {escape(result.start.recipe)} and chose "
-        f"{escape(result.winner.recipe)}.\n\n{to_markdown(lines, ('pairs',))}\n{told}"
+        f"{escape(result.winner.recipe)}.\n\n{to_markdown(lines, ('pairs',))}\n{caveat}"
     )

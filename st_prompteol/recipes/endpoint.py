@@ -1,4 +1,4 @@
-"""A language model behind an endpoint: asked over HTTP, several questions at once, again where it fails."""
+"""A language model behind an HTTP endpoint: concurrent requests with retries."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from st_prompteol.recipes.llm import PROMPT, Answered, as_word
 from st_prompteol.retries import may_pass, retry_after
 
 _AGAIN = "That was not exactly one word of letters and hyphens. Answer with one word only."
-_ATTEMPTS = 5  # of a question, at most
-_FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled from attempt to attempt
+_ATTEMPTS = 5  # maximum per question
+_FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled after each attempt
 _UNREADABLE = (JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, IndexError, AttributeError)
 
 
@@ -28,14 +28,14 @@ class Endpoint:
     """A chat model behind an OpenAI-compatible endpoint or a Hugging Face provider.
 
     Args:
-        name: The model, as the endpoint calls it.
-        base_url: Where the endpoint is, e.g. `http://localhost:8000/v1`. Defaults to None: Hugging Face's providers.
-        provider: One of these providers. Defaults to None: the first that serves the model.
-        key_variable: The environment variable that holds the key. Defaults to None: the Hugging Face token for a
-            provider, none for a `base_url`.
-        timeout: How long an answer may take, in seconds. Defaults to 60.
-        concurrency: How many questions are under way at once. Defaults to 8.
-        prompt: What is asked about `{sentence}`. Defaults to a question for its one word.
+        name: Name of the model at the endpoint.
+        base_url: URL of the endpoint, e.g. `http://localhost:8000/v1`. Defaults to None: Hugging Face's providers.
+        provider: One of Hugging Face's providers. Defaults to None: the first that serves the model.
+        key_variable: Environment variable that holds the API key. Defaults to None: the Hugging Face token for a
+            provider, no key for a `base_url`.
+        timeout: Timeout of a request, in seconds. Defaults to 60.
+        concurrency: Maximum number of concurrent requests. Defaults to 8.
+        prompt: The question, with `{sentence}` as a placeholder. Defaults to a question for one word.
 
     Example:
         >>> llm = Endpoint("my-chat-model", base_url="http://localhost:8000/v1")
@@ -44,7 +44,7 @@ class Endpoint:
 
     name: str
     base_url: str | None = None
-    provider: Any = None  # a name that upstream lists
+    provider: Any = None  # a name that huggingface_hub lists
     key_variable: str | None = None
     timeout: float = 60.0
     concurrency: int = 8
@@ -56,15 +56,15 @@ class Endpoint:
             raise ValueError(f"timeout={self.timeout!r} leaves no time for an answer: give seconds, more than 0.")
 
     def ask(self, sentences: Sequence[str]) -> Iterator[Answered]:
-        """As `LLM.ask`; where the first sentences all fail, the others are not asked.
+        """See `LLM.ask`; if the first `concurrency` sentences all fail, the remaining ones are skipped.
 
         Raises:
-            ValueError: If the key is not set, or the endpoint calls the question invalid.
-            PermissionError: If the endpoint refuses the key.
-            FileNotFoundError: If it knows no such model or address.
+            ValueError: If the key is not set, or the endpoint rejects the question as invalid.
+            PermissionError: If the endpoint rejects the key.
+            FileNotFoundError: If the model or the address does not exist.
         """
         client = self._client()
-        failures: list[str | None] = []  # of finished sentences, None for an answer
+        failures: list[str | None] = []  # per finished sentence; None if it was answered
 
         def ask_one(sentence: str) -> Answered:
             if len(failures) >= self.concurrency and None not in failures:
@@ -82,12 +82,12 @@ class Endpoint:
                 pool.shutdown(cancel_futures=True)
 
     def _ask_one(self, client: InferenceClient, sentence: str) -> tuple[list[str], str | None]:
-        """Returns all answers to a question, the last one perhaps a word, and what failed last if there is none."""
+        """Returns all answers to a question, of which only the last may be a word, and the last failure if any."""
         answers: list[str] = []
         failure: str | None = None
         messages = [{"role": "user", "content": self.prompt.format(sentence=sentence)}]
         for attempt in range(_ATTEMPTS):
-            # a little apart, so that those that failed together do not come together
+            # jitter, so that requests that failed together are not repeated together
             pause = _FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.0)
             try:
                 done = client.chat_completion(messages, model=self.name, max_tokens=32, temperature=0.0)
@@ -121,7 +121,7 @@ class Endpoint:
                 f"The environment variable {variable}, which is to hold the key, is not set: export {variable}=…"
             )
         if self.base_url is not None:
-            # without a key upstream would send the Hugging Face token to that server
+            # without a key, huggingface_hub would send the Hugging Face token to that server
             return InferenceClient(base_url=self.base_url, api_key=key or "none", timeout=self.timeout)
         if not key and not get_token():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Asking a language model for the one word of a sentence: the question, what counts as a word, every answer kept."""
+"""Asks a language model for the one word of a sentence: the question, the validation and the log of answers."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ PROMPT = (
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _LETTERS = range(2, 31)
 
-Answered = tuple[str, list[str], str | None]  # a sentence, all answers to it, and why it has no word if that is known
+Answered = tuple[
+    str, list[str], str | None
+]  # a sentence, all answers for it, and the reason why it has no word, if known
 
 
 class LLM(Protocol):
-    """A language model that is asked: an `Endpoint` or a `LocalLM`."""
+    """A language model that answers questions: an `Endpoint` or a `LocalLM`."""
 
     @property
     def name(self) -> str:
-        """The model, as the record of answers calls it."""
+        """Name of the model in the log of answers."""
 
     @property
     def prompt(self) -> str:
-        """What it is asked, `{sentence}` in place of the sentence."""
+        """The question, with `{sentence}` as a placeholder."""
 
     def ask(self, sentences: Sequence[str]) -> Iterator[Answered]:
-        """Asks for the word of each sentence; yields answers as they come."""
+        """Asks for the word of each sentence; yields answers as they arrive."""
 
 
 def ask_for_words(
     llm: LLM, sentences: Sequence[str], answers: Path, *, show_progress_bar: bool = False
 ) -> tuple[dict[str, str], str | None]:
-    """Asks for the word of each sentence, except for those that `answers` has an answer for from the same question.
+    """Asks for the word of each sentence that has no answer to the same question in the log yet.
 
     Args:
-        llm: What is asked.
+        llm: The language model.
         sentences: Distinct sentences.
-        answers: A `.jsonl` file of all answers, good and bad, to which each is appended when it comes.
-        show_progress_bar: Whether to show one. Defaults to False.
+        answers: A `.jsonl` log of all answers, valid or not; each is appended as it arrives.
+        show_progress_bar: Whether to show a progress bar. Defaults to False.
 
     Returns:
-        Sentence -> word, as far as there is one, and why the last one without a word has none, if that is known.
+        The words by sentence, without sentences that have none, and why the last of those has none, if known.
     """
     known: dict[str, str | None] = {}
     for row in read_json_lines(answers, _check_answer):
@@ -63,14 +65,14 @@ def ask_for_words(
             for answer in given:
                 known[sentence] = as_word(answer, sentence)
                 row = {"sentence": sentence, "answer": answer, "word": known[sentence]}
-                told = {**row, "model": llm.name, "prompt": llm.prompt}
-                append_lines(answers, [json.dumps(told, ensure_ascii=False)])
+                logged = {**row, "model": llm.name, "prompt": llm.prompt}
+                append_lines(answers, [json.dumps(logged, ensure_ascii=False)])
             bar.update()
     return {sentence: word for sentence in sentences if (word := known.get(sentence)) is not None}, reason
 
 
 def as_word(answer: str, sentence: str) -> str | None:
-    """Returns the word in an answer, its first letter a capital; None if it is not one, or repeats the sentence."""
+    """Returns the capitalized word of an answer; None if it is not a single word, or repeats the sentence."""
     word = answer.strip().strip("\"'`“”‘’*").rstrip(".!").strip("\"'`“”‘’*")
     if _WORD.fullmatch(word) is None or len(word) not in _LETTERS:
         return None

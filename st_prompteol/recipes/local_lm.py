@@ -1,4 +1,4 @@
-"""A language model on this machine, by transformers."""
+"""A local language model, through transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from st_prompteol.failures import check_whole, explain_opening
 from st_prompteol.recipes.llm import PROMPT, Answered
 from st_prompteol.template import Demonstration, PromptTemplate
 
-# Base models complete text, so they are shown what a word looks like; from the paper's demonstrations
+# Examples for base models, which complete text; from the paper's demonstrations
 _SHOWN = (
     Demonstration("A jockey riding a horse.", "Equestrian"),
     Demonstration("meat from a deer.", "Venison"),
@@ -20,12 +20,12 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class LocalLM:
-    """A causal language model on this machine, by transformers: a chat model is asked, a base model completes.
+    """A local causal language model, through transformers: a chat model is asked, a base model completes text.
 
     Args:
-        name: Its repository, folder or GGUF file.
-        device: Where it runs. Defaults to None: the accelerator if there is one.
-        batch_size: Sentences per forward pass. Defaults to 16.
+        name: Repository, folder or GGUF file of the model.
+        device: Device of the model. Defaults to None: the accelerator if there is one.
+        batch_size: Number of sentences per forward pass. Defaults to 16.
 
     Example:
         >>> llm = LocalLM("facebook/opt-6.7b", batch_size=4)
@@ -41,14 +41,14 @@ class LocalLM:
 
     @property
     def prompt(self) -> str:
-        """What a base model is to complete; a chat model is asked `PROMPT`."""
+        """The text that a base model completes; a chat model is asked `PROMPT`."""
         return PromptTemplate(demonstrations=_SHOWN, preprocessing="none").render("{sentence}")
 
     def ask(self, sentences: Sequence[str]) -> Iterator[Answered]:
-        """As `LLM.ask`; each sentence is asked once, for the likeliest answer.
+        """See `LLM.ask`; each sentence gets one answer, by greedy decoding.
 
         Raises:
-            FileNotFoundError: If there is no such model.
+            FileNotFoundError: If the model does not exist.
         """
         import torch
         from sentence_transformers.util import get_device_name
@@ -69,7 +69,7 @@ class LocalLM:
                 texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
             else:
                 texts = [self.prompt.replace("{sentence}", sentence.replace('"', "'")) for sentence in batch]
-            special = not tokenizer.chat_template  # a chat template writes its BOS itself
+            special = not tokenizer.chat_template  # a chat template includes the BOS token
             inputs = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=special).to(device)
             with torch.inference_mode():
                 made = model.generate(
@@ -81,5 +81,5 @@ class LocalLM:
                 )
             answers = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for sentence, answer in zip(batch, answers, strict=True):
-                # a base model goes on after the closing quote
+                # a base model continues after the closing quote
                 yield sentence, [answer if tokenizer.chat_template else answer.split('"')[0]], None

@@ -1,4 +1,4 @@
-"""`search.jsonl`: every measurement of a search, written at once, so that a search that was killed can go on."""
+"""`search.jsonl`: the log of a search's measurements, each written immediately, which makes a search resumable."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Similarities = npt.NDArray[np.float32]
 
 
 class SearchLog:
-    """Measurements on disk, found again by everything that they depend on.
+    """A log of measurements, looked up by everything that they depend on.
 
     Args:
-        path: The file; it is made if there is none, and a line that a crash cut short is left out. None keeps
-            measurements in memory only.
-        key: What all measurements of the search depend on besides the recipe: model, precision, data, …
+        path: The file, created if missing; a line truncated by a crash is ignored. None keeps measurements in memory
+            only.
+        key: Everything that the measurements of the search depend on besides the recipe: model, precision, data, …
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, key: Mapping[str, Any]) -> None:
@@ -39,20 +39,20 @@ class SearchLog:
                 self._found[recipe, row["pairs"]] = similarities
 
     def get(self, recipe: Recipe, pairs: int) -> Similarities | None:
-        """Returns the cosine similarities `(pairs,)` of the first pairs, None if they were not measured."""
+        """Returns the cosine similarities `(pairs,)` of the first pairs; None if they were not measured."""
         return self._found.get((recipe, pairs))
 
     def add(
         self, measured: Mapping[Recipe, tuple[Similarities, float]], pairs: int, encodings: int, seconds: float
     ) -> None:
-        """Appends what one pass over the sentences measured.
+        """Appends the measurements of one pass over the sentences.
 
         Args:
-            measured: Recipe -> cosine similarities of the first pairs, `(pairs,)`, and, for readers of the file, their
-                score.
-            pairs: How many pairs.
-            encodings: How many sentences were encoded.
-            seconds: How long it took.
+            measured: By recipe, the cosine similarities of the first pairs, `(pairs,)`, and their score, for readers
+                of the file.
+            pairs: Number of pairs.
+            encodings: Number of encoded sentences.
+            seconds: Duration of the pass, in seconds.
         """
         lines = []
         for recipe, (similarities, score) in measured.items():
@@ -67,13 +67,13 @@ class SearchLog:
             }
             lines.append(json.dumps(row, ensure_ascii=False))
             self._found[recipe, pairs] = similarities
-            encodings, seconds = 0, 0.0  # one pass for all of them
+            encodings, seconds = 0, 0.0  # counted once per pass
         if self._path is not None:
             append_lines(self._path, lines)
 
 
 def model_key(model: PromptEOL) -> dict[str, Any]:
-    """Returns what the embeddings of a model depend on besides the recipe, ready for JSON."""
+    """Returns everything that a model's embeddings depend on besides the recipe, as JSON values."""
     identity = identify(model)
     method = (identity["quantization"] or {}).get("quant_method")
     return {
@@ -85,7 +85,7 @@ def model_key(model: PromptEOL) -> dict[str, Any]:
 
 
 def _read(row: Any) -> tuple[Recipe, Similarities]:
-    """Reads a row; raises ValueError, KeyError or TypeError for one that is not whole."""
+    """Reads a row; raises ValueError, KeyError or TypeError if it is incomplete."""
     if not isinstance(row, dict):
         raise TypeError("a row is an object")
     recipe = Recipe.from_dict(row)

@@ -1,4 +1,4 @@
-"""Measuring recipes on scored pairs: what is known is looked up, what is not is encoded and written down."""
+"""Measures recipes on scored pairs, with a log of measurements as a cache."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Vectors = dict[int, npt.NDArray[np.float32]]  # layer -> embeddings, `(sentences
 
 
 class Measurements:
-    """Similarities and scores of recipes on the first of the pairs, each computed once.
+    """Similarities and scores of recipes on the first pairs, each computed once.
 
-    Layers, and centred embeddings beside plain ones, come from the same pass over the sentences. The mean that
-    centring subtracts is that of the distinct sentences of the pairs that are measured.
+    All layers, centered and not, come from the same pass over the sentences. Centering subtracts the mean embedding
+    of the distinct sentences of the measured pairs.
 
     Args:
-        models: The model, and copies of it on other devices; a transformer with last-token pooling each.
+        models: The model, and copies of it on other devices; each is a transformer with last-token pooling.
         pairs: Scored pairs, in the order of the search.
-        log: Where measurements are kept, None for nowhere.
-        batch_size: Sentences per forward pass.
-        seed: Of the resamples that intervals are taken from.
+        log: Log file of measurements, None for no file.
+        batch_size: Number of sentences per forward pass.
+        seed: Seed of the bootstrap resamples.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Measurements:
     ) -> None:
         self.gold = np.array([score for _, _, score in pairs])
         self.total = len(pairs)
-        places: dict[str, int] = {}  # numbered as they come, so the first pairs have the first sentences
+        places: dict[str, int] = {}  # numbered by first occurrence: the first pairs have the first sentences
         self._pairs = np.array([[places.setdefault(text, len(places)) for text in pair[:2]] for pair in pairs])
         self.sentences = list(places)
         self._models, self._batch_size, self._seed = models, batch_size, seed
         data = hashlib.sha256(json.dumps([list(pair) for pair in pairs]).encode()).hexdigest()[:16]
         self._log = SearchLog(log, {**model_key(models[0]), "data": data})
-        self._vectors: dict[PromptTemplate, Vectors] = {}  # of templates that more pairs may be asked of
+        self._vectors: dict[PromptTemplate, Vectors] = {}  # of templates that may be measured on more pairs
         self._means: dict[Recipe, npt.NDArray[np.float32]] = {}
         self._seen: dict[Recipe, int] = {}
         self._scores: dict[tuple[Recipe, int], float] = {}
@@ -66,11 +66,11 @@ class Measurements:
         self._resampled: dict[tuple[Recipe, int], Any] = {}
 
     def measure(self, recipes: Iterable[Recipe], pairs: int, progress: Callable[[], Any] = lambda: None) -> None:
-        """Measures recipes on the first pairs, in one pass for each template; writes down each when it is there.
+        """Measures recipes on the first pairs, in one pass per template, and logs each measurement immediately.
 
         Args:
-            recipes: The recipes. Of other templates, nothing is kept to go on with.
-            pairs: How many pairs; more than before for recipes that were measured before.
+            recipes: The recipes. Cached embeddings of other templates are dropped.
+            pairs: Number of pairs; more than before for recipes that were measured before.
             progress: Called after each template.
         """
         work: dict[PromptTemplate, list[Recipe]] = {}
@@ -89,18 +89,18 @@ class Measurements:
 
     @property
     def encodings(self) -> int:
-        """How many sentences all measurements take, each distinct one once per template, those of the log included."""
+        """Number of sentences encoded for all measurements, logged ones included: distinct sentences per template."""
         pairs: dict[PromptTemplate, int] = {}
         for recipe, seen in self._seen.items():
             pairs[recipe.template] = max(seen, pairs.get(recipe.template, 0))
         return sum(map(self._count_sentences, pairs.values()))
 
     def seen(self, recipe: Recipe) -> int:
-        """Returns on how many pairs a recipe was measured."""
+        """Returns the number of pairs on which a recipe was measured."""
         return self._seen[recipe]
 
     def similarities(self, recipe: Recipe, pairs: int) -> Similarities:
-        """Returns the cosine similarities of the first pairs, `(pairs,)`, as they were measured on these or on all."""
+        """Returns the cosine similarities of the first pairs, `(pairs,)`, as measured on these or on all pairs."""
         found = self._log.get(recipe, pairs)
         if found is None:
             found = self._log.get(recipe, self.total)
@@ -109,7 +109,7 @@ class Measurements:
         return found[:pairs]
 
     def score(self, recipe: Recipe, pairs: int | None = None) -> float:
-        """Returns Spearman's correlation, x100, on the first pairs. Defaults to all pairs."""
+        """Returns the Spearman correlation, x100, on the first pairs. Defaults to all pairs."""
         pairs = self.total if pairs is None else pairs
         if (recipe, pairs) not in self._scores:
             self._scores[recipe, pairs] = spearman(self.similarities(recipe, pairs), self.gold[:pairs])
@@ -122,7 +122,7 @@ class Measurements:
         return gain(difference, self._resample(recipe, pairs), self._resample(over, pairs))
 
     def mean(self, recipe: Recipe) -> npt.NDArray[np.float32]:
-        """Returns the mean embedding of all sentences, `(hidden_size,)`; encodes if they came from the log."""
+        """Returns the mean embedding of all sentences, `(hidden_size,)`; encodes them if similarities were logged."""
         if recipe not in self._means:
             vectors = encode_layers(self._models[0], recipe.template, [recipe.layer], self.sentences, self._batch_size)
             self._means[recipe] = vectors[recipe.layer].mean(axis=0)
@@ -140,7 +140,7 @@ class Measurements:
         return self._resampled[key]
 
     def _encode(self, work: Sequence[list[Recipe]], pairs: int) -> Iterator[tuple[list[Recipe], int, Vectors, float]]:
-        """Yields recipes of a template, how many sentences were encoded, all vectors and the seconds, as they come."""
+        """Yields per template its recipes, the number of encoded sentences, all embeddings and the seconds it took."""
 
         def run(model: PromptEOL, recipes: list[Recipe]) -> tuple[list[Recipe], int, Vectors, float]:
             start = time.perf_counter()
@@ -185,11 +185,11 @@ def encode_layers(
     """Encodes sentences once and returns their embeddings at several layers.
 
     Args:
-        model: A transformer with last-token pooling; template and layer are set.
+        model: A transformer with last-token pooling; its template and layer are changed.
         template: The template.
-        layers: The hidden states to read, all of them from one pass.
+        layers: The hidden states to read, in a single pass.
         sentences: Distinct sentences.
-        batch_size: Sentences per forward pass. Defaults to 64.
+        batch_size: Number of sentences per forward pass. Defaults to 64.
 
     Raises:
         ValueError: If a layer is out of range, or embeddings are not finite.

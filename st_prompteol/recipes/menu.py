@@ -1,4 +1,4 @@
-"""What a search found, for people: a menu of the best recipe and its ingredients, a table, a plot."""
+"""Presents the result of a search: a summary of the best recipe and its ingredients, a table, a plot."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NUMBERS = ("pairs", "score", "gain over the start", "low", "high")
 
 
 def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
-    """Says what was found, an ingredient a line, and calls what may be chance noise.
+    """Summarizes a search, one line per ingredient; marks gains whose confidence interval contains zero as noise.
 
     Args:
-        result: What a search found.
+        result: The search result.
         model_name_or_path: The model, for the code that uses the recipe.
 
     Example:
@@ -38,8 +38,8 @@ def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
         rows.append(
             (f"+ {step.ingredient}", _ingredient(step.ingredient, step.recipe), step.score, f"{step.gain}{noise}")
         )
-    width = max(len(told) for _, told, _, _ in rows)
-    lines += [f"  {name:<15} {told:<{width}} {score:6.2f}  {gain}".rstrip() for name, told, score, gain in rows]
+    width = max(len(shown) for _, shown, _, _ in rows)
+    lines += [f"  {name:<15} {shown:<{width}} {score:6.2f}  {gain}".rstrip() for name, shown, score, gain in rows]
     if result.runner_up is not None and result.over_runner_up is not None:
         noise = ": inside the noise, either would do" * result.over_runner_up.is_noise
         lines.append(f"{result.over_runner_up} over the runner-up, {result.runner_up.recipe}{noise}")
@@ -60,11 +60,11 @@ def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
 
 
 def write_table(result: SearchResult, path: str | Path) -> None:
-    """Writes all trials to a Markdown file, in front of them the winner on the pairs that were held out.
+    """Writes all trials to a Markdown file, after the winner's score on the held-out pairs.
 
     Args:
-        result: What a search found.
-        path: The file, `.md`.
+        result: The search result.
+        path: The output file, `.md`.
 
     Example:
         >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompt"], layers=[-1])
@@ -92,14 +92,14 @@ def write_table(result: SearchResult, path: str | Path) -> None:
 
 
 def plot(result: SearchResult, path: str | Path) -> None:
-    """Draws score against layer, a colour per template, and, if there were candidates, the gain of each of them.
+    """Plots the score by layer, with a color per template, and the gain of each candidate, if there were any.
 
     Args:
-        result: What a search found.
-        path: The picture, `.png` or `.svg`; the other one is written beside it.
+        result: The search result.
+        path: The output file, `.png` or `.svg`; the other format is written beside it.
 
     Raises:
-        ValueError: If the suffix is another.
+        ValueError: If the file has another suffix.
         ImportError: If matplotlib is not installed.
 
     Example:
@@ -121,10 +121,10 @@ def _draw_layers(axes: Any, result: SearchResult) -> None:
     plain.sort(key=lambda trial: trial.recipe.layer)
     templates = list(dict.fromkeys(trial.recipe.template for trial in result.trials if trial in plain))
     for number, template in enumerate(templates):
-        for centred, style in ((True, "o-"), (False, "o--")):
-            trials = [one for one in plain if one.recipe == Recipe(template, one.recipe.layer, centred)]
+        for centered, style in ((True, "o-"), (False, "o--")):
+            trials = [one for one in plain if one.recipe == Recipe(template, one.recipe.layer, centered)]
             layers, scores = [one.recipe.layer for one in trials], [one.score for one in trials]
-            label = template_name(template)[:40] + (", centred" if centred else "")
+            label = template_name(template)[:40] + (", centred" if centered else "")
             if trials:
                 axes.plot(
                     layers,
@@ -132,7 +132,7 @@ def _draw_layers(axes: Any, result: SearchResult) -> None:
                     style,
                     color=f"C{number % 10}",
                     markersize=4,
-                    markerfacecolor=None if centred else "white",
+                    markerfacecolor=None if centered else "white",
                     label=label,
                 )
     winner = result.winner
@@ -145,7 +145,7 @@ def _draw_layers(axes: Any, result: SearchResult) -> None:
 
 
 def _draw_candidates(axes: Any, trials: list[Trial]) -> None:
-    """Draws each trial's gain with its interval; filled are those on all pairs."""
+    """Plots each trial's gain with its confidence interval; trials on all pairs have filled markers."""
     most = trials[0].pairs
     sources = list(dict.fromkeys(trial.source for trial in trials))
     for rank, trial in enumerate(trials, start=1):
@@ -169,12 +169,12 @@ def _draw_candidates(axes: Any, trials: list[Trial]) -> None:
 def _ingredient(name: str, recipe: Recipe) -> str:
     if name == "demonstration":
         return " + ".join(f'"{shot.sentence}" = {shot.word}' for shot in recipe.demonstrations)
-    told = {
+    descriptions = {
         "template": template_name(recipe.template),
         "layer": f"layer {recipe.layer}",
         "centring": "the mean embedding subtracted",
     }
-    return told.get(name, str(recipe))
+    return descriptions.get(name, str(recipe))
 
 
 def _describe_holdout(result: SearchResult) -> str:

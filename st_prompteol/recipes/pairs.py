@@ -1,4 +1,4 @@
-"""Scored sentence pairs: STS-B dev or a file, their order in a search, and the part that is held out."""
+"""Scored sentence pairs: STS-B dev or a file, shuffled and split into search and held-out pairs."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def read_pairs(path: str | Path, header: bool | None = None) -> list[ScoredPair]
     """Reads pairs from a JSON, CSV, TSV or Parquet file with columns `sentence1`, `sentence2`, `score`.
 
     Args:
-        path: The file: `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`, also packed by gzip or zstd.
-        header: False for a CSV or TSV file without a header, whose columns are in this order. Defaults to None: it has
-            one with these names.
+        path: The file: `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`, optionally compressed with gzip or zstd.
+        header: False for a CSV or TSV file without a header, whose columns are in this order. Defaults to None: the
+            file has a header with these names.
 
     Raises:
-        ValueError: If the file is another one, a column is missing, a score is not a number or there is no pair; the
+        ValueError: If the format is unknown, a column is missing, a score is not a number or there are no pairs; the
             message names the line.
         OSError: If the file cannot be read.
 
@@ -84,15 +84,15 @@ def read_pairs(path: str | Path, header: bool | None = None) -> list[ScoredPair]
 def split_pairs(
     pairs: Iterable[ScoredPair], holdout: float = 0.0, seed: int = 0
 ) -> tuple[list[ScoredPair], list[ScoredPair]]:
-    """Shuffles pairs and splits them into those of the search and those that are held out.
+    """Shuffles pairs and splits them into search pairs and held-out pairs.
 
     Args:
         pairs: The pairs.
-        holdout: The share that is held out. Defaults to 0.
-        seed: Of the order. Defaults to 0.
+        holdout: Fraction of held-out pairs. Defaults to 0.
+        seed: Seed of the shuffling. Defaults to 0.
 
     Raises:
-        ValueError: If the share is not from 0 to below 1, a part has fewer than 10 pairs, or its gold scores are not
+        ValueError: If the fraction is not in [0, 1), a part has fewer than 10 pairs, or its gold scores are not
             finite or all equal.
     """
     check_whole(0, seed=seed)

@@ -1,4 +1,4 @@
-"""`Recipe`: everything that is chosen when a decoder LLM embeds sentences without training."""
+"""`Recipe`: the settings of a decoder LLM that embeds sentences without training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way of getting embeddings from a decoder LLM without training.
+    """Settings for embeddings from a decoder LLM without training.
 
     Args:
         template: The text around a sentence, with its demonstrations and preprocessing.
-        layer: Which hidden state is read, -1 being the last.
-        center: Whether the mean embedding is subtracted. Defaults to False.
+        layer: The hidden state to read; -1 is the last.
+        center: Whether to subtract the mean embedding. Defaults to False.
 
     Example:
         >>> recipe = Recipe(TEMPLATES["prompt"], layer=-2, center=True)
@@ -39,12 +39,12 @@ class Recipe:
         return replace(self, template=replace(self.template, demonstrations=demonstrations))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the recipe as plain values, ready for JSON; `from_dict` reads them back."""
+        """Returns the recipe as JSON values; `from_dict` reads them back."""
         return {**self.template.to_dict(), "layer": self.layer, "center": self.center}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Reads what `to_dict` returned; other keys are ignored."""
+        """Creates a recipe from the values of `to_dict`; other keys are ignored."""
         return cls(PromptTemplate.from_dict(values), values["layer"], values["center"])
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Recipe:
         return f"{template_name(self.template)}, layer {self.layer}{', centred' * self.center}{shown}"
 
     def to_code(self, model_name_or_path: str) -> str:
-        """Returns Python code that opens a model with this recipe."""
+        """Returns Python code that loads a model with this recipe."""
         name = template_name(self.template)
         template = repr(name) if name in TEMPLATES else repr(replace(self.template, demonstrations=()))
         shown = f", demonstrations={list(self.demonstrations)!r}" if self.demonstrations else ""
@@ -62,6 +62,6 @@ class Recipe:
 
 
 def template_name(template: PromptTemplate) -> str:
-    """Returns the name of a template in `TEMPLATES`, whatever its demonstrations; its text if it has no name."""
+    """Returns the name of a template in `TEMPLATES`, regardless of its demonstrations; its text if it has no name."""
     bare = replace(template, demonstrations=())
     return next((name for name, known in TEMPLATES.items() if known == bare), template.text)

@@ -1,4 +1,4 @@
-"""What a search found."""
+"""The result of a search."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from st_prompteol.recipes.statistics import Gain
 
 @dataclass(frozen=True)
 class Trial:
-    """What the search knows of a recipe that it tried.
+    """The measurement of one recipe.
 
     Args:
         recipe: The recipe.
-        source: Where its last demonstration comes from, empty if it has none.
-        pairs: On how many pairs it was tried.
-        score: Spearman on these pairs, x100.
-        gain: Over the recipe that the search started from, on the same pairs.
+        source: Source of its last demonstration, empty if it has none.
+        pairs: Number of pairs on which it was measured.
+        score: Spearman correlation on these pairs, x100.
+        gain: Gain over the search's starting recipe, on the same pairs.
 
     Example:
         >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompteol"], layers=[-1])
@@ -34,13 +34,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Step:
-    """What one ingredient brought.
+    """The gain from one ingredient of a recipe.
 
     Args:
         ingredient: `"template"`, `"layer"`, `"centring"` or `"demonstration"`.
-        recipe: The recipe with it.
-        score: Spearman of this recipe on all pairs, x100.
-        gain: Over the recipe without it.
+        recipe: The recipe with the ingredient.
+        score: Spearman correlation of this recipe on all pairs, x100.
+        gain: Gain over the recipe without the ingredient.
 
     Example:
         >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), layers=[-1], center=False)
@@ -56,19 +56,20 @@ class Step:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Args:
         winner: The best trial.
-        start: The model's own template and layer if they were among those tried, else the first of them; not centred.
-        steps: From the start to the winner, an ingredient at a time.
-        runner_up: The best other trial on all pairs, None if there is no other.
-        over_runner_up: The winner's gain over it.
-        holdout: The winner on the pairs that no step has seen, None if none were held out.
-        trials: All that was tried, those on most pairs first, then the best first.
-        tokens: How many tokens BOS, demonstrations and template of the winner add to a sentence.
-        start_tokens: Those of the start.
-        encodings: How many sentences the search encoded, those of an earlier run that the log knew included.
+        start: The starting recipe, not centered: the model's own template and layer if they were tried, else the
+            first that were.
+        steps: The steps from the start to the winner, one ingredient each.
+        runner_up: The best other trial on all pairs; None if there is no other.
+        over_runner_up: The winner's gain over the runner-up; None without one.
+        holdout: The winner on the held-out pairs; None if none were held out.
+        trials: All trials, sorted by number of pairs, then by score, highest first.
+        tokens: Number of tokens that BOS, demonstrations and template of the winner add to a sentence.
+        start_tokens: Number of tokens that the starting recipe adds to a sentence.
+        encodings: Number of sentences encoded by the search, including those of logged earlier runs.
 
     Example:
         >>> result = search(PromptEOL("tiny"), read_pairs("examples/pairs.tsv"), templates=["prompteol"], layers=[-1])

@@ -1,4 +1,4 @@
-"""The search for the best recipe: templates, layers and centring first, then demonstrations by successive halving."""
+"""Search for the best recipe: templates, layers and centering first, then demonstrations by successive halving."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from st_prompteol.recipes.result import SearchResult, Step, Trial
 from st_prompteol.recipes.statistics import Bootstrap, gain, spearman
 from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate, get_template
 
-# How much of the pairs each round sees, and how many of the candidates of the first one are in it. Of 300 candidates
-# the rounds encode 21 % of what all of them would take.
+# Fraction of the pairs and of the initial candidates in each round. For 300 candidates, the rounds encode 21 % of the
+# sentences of an exhaustive search.
 ROUNDS = ((0.1, 1.0), (0.2, 1 / 3), (0.4, 2 / 15), (1.0, 1 / 15))
-_FINALISTS = 3  # at least: a winner needs a runner-up
+_FINALISTS = 3  # minimum: a winner needs a runner-up
 
 
 def search(
@@ -52,44 +52,45 @@ def search(
     show: Callable[[str], None] = lambda line: None,
     show_progress_bar: bool = False,
 ) -> SearchResult:
-    """Finds the recipe with which a model's cosine similarities rank pairs best, and puts it into the model.
+    """Finds the recipe whose cosine similarities rank pairs best, and applies it to the model.
 
-    First every template is tried at every layer, centred and not, in one pass over the sentences per template. Then
-    every candidate is tried as the one demonstration of the best of these recipes, by successive halving: all of them
-    on a tenth of the pairs, the better ones on more, the last ones on all. Where the best recipe with another template
-    is not worse beyond noise, the last ones are tried with it, too. Afterwards the model has the winner's template,
-    layer and centring, and its card says what was measured; if the search fails, it has those that it had before.
+    First, every template is tried at every layer, centered and not, in one pass over the sentences per template. Then
+    every candidate is tried as the only demonstration of the best of these recipes, by successive halving: all
+    candidates on a tenth of the pairs, the better ones on more, the finalists on all. If the best recipe with another
+    template is worse only within noise, the finalists are also tried with that recipe. Afterwards the model has the
+    winner's template, layer and centering, and its card describes the measurements; if the search fails, the model is
+    restored.
 
-    Centring subtracts the mean embedding of the distinct sentences of the pairs.
+    Centering subtracts the mean embedding of the distinct sentences of the pairs.
 
     Args:
-        model: The model; a centring that it has is replaced or removed.
-        pairs: Two sentences and a gold score each, e.g. STS-B dev.
-        candidates: Demonstrations to try; duplicates and those that do not fit are left out. Defaults to none.
-        templates: Templates to try, as `PromptEOL` takes them. Defaults to None: all of `TEMPLATES` but `"none"`, and
-            the model's own.
+        model: The model; an existing centering is replaced or removed.
+        pairs: Pairs of two sentences and a gold score, e.g. STS-B dev.
+        candidates: Demonstrations to try; duplicates and those that do not fit are skipped. Defaults to none.
+        templates: Templates to try, see `PromptEOL`. Defaults to None: all of `TEMPLATES` except `"none"`, and the
+            model's own.
         layers: Hidden states to try. Defaults to None: all.
-        center: Whether centred embeddings are tried, too. Defaults to True.
-        holdout: The share of the pairs on which nothing but the winner is measured, once, at the end. Defaults to 0.
-        shots: At most this many demonstrations. Above 1, every candidate is tried in front of and behind those chosen,
+        center: Whether to also try centered embeddings. Defaults to True.
+        holdout: Fraction of held-out pairs, on which only the winner is measured, once, at the end. Defaults to 0.
+        shots: Maximum number of demonstrations. Above 1, every candidate is tried before and after the chosen ones,
             and added while its gain is more than noise. Defaults to 1.
         exhaustive: Whether to try every candidate on all pairs. Defaults to False.
-        log: File where measurements are kept (`search.jsonl`); those that it has are not made again. Defaults to None:
-            nowhere.
-        batch_size: Sentences per forward pass. Defaults to 64.
-        devices: Devices over which templates and candidates are spread, a copy of the model on each. Defaults to the
-            model's own.
-        seed: Of the order of pairs and of the resamples. Defaults to 0.
+        log: Log file of measurements (`search.jsonl`), which makes the search resumable: logged measurements are not
+            repeated. Defaults to None: no log.
+        batch_size: Number of sentences per forward pass. Defaults to 64.
+        devices: Devices to distribute templates and candidates over, with a copy of the model on each. Defaults to
+            the model's device.
+        seed: Seed of the shuffling of pairs and of the bootstrap resamples. Defaults to 0.
         show: Called with a line of text per template and round. Defaults to ignoring it.
-        show_progress_bar: Whether to show one. Defaults to False.
+        show_progress_bar: Whether to show a progress bar. Defaults to False.
 
     Returns:
-        The winner, what each ingredient brought, and all trials.
+        The winner, the gain from each ingredient, and all trials.
 
     Raises:
-        ValueError: If no candidate fits; if there are fewer than 10 pairs, or gold scores are not finite or all equal;
-            if embeddings are not finite, an argument is out of range, or the model has modules that the search would
-            pass by.
+        ValueError: If no candidate fits, there are fewer than 10 pairs, gold scores are not finite or all equal,
+            embeddings are not finite, an argument is out of range, or the model has modules that the search does not
+            support.
         OSError: If the log cannot be read or written.
 
     Example:
@@ -110,7 +111,7 @@ def search(
         chosen = [*(template for name, template in TEMPLATES.items() if name != "none"), own]
     else:
         chosen = [replace(get_template(template), demonstrations=()) for template in templates]
-    fitting = {template: usable(model, template, tried) for template in chosen}  # before hours of work
+    fitting = {template: usable(model, template, tried) for template in chosen}  # checked before hours of work
     if tried and not any(fitting.values()):
         raise ValueError(
             f"None of the {len(tried)} candidates fits a template and max_seq_length={model.max_seq_length}: give "
@@ -121,10 +122,10 @@ def search(
     for layer in read:
         check_layer(layer, model[0].config)
     grid = [
-        Recipe(template, layer, centred)
+        Recipe(template, layer, centered)
         for template in dict.fromkeys(chosen)
         for layer in dict.fromkeys(read)
-        for centred in (False, True)[: 1 + center]
+        for centered in (False, True)[: 1 + center]
     ]
     start = Recipe(own if own in chosen else chosen[0], model.layer if model.layer in read else read[0])
     with _alone(model):
@@ -132,7 +133,7 @@ def search(
         rounds = _Rounds(measurements, exhaustive, show, show_progress_bar)
         ranked = rounds.run_grid(grid)
         sources = dict.fromkeys(grid, "")
-        chain = [ranked[0]]  # the best recipe, and it with one more demonstration each
+        chain = [ranked[0]]  # the best recipe, then each with one more demonstration
         if tried:
             bases = _best_two(measurements, [recipe for recipe in ranked if fitting[recipe.template]])
             sources |= rounds.run_candidates(bases, fitting)
@@ -181,7 +182,7 @@ def search(
 
 @dataclass(frozen=True)
 class _Rounds:
-    """The rounds of a search, each of which tells how it went."""
+    """The rounds of a search, each of which reports its best recipe."""
 
     measurements: Measurements
     exhaustive: bool
@@ -189,7 +190,7 @@ class _Rounds:
     show_progress_bar: bool
 
     def run_grid(self, grid: Sequence[Recipe]) -> list[Recipe]:
-        """Measures templates, layers and centring on all pairs; returns the recipes, the best first."""
+        """Measures templates, layers and centering on all pairs; returns the recipes, best first."""
         total = self.measurements.total
         templates = dict.fromkeys(recipe.template for recipe in grid)
         with tqdm(templates, unit=" templates", disable=not self.show_progress_bar) as bar:
@@ -203,7 +204,7 @@ class _Rounds:
     def run_candidates(
         self, bases: Sequence[Recipe], fitting: Mapping[PromptTemplate, Sequence[Candidate]]
     ) -> dict[Recipe, str]:
-        """Tries candidates with the first recipe, and those that came to all pairs with the other ones."""
+        """Tries all candidates with the first recipe, and its finalists with the others; returns sources by recipe."""
         sources: dict[Recipe, str] = {}
         finalists: set[Demonstration] = set()
         for base in bases:
@@ -221,10 +222,10 @@ class _Rounds:
     def lengthen(
         self, model: PromptEOL, recipe: Recipe, candidates: Sequence[Candidate], shots: int
     ) -> tuple[dict[Recipe, str], list[Recipe]]:
-        """Adds demonstrations in front of or behind those of a recipe while their gain is more than noise.
+        """Adds demonstrations before or after those of a recipe while their gain is more than noise.
 
         Returns:
-            All recipes that were tried with their sources, and those chosen, the shortest first.
+            Sources by tried recipe, and the chosen recipes, shortest first.
         """
         sources: dict[Recipe, str] = {}
         chosen = [recipe]
@@ -249,7 +250,7 @@ class _Rounds:
         return sources, chosen
 
     def halve(self, recipes: Sequence[Recipe]) -> list[Recipe]:
-        """Measures ever fewer recipes on ever more pairs; returns those measured on all of them, the best first."""
+        """Successive halving: measures fewer recipes on more pairs per round; returns the finalists, best first."""
         measurements, total = self.measurements, self.measurements.total
         alive = list(recipes)
         for share, kept in [(1.0, 1.0)] if self.exhaustive else ROUNDS:
@@ -267,14 +268,14 @@ class _Rounds:
 
 
 def _best_two(measurements: Measurements, ranked: Sequence[Recipe]) -> list[Recipe]:
-    """Returns the best recipe, and the best one with another template where their difference is noise."""
+    """Returns the best recipe, and the best with another template if their difference is noise."""
     best = ranked[0]
     second = next((recipe for recipe in ranked if recipe.template != best.template), None)
     return [best] if second is None or not measurements.gain(best, second).is_noise else [best, second]
 
 
 def _steps(measurements: Measurements, start: Recipe, chain: Sequence[Recipe]) -> Iterator[Step]:
-    """Yields what each ingredient brought: the template, the layer, centring, and each demonstration of the chain."""
+    """Yields the gain from each ingredient: template, layer, centering, and each demonstration of the chain."""
     base, before = chain[0], start
     changes = (
         ("template", replace(start, template=base.template)),
@@ -289,7 +290,7 @@ def _steps(measurements: Measurements, start: Recipe, chain: Sequence[Recipe]) -
 
 
 def _check_modules(model: PromptEOL) -> None:
-    """Raises ValueError if a model has modules that change how cosines rank pairs, centring aside."""
+    """Raises ValueError if modules other than centering change how cosine similarities rank pairs."""
     kinds = [type(module) for name, module in model.named_children() if name != CENTERING]
     if kinds[1:] not in ([LastTokenPooling], [LastTokenPooling, Normalize]):
         names = ", ".join(type(module).__name__ for module in model)
@@ -298,16 +299,16 @@ def _check_modules(model: PromptEOL) -> None:
 
 @contextmanager
 def _alone(model: PromptEOL) -> Iterator[None]:
-    """Takes off what is behind the pooling; afterwards puts it, the template and the layer back as they were."""
+    """Removes the modules after the pooling; restores them, the template and the layer on exit."""
     template, layer, training = model.template, model.layer, model.training
-    behind = list(model.named_children())[2:]
-    for name, _ in behind:
+    removed = list(model.named_children())[2:]
+    for name, _ in removed:
         delattr(model, name)
     try:
         yield
     finally:
         model.template, model.layer = template, layer
-        for name, module in behind:
+        for name, module in removed:
             model.add_module(name, module)
         model.train(training)
 
@@ -315,7 +316,7 @@ def _alone(model: PromptEOL) -> Iterator[None]:
 def _replicas(model: PromptEOL, devices: Sequence[str] | None) -> list[PromptEOL]:
     if not devices:
         return [model]
-    if torch.device(devices[0]) != model.device:  # quantised weights stay where they were made
+    if torch.device(devices[0]) != model.device:  # quantized weights cannot be moved
         model.to(devices[0])
     return [model, *(copy.deepcopy(model).to(device) for device in devices[1:])]
 
@@ -325,7 +326,7 @@ def _similarities(model: PromptEOL, pairs: Sequence[ScoredPair]) -> Similarities
 
 
 def _hold(winner: Trial, pairs: Sequence[ScoredPair], found: Similarities, before: Similarities, seed: int) -> Trial:
-    """Returns the winner on the pairs that were held out, with its gain over the start on them."""
+    """Returns the winner on the held-out pairs, with its gain over the start on them."""
     gold = np.array([score for _, _, score in pairs])
     bootstrap, score = Bootstrap(gold, seed=seed), spearman(found, gold)
     more = gain(score - spearman(before, gold), bootstrap.scores(found), bootstrap.scores(before))

@@ -1,4 +1,4 @@
-"""Rank correlation, and what chance does to a difference of two: a paired bootstrap over sentence pairs."""
+"""Spearman correlation with paired-bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference of two scores on the same pairs, x100.
+    """Difference of two scores on the same pairs, x100.
 
     Args:
         value: The difference.
-        low: The lower end of its 95 % interval.
-        high: The upper end.
+        low: Lower bound of its 95 % confidence interval.
+        high: Upper bound of its 95 % confidence interval.
 
     Example:
         >>> gain = Gain(0.8, low=-0.3, high=1.9)
@@ -33,7 +33,7 @@ class Gain:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval holds zero, so that other pairs could have turned the difference around."""
+        """Whether the interval contains zero: on other pairs the difference could have the opposite sign."""
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
@@ -41,19 +41,19 @@ class Gain:
 
 
 def spearman(similarities: Array, gold: Array) -> float:
-    """Returns Spearman's correlation, x100, of two arrays `(n,)`; 0 if one is constant, which ranks nothing."""
+    """Returns the Spearman correlation, x100, of two arrays `(n,)`; 0 if one is constant."""
     a, b = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (similarities, gold))
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return 100 * float(a @ b) / scale if scale > 0 else 0.0
 
 
 class Bootstrap:
-    """Draws pairs with replacement, the same draws for whatever is compared.
+    """Paired bootstrap: resamples of the pairs with replacement, the same for all compared recipes.
 
     Args:
         gold: Gold scores, `(n,)`.
-        resamples: How many draws of `n` pairs. Defaults to 1000.
-        seed: Of the draws. Defaults to 0.
+        resamples: Number of resamples of `n` pairs. Defaults to 1000.
+        seed: Seed of the resamples. Defaults to 0.
     """
 
     def __init__(self, gold: Array, resamples: int = 1000, seed: int = 0) -> None:
@@ -64,7 +64,7 @@ class Bootstrap:
         self._scale = np.sqrt((self._weighted * ranks).sum(axis=1))
 
     def scores(self, similarities: Array) -> Array:
-        """Returns Spearman's correlation, x100, of similarities `(n,)` with gold in every draw, `(resamples,)`."""
+        """Returns the Spearman correlation, x100, of similarities `(n,)` with gold per resample, `(resamples,)`."""
         ranks = _ranks_of_draws(similarities, self.counts)
         scale = self._scale * np.sqrt((self.counts * ranks * ranks).sum(axis=1))
         covariance = (self._weighted * ranks).sum(axis=1)
@@ -73,19 +73,19 @@ class Bootstrap:
 
 
 def gain(value: float, scores: Array, over: Array) -> Gain:
-    """Returns a difference with its 95 % interval.
+    """Returns a difference with its 95 % confidence interval.
 
     Args:
         value: The difference on all pairs.
-        scores: The scores of one in every draw, `(resamples,)`.
-        over: Those of the other in the same draws.
+        scores: Scores of one recipe per resample, `(resamples,)`.
+        over: Scores of the other recipe in the same resamples, `(resamples,)`.
     """
     low, high = np.percentile(scores - over, [2.5, 97.5])
     return Gain(value, float(low), float(high))
 
 
 def _ranks_of_draws(values: Array, counts: Array) -> Array:
-    """Ranks within draws that hold value `i` `counts[:, i]` times, less their mean; equal values share a rank."""
+    """Returns mean-centered ranks in resamples with `counts[:, i]` copies of value `i`; equal values share a rank."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(group.max() + 1))

@@ -1,4 +1,4 @@
-"""A dictionary's entries as candidates: definitions and their words from WordNet's files, or from a TSV file."""
+"""Dictionary entries as candidates: definitions and their words from WordNet's files or a TSV file."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ _WORDS = range(3, 16)  # of a definition
 
 
 def read_dictionary(path: str | Path, *, min_frequency: int = 1) -> list[Candidate]:
-    """Reads the entries of a dictionary that can be demonstrations: a definition, and the single word for it.
+    """Reads the dictionary entries that can be demonstrations: a definition and its single word.
 
-    Taken are words of 3 to 20 letters, hyphens between them allowed, whose definition has 3 to 15 words, none of them
-    the word itself. Of WordNet a word's most frequent meaning is taken, the first definition of it, without remarks in
-    front such as "(botany)". As the paper writes them, a definition ends in a full stop and a word begins with a
-    capital letter.
+    These are words of 3 to 20 letters, optionally hyphenated, whose definition has 3 to 15 words and does not contain
+    the word itself. For WordNet, this is the first definition of the word's most frequent meaning, without leading
+    remarks such as "(botany)". As in the paper, a definition ends with a period and a word is capitalized.
 
     Args:
-        path: A folder with WordNet's files (`index.noun`, `data.noun`, … of nouns, verbs, adjectives and adverbs, any
-            of them; Debian's package wordnet-base puts them into /usr/share/wordnet), or a `.tsv` file of definition
-            and word.
-        min_frequency: How many meanings of a word must occur in WordNet's tagged texts (`tagsense_cnt`), which keeps
-            rare words out; of no effect on a `.tsv` file. Defaults to 1.
+        path: A folder with WordNet's files (`index.noun`, `data.noun`, … for any of nouns, verbs, adjectives and
+            adverbs; Debian's package wordnet-base installs them in /usr/share/wordnet), or a `.tsv` file of
+            definition and word.
+        min_frequency: Minimum number of a word's meanings that occur in WordNet's tagged texts (`tagsense_cnt`), which
+            excludes rare words; ignored for a `.tsv` file. Defaults to 1.
 
     Returns:
-        Each word once, by alphabet.
+        One candidate per word, in alphabetical order.
 
     Raises:
-        FileNotFoundError: If there is no such folder or file, or none of WordNet's files in it.
-        ValueError: If a line is not of the format, or no entry can be a demonstration.
+        FileNotFoundError: If the folder or file does not exist, or the folder has none of WordNet's files.
+        ValueError: If a line has an invalid format, or no entry can be a demonstration.
     """
     path = Path(path)
     if path.is_dir():
@@ -74,7 +73,7 @@ def _is_plain(definition: str, word: str) -> bool:
 
 
 def _read_wordnet(folder: Path, min_frequency: int) -> Iterator[tuple[str, str]]:
-    """Yields (definition, word), each word in the spelling of the data files, the more frequent ones included."""
+    """Yields (definition, word) of words with at least this frequency, in the spelling of the data files."""
     found = False
     for part in _PARTS_OF_SPEECH:
         index, data = folder / f"index.{part}", folder / f"data.{part}"
@@ -101,12 +100,12 @@ def _read_wordnet(folder: Path, min_frequency: int) -> Iterator[tuple[str, str]]
 
 
 def _entries(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of one of WordNet's files, those of its licence in front, which are indented, left out."""
+    """Returns the numbered lines of one of WordNet's files, without the indented license at its beginning."""
     return ((number, line) for number, line in read_lines(path) if line.strip() and not line.startswith("  "))
 
 
 def _parse_index(path: Path, number: int, line: str) -> tuple[str, int, list[str]]:
-    """Returns lemma, `tagsense_cnt` and the offsets of its meanings, the most frequent one first."""
+    """Returns the lemma, its `tagsense_cnt` and the offsets of its meanings, most frequent first."""
     fields = line.split()
     try:
         lemma, senses, pointers = fields[0], int(fields[2]), int(fields[3])
@@ -119,18 +118,18 @@ def _parse_index(path: Path, number: int, line: str) -> tuple[str, int, list[str
 
 
 def read_synsets(path: Path) -> Iterator[tuple[str, list[str], str]]:
-    """Yields the meanings in one of WordNet 3's data files (the format is its manual page wndb(5)).
+    """Yields the meanings in one of WordNet 3's data files (format: manual page wndb(5)).
 
     Args:
         path: `data.noun`, `data.verb`, `data.adj` or `data.adv`.
 
     Yields:
-        The meaning's offset, its words and phrases with `_` for a space and without an adjective's marker such as
-        `(a)`, and its gloss: definitions and quoted examples.
+        The meaning's offset; its words and phrases, with `_` for a space and without adjective markers such as `(a)`;
+        and its gloss, which holds definitions and quoted examples.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is not of the format.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a line has an invalid format.
     """
     for number, line in _entries(path):
         facts, separator, gloss = line.partition(" | ")

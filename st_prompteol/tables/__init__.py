@@ -1,18 +1,18 @@
-"""Reading rows of any format, for everything that reads rows: text, CSV, TSV, JSON and Parquet, whole or a span.
+"""Reads rows of text, CSV, TSV, JSON and Parquet files, whole or a span; the only reader of rows in this package.
 
-The rules, the same wherever rows are read (files are UTF-8, a byte order mark is skipped):
+The same rules hold wherever rows are read (files are UTF-8, a byte order mark is skipped):
 
 - `.txt` and every other name: a line is a row.
 - `.tsv`: a line is a row, a tab separates cells, and quotation marks are part of the text.
-- `.csv`: a comma separates cells; a cell that begins with `"` ends with `"`, may hold commas and line breaks between,
-  and `""` for a quotation mark. Python's own `csv.reader(strict=True)` reads it.
+- `.csv`: a comma separates cells; a cell that begins with `"` ends with `"`, and may contain commas, line breaks, and
+  `""` for a quotation mark. Parsed by Python's `csv.reader(strict=True)`.
 - `.jsonl`: a line is an object, whose keys are the columns.
-- `.json`: an array of objects, or of strings, which are sentences; JSON lines are read as such.
+- `.json`: an array of objects, or of strings, which are sentences; JSON lines are also accepted.
 - `.parquet`: the columns are the file's own.
 
-The content decides where it is unmistakable: gzip and zstd are unpacked, Parquet and JSON are read as such, whatever
-the name is. In CSV and TSV every row has as many cells as the first one. An empty line is skipped, except where a line
-is a sentence or the only cell of a row: there it is an empty sentence.
+Unambiguous content overrides the name: gzip and zstd are decompressed, Parquet and JSON are read as such under any
+name. In CSV and TSV every row has as many cells as the first one. An empty line is skipped, except where a line is a
+sentence or the only cell of a row: there it is an empty sentence.
 """
 
 from st_prompteol.tables.content import SUFFIXES as SUFFIXES

@@ -1,4 +1,4 @@
-"""The kind of a file, by its content first and its name second; gzip and zstd are unpacked on the way."""
+"""Detects the kind of a file, from its content, then from its name; decompresses gzip and zstd."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ KINDS: dict[str, Kind] = {
 }
 SUFFIXES = tuple(KINDS)
 _PACKED = (".gz", ".zst", ".zstd")
-_HEAD = 2**16  # bytes at the beginning by which the kind is recognized
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1\x15"  # 15: every first field in a Parquet file
+_HEAD = 2**16  # bytes at the beginning from which the kind is detected
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1\x15"  # 15: the first field of every Parquet file
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive, as Excel writes them: export it as .csv",
     b"\xfd7zXZ": "packed by xz: unpack it",
@@ -42,20 +42,20 @@ _FOREIGN = {
     _ZSTD: "packed twice: unpack it",
 }
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_MOST_NULS = 0.1  # share of NUL bytes; text in UTF-16 has about 0.5
+_MOST_NULS = 0.1  # fraction of NUL bytes; UTF-16 text has about 0.5
 _OBJECT, _ARRAY = re.compile(rb"\s*\{\s*[\"}]"), re.compile(rb"\s*\[\s*[{\"\]]")
-_ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{\s*\"")  # what no text begins with
+_ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{\s*\"")  # never the beginning of a text
 
 
 def suffix_of(name: str | os.PathLike[str]) -> str:
-    """Returns the end of a name in lower case, without that of a compression: `.csv` of `A.CSV.gz`."""
+    """Returns the suffix of a name in lower case, without a compression's: `.csv` for `A.CSV.gz`."""
     path = Path(os.fspath(name).lower())
     return path.with_suffix("").suffix if path.suffix in _PACKED else path.suffix
 
 
 @contextmanager
 def opened(path: str | os.PathLike[str], file: BinaryIO | None = None) -> Iterator[BinaryIO]:
-    """Yields the file, opened if it is not yet; one that cannot seek, such as a pipe, is copied first."""
+    """Yields the open file; opens `path` without one. A file that is not seekable, such as a pipe, is copied first."""
     if file is not None:
         yield file
         return
@@ -70,11 +70,11 @@ def opened(path: str | os.PathLike[str], file: BinaryIO | None = None) -> Iterat
 
 @contextmanager
 def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader[Any], Kind, str]]:
-    """Yields the content of a file from its beginning, its kind, and how it is packed: `gzip`, `zstd` or nothing.
+    """Yields the decompressed content of a file, its kind, and its compression: `gzip`, `zstd` or an empty string.
 
     Raises:
         ValueError: If the file is not text, JSON or Parquet, or damaged.
-        ImportError: If it is packed by zstd and pyarrow is not installed.
+        ImportError: If the file is compressed with zstd and pyarrow is not installed.
     """
     file.seek(0)
     head = bytes(file.read(_HEAD))
@@ -92,20 +92,20 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader[Any]
             yield stream, kind, packing
         return
     kind = kind_of(head, name)
-    # pyarrow's files read no lines by themselves
+    # pyarrow's files cannot read lines
     stream = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 20)  # type: ignore[arg-type]
     try:
         yield stream, kind, ""
     finally:
         if stream is not file:
-            stream.detach()  # or the file would be closed with it
+            stream.detach()  # otherwise closing the stream would close the file
 
 
 def kind_of(head: bytes, name: str) -> Kind:
-    """Returns what a file is, by its first bytes where they are unmistakable, else by its name.
+    """Returns the kind of a file, from its first bytes if they are unambiguous, else from its name.
 
     Raises:
-        ValueError: If it is something that is not read, or not what its name says.
+        ValueError: If the format is not supported, or contradicts the name.
     """
     suffix = suffix_of(name)
     if head.startswith(_PARQUET) or suffix == ".parquet":
@@ -132,7 +132,7 @@ def kind_of(head: bytes, name: str) -> Kind:
 
 
 def _is_json(head: bytes, kind: type) -> bool:
-    """Whether the first line of a file is a whole JSON value of a type, or too long to tell."""
+    """Returns whether the first line is a complete JSON value of a type; a line too long to tell counts as a dict."""
     line, end, _ = head.lstrip().partition(b"\n")
     if not end and len(head) >= _HEAD:
         return kind is dict
@@ -143,7 +143,7 @@ def _is_json(head: bytes, kind: type) -> bool:
 
 
 class _Stream(io.RawIOBase):
-    """A stream of the bytes that a function reads; closing it closes nothing else."""
+    """A stream of the bytes that a function reads; closing it does not close their source."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         super().__init__()
@@ -177,4 +177,4 @@ def _zstd(file: BinaryIO, name: str) -> Any:
         from pyarrow import CompressedInputStream
     except ImportError as error:
         raise missing_extra(f"{name!r}, which is packed by zstd,", "pyarrow", "parquet") from error
-    return CompressedInputStream(_Stream(file.read), "zstd")  # which would close the file with itself
+    return CompressedInputStream(_Stream(file.read), "zstd")  # wrapped, because closing it would close the file

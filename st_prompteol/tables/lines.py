@@ -1,4 +1,4 @@
-"""Rows and the lines of text files that they are made of."""
+"""Rows, and lines of text files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-LINE = ""  # name of the only column of a file of sentences
+LINE = ""  # name of the only column of a file of plain sentences
 
-_UNDECODED = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are not UTF-8
+_UNDECODED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded by `surrogateescape`
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Row:
     """A row of a file.
 
     Args:
-        place: Its place: `line 3`; `row 2` of Parquet and of a JSON array, whose rows are counted from 0.
-        cells: Column -> value: text from text files, CSV and TSV, any value from JSON and Parquet.
+        place: Place of the row: `line 3`, or `row 2` in Parquet and JSON arrays, whose rows are counted from 0.
+        cells: Values by column: text from text files, CSV and TSV, any value from JSON and Parquet.
     """
 
     place: str
@@ -29,11 +29,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Bad:
-    """A row that cannot be read.
+    """An invalid row.
 
     Args:
-        place: Its place.
-        problem: What is wrong with it, in a sentence that names the file.
+        place: Place of the row, as in `Row`.
+        problem: Error message, which names the file.
         cells: The cells that could be read. Defaults to none.
     """
 
@@ -43,23 +43,23 @@ class Bad:
 
 
 def raw_lines(file: io.BufferedReader, name: str, span: tuple[int, int] | None = None) -> Iterator[tuple[int, str]]:
-    """Yields the lines that begin in a span of bytes with their numbers and line ends.
+    """Yields the lines that begin in a span of bytes, including line ends, with their numbers.
 
     Bytes that are not UTF-8 are decoded by `surrogateescape`.
 
     Args:
         file: The open file, at its beginning.
         name: Its name, for messages.
-        span: First byte and byte behind the last; the file must be seekable. Defaults to None: the whole file.
+        span: First byte, and byte after the last; the file must be seekable. Defaults to None: the whole file.
 
     Raises:
-        ValueError: If lines end in a carriage return alone.
+        ValueError: If lines end with a carriage return only.
     """
     start, stop = span or (0, None)
     place = max(start - 1, 0)
     if place:
         file.seek(place)
-    if start > 0:  # the line that holds the byte in front of the span began before it
+    if start > 0:  # the line with the byte before the span belongs to the previous span
         place += len(file.readline())
     number = 0
     while (stop is None or place < stop) and (line := file.readline()):
@@ -74,12 +74,12 @@ def raw_lines(file: io.BufferedReader, name: str, span: tuple[int, int] | None =
 
 
 def lines(file: io.BufferedReader, name: str, span: tuple[int, int] | None = None) -> Iterator[tuple[int, str]]:
-    """Yields lines as `raw_lines` does, without their ends."""
+    """Yields lines without line ends. See `raw_lines`."""
     return ((number, line.rstrip("\r\n")) for number, line in raw_lines(file, name, span))
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a text file with their numbers; ValueError names a line that is not UTF-8."""
+    """Yields the lines of a text file with their numbers; raises ValueError for a line that is not UTF-8."""
     with open(path, "rb") as file:
         for number, line in lines(file, os.fspath(path)):
             if not is_utf_8(line):
@@ -88,17 +88,17 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 
 def is_utf_8(text: str) -> bool:
-    """Whether a line that `raw_lines` yielded was UTF-8."""
+    """Returns whether a line of `raw_lines` was valid UTF-8."""
     return _UNDECODED.search(text) is None
 
 
 def not_utf_8(number: int, name: str, cells: dict[str, Any] | None = None) -> Bad:
-    """Returns the bad row of a line that is not UTF-8."""
+    """Returns the `Bad` row for a line that is not UTF-8."""
     return bad(number, name, "is not UTF-8: convert the file, for example with iconv.", cells)
 
 
 def check_text(number: int, name: str, line: str) -> Bad | None:
-    """Returns the bad row of a line that is not UTF-8 or holds a line end of another system, None if it is fine."""
+    """Returns the `Bad` row for a line that is not UTF-8 or contains a carriage return; None if it is valid."""
     if not is_utf_8(line):
         return not_utf_8(number, name)
     if "\r" in line:
@@ -107,5 +107,5 @@ def check_text(number: int, name: str, line: str) -> Bad | None:
 
 
 def bad(number: int, name: str, problem: str, cells: dict[str, Any] | None = None) -> Bad:
-    """Returns the bad row of a line."""
+    """Returns the `Bad` row for a line."""
     return Bad(f"line {number}", f"Line {number} of {name!r} {problem}", cells or {})

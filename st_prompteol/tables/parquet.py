@@ -1,4 +1,4 @@
-"""Parquet files in Arrow batches."""
+"""Reads Parquet files in Arrow batches."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def read_tables(
     Args:
         file: The open file.
         name: Its name, for messages.
-        rows: The most rows of a batch.
+        rows: Maximum number of rows per batch.
         columns: The columns to read. Defaults to None: all.
-        span: First row and row behind the last. Defaults to None: the whole file.
+        span: First row, and row after the last. Defaults to None: the whole file.
 
     Yields:
         The number of a batch's first row, and the batch.
 
     Raises:
-        ValueError: If it is not a Parquet file, is damaged, or a column is missing or there twice.
-        OSError: If it cannot be read.
+        ValueError: If the file is not Parquet or damaged, or a column is missing or duplicate.
+        OSError: If the file cannot be read.
     """
     with open_parquet(file, name) as parquet:
         names = parquet.schema_arrow.names
@@ -49,16 +49,16 @@ def read_tables(
             if first < last:
                 yield place + first, batch.slice(first, last - first)
             place += batch.num_rows
-            if place >= stop:  # a row group may be far larger than a span
+            if place >= stop:  # a row group may be much larger than a span
                 return
 
 
 @contextmanager
 def open_parquet(file: BinaryIO, name: str) -> Iterator[Any]:
-    """Opens a `pyarrow.parquet.ParquetFile`; ValueError if it is not one or is damaged.
+    """Opens a `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        ValueError: As above.
+        ValueError: If the file is not Parquet, or damaged.
         ImportError: If pyarrow is not installed.
     """
     import_pyarrow()
@@ -73,7 +73,7 @@ def open_parquet(file: BinaryIO, name: str) -> Iterator[Any]:
 
 
 def values_of(column: Any) -> list[Any]:
-    """Returns what an Arrow column holds, None for text that is not UTF-8."""
+    """Returns the values of an Arrow column, None for text that is not UTF-8."""
 
     def value_of(value: Any) -> Any:
         try:
@@ -89,7 +89,7 @@ def values_of(column: Any) -> list[Any]:
 
 
 def known(name: str, column: str | None, columns: Sequence[str]) -> str:
-    """Returns the column to read, for None the only one there is; ValueError if it is missing or there twice."""
+    """Returns the column to read, for None the only column; ValueError if it is missing or duplicate."""
     if column is None and len(columns) == 1:
         return columns[0]
     if column is None or column not in columns:
@@ -101,7 +101,7 @@ def known(name: str, column: str | None, columns: Sequence[str]) -> str:
 
 
 def check_single(name: str, wanted: Sequence[str], columns: Sequence[str]) -> None:
-    """Raises ValueError if a column that is wanted is there more than once."""
+    """Raises ValueError if a wanted column exists more than once."""
     for column in wanted:
         if list(columns).count(column) > 1:
             raise ValueError(
@@ -110,7 +110,7 @@ def check_single(name: str, wanted: Sequence[str], columns: Sequence[str]) -> No
 
 
 def import_pyarrow() -> None:
-    """Raises an ImportError that says what to install if pyarrow is missing."""
+    """Raises an ImportError with the install command if pyarrow is missing."""
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:

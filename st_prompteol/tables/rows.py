@@ -1,4 +1,4 @@
-"""Rows of a file of any kind, and what it holds: its columns, with or without a header."""
+"""Reads the rows of a file of any kind, and its contents: kind, columns and header."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from st_prompteol.tables.separated import names_of, read_separated
 
 logger = logging.getLogger(__name__)
 
-_LINES_LOOKED_AT = 100  # of JSON, for the columns that there are
-_ROWS = 1000  # of Parquet that are held at a time
+_LINES_LOOKED_AT = 100  # rows of JSON from which its columns are collected
+_ROWS = 1000  # rows per batch of Parquet
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds.
+    """The contents of a file.
 
     Args:
-        name: The file.
-        kind: Its kind.
-        columns: Its columns: of JSON those of its first rows, of sentences only `LINE`.
+        name: Name of the file.
+        kind: Kind of the file.
+        columns: Its columns: for JSON those of its first rows, for plain sentences only `LINE`.
         header: Whether the first row of a CSV or TSV file is a header.
-        packing: How it is packed: `gzip`, `zstd` or nothing.
+        packing: Its compression: `gzip`, `zstd` or an empty string.
     """
 
     name: str
@@ -43,17 +43,17 @@ class Contents:
 
     @property
     def is_lines(self) -> bool:
-        """Whether it holds sentences without columns."""
+        """Whether the file has plain sentences, without columns."""
         return self.columns == [LINE]
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is only read as a whole, never by spans."""
+        """Whether the file can only be read as a whole, not in spans."""
         return self.kind in ("CSV", "TSV", "JSON") or bool(self.packing)
 
     @property
     def outline(self) -> str:
-        """Its kind and columns: `of TSV, columns sentence, score`."""
+        """Kind and columns, e.g. `of TSV, columns sentence, score`."""
         shown = [column or "''" for column in self.columns[:10]] + ["…"] * (len(self.columns) > 10)
         return (
             f"of {self.kind}"
@@ -62,7 +62,7 @@ class Contents:
         )
 
     def describe(self, rows: int) -> str:
-        """Returns a line about the file: `sentences.tsv: 3 rows, columns sentence, score`."""
+        """Returns a one-line summary, e.g. `sentences.tsv: 3 rows, columns sentence, score`."""
         what, outline = "line" if self.kind == "text" else "row", self.outline
         if self.kind in ("text", KINDS.get(suffix_of(self.name))):
             outline = outline.removeprefix(f"of {self.kind}")
@@ -76,19 +76,19 @@ def look_into(
     columns: Sequence[str] = (),
     header: bool | Sequence[str] | None = None,
 ) -> Contents:
-    """Returns what a file holds.
+    """Returns the contents of a file.
 
     Args:
         path: The file.
-        file: The file, already open and seekable. Defaults to None: it is opened.
-        columns: The columns that will be read. Defaults to none: the only one.
-        header: Whether a CSV or TSV file has a header, or the columns of one that has none. Defaults to None: found
-            out by its content.
+        file: The file, already open and seekable. Defaults to None: `path` is opened.
+        columns: The columns that will be read. Defaults to none: the only column.
+        header: Whether a CSV or TSV file has a header, or the columns of one without. Defaults to None: detected from
+            its content.
 
     Raises:
-        ValueError: If the file as a whole cannot be read, or it is not certain whether it has a header.
-        OSError: If it cannot be read.
-        ImportError: If it is Parquet or packed by zstd and pyarrow is not installed.
+        ValueError: If the file as a whole is invalid, or a header can be neither confirmed nor ruled out.
+        OSError: If the file cannot be read.
+        ImportError: If the file is Parquet or compressed with zstd and pyarrow is not installed.
     """
     name = os.fspath(path)
     with opened(path, file) as source, unpacked(source, name) as (stream, kind, packing):
@@ -116,20 +116,20 @@ def read_rows(
 
     Args:
         path: The file.
-        file: The file, already open and seekable, if it is not on this machine. Defaults to None: it is opened.
-        columns: The columns to read. Of Parquet no others are read. Each may be there only once. Defaults to None:
-            all.
-        header: Whether a CSV or TSV file has a header, or the columns of one that has none. Defaults to None: found
-            out by its content.
+        file: The file, already open and seekable, if it is not local. Defaults to None: `path` is opened.
+        columns: The columns to read, each of which may exist only once; only from Parquet the others are not read.
+            Defaults to None: all.
+        header: Whether a CSV or TSV file has a header, or the columns of one without. Defaults to None: detected from
+            its content.
         span: A half-open range: of rows in Parquet, of bytes in JSON lines and text files, where a line belongs to
-            the range that it begins in. All others are read whole, as are packed files. Defaults to None: the whole
-            file.
+            the range in which it begins. Other formats and compressed files are read whole. Defaults to None: the
+            whole file.
 
     Raises:
-        ValueError: If the file as a whole cannot be read, a column is there twice, or it is not certain whether the
-            file has a header.
-        OSError: If it cannot be read.
-        ImportError: If it is Parquet or packed by zstd and pyarrow is not installed.
+        ValueError: If the file as a whole is invalid, a column is duplicate, or a header can be neither confirmed nor
+            ruled out.
+        OSError: If the file cannot be read.
+        ImportError: If the file is Parquet or compressed with zstd and pyarrow is not installed.
     """
     name = os.fspath(path)
     with opened(path, file) as source:
@@ -150,12 +150,12 @@ def read_rows(
 
 
 def report(contents: Contents, rows: int) -> None:
-    """Logs a line about a file that was read."""
+    """Logs a summary of a file that was read."""
     logger.info("%s", contents.describe(rows))
 
 
 def report_kinds(found: Iterable[Contents]) -> None:
-    """Logs a line about each kind of files that will be read."""
+    """Logs the number of files of each kind and set of columns."""
     for outline, count in Counter(contents.outline for contents in found).items():
         logger.info("%d file%s %s", count, "s" * (count != 1), outline)
 
@@ -193,7 +193,7 @@ def _parse(number: int, line: str, name: str) -> Row | Bad:
         return not_utf_8(number, name)
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError also of numbers with thousands of digits
+    except (ValueError, RecursionError) as error:  # numbers with thousands of digits also raise ValueError
         return bad(number, name, f"is not JSON that can be read ({error}): mend it.")
     if not isinstance(row, dict):
         return bad(number, name, f"is {line[:80]!r}, but each must be a JSON object.")

@@ -1,4 +1,4 @@
-"""CSV and TSV: their rows, and whether the first of them is a header."""
+"""Reads rows of CSV and TSV files, and detects whether the first one is a header."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from st_prompteol.tables.parquet import check_single
 
 logger = logging.getLogger(__name__)
 
-_Record = tuple[int, "list[str] | Bad"]  # number of the line that a row ends in, its cells
+_Record = tuple[int, "list[str] | Bad"]  # number of a row's last line, and its cells
 
-_SAMPLE = 50  # rows that are looked at
-_LONGEST = 2**26  # characters of a cell: a quotation mark that nobody closes would take the rest of the file
+_SAMPLE = 50  # rows to inspect
+_LONGEST = 2**26  # maximum characters of a cell, because an unclosed quotation mark would take the rest of the file
 _NUMBER = re.compile(r"\s*[-+]?(\d[\d,_]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
-# Names of a column of sentences, by which a single column is seen to have a header
+# Names of columns of sentences, from which the header of a single column is detected
 _NAMES = set(
     "text texts sentence sentences content contents document documents doc docs passage passages paragraph paragraphs "
     "query queries question questions answer answers title titles body abstract description review reviews comment "
@@ -28,7 +28,7 @@ _NAMES = set(
 
 
 class HeaderError(ValueError):
-    """It is not certain whether a CSV or TSV file has a header."""
+    """Raised if a header of a CSV or TSV file can be neither confirmed nor ruled out."""
 
 
 def read_separated(
@@ -37,14 +37,14 @@ def read_separated(
     """Yields the rows of a CSV or TSV file.
 
     Args:
-        stream: Its content, at the beginning.
-        name: Its name, for messages.
+        stream: The file's content, at its beginning.
+        name: The file's name, for messages.
         kind: `"CSV"` or `"TSV"`.
         names: The columns.
-        skip: Whether its first row is a header.
+        skip: Whether the first row is a header.
 
     Raises:
-        ValueError: If a quotation of a CSV file takes in lines that are not its own.
+        ValueError: If invalid quotation marks of a CSV file span several lines.
     """
     records = _records(stream, name, kind)
     if skip:
@@ -83,15 +83,15 @@ def names_of(
     """Returns the columns of a CSV or TSV file, and whether its first row is a header.
 
     Args:
-        stream: Its content, at the beginning.
-        name: Its name, for messages.
+        stream: The file's content, at its beginning.
+        name: The file's name, for messages.
         kind: `"CSV"` or `"TSV"`.
-        columns: The columns that are read; none if it is the only one.
-        header: Whether it has a header, or the columns of one that has none. None: found out by its content.
+        columns: The columns to read; none for the only column.
+        header: Whether the file has a header, or the columns of a file without. None detects it from the content.
 
     Raises:
-        HeaderError: If that is not certain.
-        ValueError: If the header cannot be read, a column is there twice, or another character separates the cells.
+        HeaderError: If a header can be neither confirmed nor ruled out.
+        ValueError: If the header is invalid, a column is duplicate, or another character separates the cells.
     """
     records = _records(stream, name, kind)
     number, first = next(records, (0, []))
@@ -123,10 +123,11 @@ def names_of(
 
 
 def _has_header(sample: Sequence[list[str]], columns: Sequence[str]) -> bool | None:
-    """Returns whether the first of some rows is a header, None if that is not certain.
+    """Returns whether the first row of a sample is a header; None if that is ambiguous.
 
-    A number above numbers is data, and a text above numbers a name. Without numbers, a name that is asked for is
-    found there or refused, so that no row is lost; a single column is a header if its name is a usual one.
+    A number above numbers is data, and text above numbers is a name. Without numbers, the first row is a header: a
+    requested column is found in it or reported as missing, which loses no row. A single column is a header if its name
+    is a common one.
     """
     first, below = sample[0], sample[1:]
     has_numbers = [_are_numbers([row[place] for row in below if place < len(row)]) for place in range(len(first))]
@@ -143,13 +144,13 @@ def _has_header(sample: Sequence[list[str]], columns: Sequence[str]) -> bool | N
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:
-    """Whether all cells that hold something are numbers, and one does."""
+    """Returns whether all non-empty cells are numbers, and there is at least one."""
     filled = [cell for cell in cells if cell.strip()]
     return bool(filled) and all(map(_NUMBER.fullmatch, filled))
 
 
 def _check_separator(name: str, sample: Sequence[list[str]]) -> None:
-    """Raises ValueError if the cells of a file that is called CSV are separated by semicolons or tabs."""
+    """Raises ValueError if the cells of a CSV file seem to be separated by semicolons or tabs."""
     if len(sample) > 1 and all(len(cells) == 1 for cells in sample):
         for mark, called in ((";", "semicolons"), ("\t", "tabs")):
             counts = {cells[0].count(mark) for cells in sample}
@@ -166,7 +167,7 @@ def _records(stream: io.BufferedReader, name: str, kind: Kind) -> Iterator[_Reco
             problem = check_text(number, name, line) if "\r" in line else None
             yield number, problem or (line.split("\t") if line else [])
         return
-    # The limit is the process', so it is only ever raised: another thread may be reading as well
+    # The limit is global to the process, therefore never lowered: another thread may be reading
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))
     reader = csv.reader((line for _, line in raw_lines(stream, name)), strict=True)
     while True:
@@ -175,7 +176,7 @@ def _records(stream: io.BufferedReader, name: str, kind: Kind) -> Iterator[_Reco
             cells = next(reader, None)
         except csv.Error as error:
             where, end = f"has quotation marks that are not CSV's ({error}", reader.line_num
-            if end > start:  # nobody can say which of these lines begin a row
+            if end > start:  # which of these lines begin a row is unknown
                 raise ValueError(
                     f"Line {start} of {name!r} {where} at line {end}): double each of them, and quote the cell."
                 ) from None
