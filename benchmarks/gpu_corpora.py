@@ -1,4 +1,4 @@
-"""Corpora on one GPU: `--engine local` and `ray` against `model.encode`, tokenising alone, and writing alone."""
+"""Corpora on one GPU: `--engine local` and `ray` against `model.encode`, tokenizing alone, and writing alone."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def measure_engine(options: Options, shape: str, count: int, engine: str) -> dic
 
 
 def measure_tokenising(options: Options, shape: str) -> dict[str, Any]:
-    """Measures tokenising alone, in seconds a sentence, by as many cores as tokenizers takes."""
+    """Measures tokenizing alone, in seconds a sentence, by as many cores as tokenizers takes."""
     model = PromptEOL(model_folder(options, shape), device="cpu")
     sentences = corpus(options, 64 if options.trial else 8192)
     batches = [sentences[start : start + BATCH_SIZE] for start in range(0, len(sentences), BATCH_SIZE)]

@@ -1,4 +1,4 @@
-"""4-bit weights on a GPU: whether a row's result depends on its neighbours, and what a shared head brings."""
+"""4-bit weights on a GPU: whether a row's result depends on its neighbors, and what a shared head brings."""
 
 from __future__ import annotations
 

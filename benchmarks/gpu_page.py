@@ -164,7 +164,7 @@ def train(results: Results) -> list[str]:
 
 
 def nf4(results: Results) -> list[str]:
-    """Whole and behind a shared head, and whether rows depend on their neighbours."""
+    """Whole and behind a shared head, and whether rows depend on their neighbors."""
     body, others = [], []
     for name, result in results.items():
         if "whole" not in result:
@@ -186,7 +186,7 @@ def nf4(results: Results) -> list[str]:
 
 
 def corpora(results: Results) -> list[str]:
-    """Sentences a second of `model.encode` and of the engines, and tokenising."""
+    """Sentences a second of `model.encode` and of the engines, and tokenizing."""
     body, others = [], []
     for name, result in results.items():
         if "rows" not in result:

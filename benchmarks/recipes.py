@@ -1,8 +1,8 @@
-"""Every template at every layer, centred and not, on STS-B dev and the 7 STS tasks.
+"""Every template at every layer, centered and not, on STS-B dev and the 7 STS tasks.
 
     python benchmarks/recipes.py MODEL --data-dir SENTEVAL
 
-Each sentence is encoded once per template. Centring subtracts the mean of the distinct sentences of STS-B dev, as a
+Each sentence is encoded once per template. Centering subtracts the mean of the distinct sentences of STS-B dev, as a
 search on these pairs does, on all tasks. Prints averages; `--output` writes all tasks.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
     of_dev = 1 + max(map(max, pairs[STS_DEV_TASK]))
 
     model = PromptEOL(arguments.model)
-    model = PromptEOL(modules=[model[0], model[1]])  # without a centring of its own
+    model = PromptEOL(modules=[model[0], model[1]])  # without a centering of its own
     layers = range(-1, -model[0].config.get_text_config().num_hidden_layers - 1, -1)
     lines = [["template", "layer", "centred", *tasks, "STS avg"]]
     averages = [["template", "layer", "STS-B dev", "centred", "STS avg", "centred"]]

@@ -173,7 +173,7 @@ def quantise(body: torch.nn.Module, device: str, compute_dtype: torch.dtype) -> 
             layer = Linear4bit(*sizes, compute_dtype=compute_dtype, device="meta", **stored)
             layer.weight = Params4bit(part.weight.data, requires_grad=False, module=layer, **stored)
             layer.bias = part.bias
-            body.set_submodule(name, layer.to(device))  # which quantises it
+            body.set_submodule(name, layer.to(device))  # which quantizes it
 
 
 def updater(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:

@@ -59,7 +59,7 @@ RELEASED: tuple[Release, ...] = (
     Release(
         path="runs/prompteol-tiny/merged",
         repo_id="st-prompteol/prompteol-tiny",
-        # its texts have licences of their own, some of them without commercial use
+        # its texts have licenses of their own, some of them without commercial use
         card=CardOptions(license="other", language="en", hardware="two CPU cores"),
     ),
 )

@@ -1,4 +1,4 @@
-"""The model that is trained: base LLM, quantisation, adapter or all weights; the check of what was saved."""
+"""The model that is trained: base LLM, quantization, adapter or all weights; the check of what was saved."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
 
     Raises:
         ValueError: If there is no base LLM, the adapter or a target module does not fit it, all weights are to be
-            trained but are quantised or have an adapter, or as `PromptEOL`.
-        ImportError: If the base LLM comes quantised (GPTQ, AWQ) and the package that transformers reads it with is
+            trained but are quantized or have an adapter, or as `PromptEOL`.
+        ImportError: If the base LLM comes quantized (GPTQ, AWQ) and the package that transformers reads it with is
             missing.
     """
     name = model_args.adapter or model_args.model_name_or_path
@@ -159,7 +159,7 @@ def load_weights(model: PromptEOL, path: str) -> None:
 
 
 def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: int = -1) -> str:
-    """Saves a full model with the adapter in its weights, which must not be quantised, and returns its folder.
+    """Saves a full model with the adapter in its weights, which must not be quantized, and returns its folder.
 
     It is cut above `layer`, if that is an inner one. All changes are made to `model`. With `"float16"` the file is
     half as large; it is opened in the dtype that the model computes in, which `config.json` states.

@@ -61,7 +61,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         check_record(model_args, data_args, run_args, checkpoint)
         end.unlink(missing_ok=True)
 
-    # 1. the model: a base LLM, quantised or not, with an adapter on every linear layer
+    # 1. the model: a base LLM, quantized or not, with an adapter on every linear layer
     set_seed(run_args.seed)
     in_training, in_evaluation = PREPROCESSING[data_args.preprocessing]
     model = build_model(model_args, run_args)

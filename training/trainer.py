@@ -18,7 +18,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
     """Trains the adapter of a `PromptEOL`, or all its weights if it has none.
 
     - Upstream opens a checkpoint as a second model and copies all weights, which neither fits in memory beside a large
-      base nor into a quantised one; here the trained weights alone are read.
+      base nor into a quantized one; here the trained weights alone are read.
     - Upstream ignores a NaN loss and an error in loading the best checkpoint; here they end the run.
     - Upstream leaves half a checkpoint behind when saving fails; here it is removed.
     - Upstream trains on when it is resumed after the last step; here it loads what was trained.

@@ -155,7 +155,7 @@ def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.co
 
 
 def _build_views() -> tuple[gr.Checkbox, Views, Views]:
-    """Builds the tabs, each with a column per recipe, and the choice of the heat maps' colours."""
+    """Builds the tabs, each with a column per recipe, and the choice of the heat maps' colors."""
     kinds: dict[str, list[Any]] = {}
     with gr.Tabs(elem_id="views"):
         for kind, title in (

@@ -1,4 +1,4 @@
-"""The pictures of the page, as HTML and SVG: a heat map, a list of neighbours, a map, and a text with its tokens.
+"""The pictures of the page, as HTML and SVG: a heat map, a list of neighbors, a map, and a text with its tokens.
 
 Every text of a visitor is escaped.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from reading import Token
 
-# Low to high: ColorBrewer's YlGnBu, which prints and which colour-blind readers tell apart
+# Low to high: ColorBrewer's YlGnBu, which prints and which color-blind readers tell apart
 _SCALE = np.array([(255, 255, 217), (199, 233, 180), (65, 182, 196), (34, 94, 168), (8, 29, 88)], dtype=float)
 _WIDTH, _HEIGHT = 520, 380  # of the map, in units of the SVG
 _RADIUS, _LETTER, _LINE = 9, 6.4, 13  # of its points and its labels
@@ -35,7 +35,7 @@ def span_of(similarities: np.ndarray[Any, Any]) -> tuple[float, float]:
 def heat_map(
     similarities: np.ndarray[Any, Any], sentences: Sequence[str], picked: int, low: float, high: float
 ) -> str:
-    """Returns a table of coloured cells, `low` the palest colour and `high` the darkest; with numbers if they fit."""
+    """Returns a table of colored cells, `low` the palest color and `high` the darkest; with numbers if they fit."""
     count = len(sentences)
     rows = []
     for row, sentence in enumerate(sentences):
@@ -88,7 +88,7 @@ def rank_neighbours(similarities: np.ndarray[Any, Any], picked: int) -> list[int
 def neighbour_list(
     similarities: np.ndarray[Any, Any], sentences: Sequence[str], picked: int, compared: Sequence[int] | None = None
 ) -> str:
-    """Returns the nearest neighbours of a sentence; `compared` is the order in which another recipe has them."""
+    """Returns the nearest neighbors of a sentence; `compared` is the order in which another recipe has them."""
     low, high = span_of(similarities)
     low = min(low, 0.0)
     items = []
@@ -178,7 +178,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def token_view(tokens: Sequence[Token]) -> str:
-    """Returns the text that goes into the model, its tokens apart and its parts in colours, with their counts."""
+    """Returns the text that goes into the model, its tokens apart and its parts in colors, with their counts."""
     groups, counts = [], []
     for part, group in groupby(tokens, key=lambda token: token.part):
         own = list(group)

@@ -72,7 +72,7 @@ class Playground:
         """Encodes the sentences by the recipe.
 
         Raises:
-            ValueError: If the model cannot read them so, or they are too few to be centred.
+            ValueError: If the model cannot read them so, or they are too few to be centered.
         """
         if recipe.centred and len(set(sentences)) < MIN_TO_CENTRE:
             raise ValueError(

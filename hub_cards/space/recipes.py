@@ -70,7 +70,7 @@ def read_recipe(
         template: A name in `TEMPLATES`, `OWN_TEXT` or `OWN_MODEL`.
         own_text: The template's text where `template` is `OWN_TEXT`.
         layer: Which hidden state is read.
-        centred: Whether embeddings are centred.
+        centred: Whether embeddings are centered.
         demonstrations: Sentences and words; a pair of which both are blank is left out.
 
     Raises:
