@@ -206,7 +206,7 @@ def embed(folder):
                 server.wait(60)
 """
 
-# vLLM looks up the version of a package named vllm, and of a CPU build, neither of which this wheel provides.
+# vLLM looks up the version of a package named vllm that ends in +cpu; this wheel provides neither.
 VLLM_NAME = """
 import pathlib, sysconfig
 packages = pathlib.Path(sysconfig.get_path("purelib"))

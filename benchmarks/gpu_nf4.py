@@ -33,7 +33,7 @@ def quantised(options: Options, shape: str) -> Ways:
         ways.ours.fast = False
         quantise(body, options.device, torch.bfloat16)
         body.is_quantized = True
-        ways.lm = ways.reference = None  # type: ignore[assignment] - whose weights would count as memory
+        ways.lm = ways.reference = None  # type: ignore[assignment] - releases their weights
         ways.ours.fast = True
     return ways
 

@@ -24,7 +24,7 @@ from transformers.utils import is_flash_attn_2_available
 from st_prompteol import PromptEOL, PromptTemplate
 
 PACKAGES = ("sentence-transformers", "peft", "bitsandbytes", "accelerate", "ray")
-LONGEST = 2048  # maximum tokens of a prompted sentence
+LONGEST = 2048  # maximum tokens of a sentence in its template
 REFERENCE_BATCH_SIZE = 16
 Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 

@@ -50,7 +50,7 @@ _ADAPTER = {"transformers": {"specifier": ">=5.6", "reason": "transformers 5.0 t
 
 
 class PromptEOL(SentenceTransformer):
-    """A sentence embedding model from a decoder LLM: the hidden state of the last token of a prompted sentence.
+    """A sentence embedding model from a decoder LLM: the last token's hidden state of a sentence in a template.
 
     Loads a base LLM, a saved model (of this package or of plain sentence-transformers, in this format), or an adapter
     repository with or without tokenizer files. Saved models load with plain `SentenceTransformer`.
@@ -69,9 +69,9 @@ class PromptEOL(SentenceTransformer):
         quantization: `"nf4"` or `"int8"` (bitsandbytes), also on a CPU. Defaults to None.
         fast: Whether to compute the shared prefix of the sentences once. Embeddings are the same either way. Defaults
             to True.
-        max_seq_length: The maximum number of tokens of a prompted sentence, including BOS, demonstrations and
-            template. Longer sentences are truncated at their own end; the end of the template is kept. Defaults to
-            None: the limit of model and tokenizer.
+        max_seq_length: The maximum number of tokens of a sentence in its template, including BOS and demonstrations.
+            Longer sentences are truncated at their own end; the end of the template is kept. Defaults to None: the
+            limit of model and tokenizer.
         device: The device, e.g. `"cuda"` or `"cpu"`. Defaults to None: the accelerator if there is one.
         device_map: How accelerate distributes the model over devices, e.g. `"auto"`. Cannot be combined with `device`.
             Defaults to None.

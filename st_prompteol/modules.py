@@ -183,7 +183,7 @@ class PromptEOLTransformer(DecoderTransformer):
             self.tokenizer.model_max_length = max_seq_length
 
     def count_template_tokens(self) -> int:
-        """Returns how many tokens BOS, demonstrations and template take in front of and after every sentence."""
+        """Returns the number of tokens of BOS, demonstrations and template around every sentence."""
         return sum(map(len, self.tokenizer.tokenize_template()))
 
     def _check_length(self, template: PromptTemplate, max_seq_length: int | None) -> None:
@@ -219,7 +219,7 @@ class PromptEOLTransformer(DecoderTransformer):
             ValueError: If a sentence results in no tokens.
             RuntimeError: If the template, the layer or `max_seq_length` has changed since the start of the call.
         """
-        with self._settings:  # a tokenizer serves one thread at a time
+        with self._settings:  # tokenizers are not thread-safe
             begun = self._begin(reading)
             self._check_unchanged(begun)
             texts = [tokenizable(sentence) for sentence in inputs]

@@ -150,7 +150,7 @@ def write_table(
         records: The rows for JSON, one object each. Defaults to None: the cells as text, by header.
 
     Raises:
-        ValueError: If the suffix is another.
+        ValueError: If the suffix is not one of these.
     """
     check_output(path, TABLES)
     suffix = Path(path).suffix

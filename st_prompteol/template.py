@@ -31,7 +31,7 @@ class Demonstration:
     """A demonstration: an example sentence with its one-word summary, placed before the sentence to embed.
 
     Args:
-        sentence: The example sentence, e.g. `"A jockey riding a horse."`. The template's preprocessing applies to it.
+        sentence: The example sentence, e.g. `"A jockey riding a horse."`. The template's preprocessing applies.
         word: The word that summarizes it, e.g. `"Equestrian"`. It is inserted unchanged.
 
     Raises:

@@ -31,7 +31,7 @@ except ImportError:  # missing on Windows, where two runs in one folder are not 
 logger = logging.getLogger(__name__)
 
 RECORD, _LOCK = "run.json", ".run.lock"
-_WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)  # of an adapter, of a full model
+_WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)  # of an adapter and a full model
 # The arguments of model and data that do not affect the result, and those of the run that do
 _FREE = ("attn_implementation", "sts_data_dir", "strict", "train_file")
 _DECIDING = (

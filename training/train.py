@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is not installed
 
-from st_prompteol import PromptEOL  # first: it keeps the import of bitsandbytes quiet
+from st_prompteol import PromptEOL  # first, because it silences the import of bitsandbytes
 
 # isort: split
 

@@ -16,7 +16,7 @@ from reading import Token
 # ColorBrewer's YlGnBu, low to high: suitable for printing and color-blind readers
 _SCALE = np.array([(255, 255, 217), (199, 233, 180), (65, 182, 196), (34, 94, 168), (8, 29, 88)], dtype=float)
 _WIDTH, _HEIGHT = 520, 380  # of the map, in SVG units
-_RADIUS, _LETTER, _LINE = 9, 6.4, 13  # of its points and its labels
+_RADIUS, _LETTER, _LINE = 9, 6.4, 13  # of the map's points and labels
 _NEIGHBOURS = 10
 _PARTS = {
     "head": "shared head, computed once for all sentences",
