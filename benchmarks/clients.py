@@ -1,17 +1,17 @@
-"""What every client makes of a saved model: its embeddings against `PromptEOL`'s, over the same fifty sentences.
+"""Compares the embeddings of every client for a saved model with those of `PromptEOL`, on the same fifty sentences.
 
     python benchmarks/clients.py --share-torch
     python benchmarks/clients.py --share-torch --only vLLM txtai
     python benchmarks/clients.py --only
 
-Saves a folder of each kind, computes the reference in float32, makes an environment for every client of
-`clients_table.py` and runs the client's program there. A client that cannot be installed, or that refuses a folder, is
-a row with its error. Rows that are not measured again stay; `--only` without names writes the texts of the table anew.
+Saves a folder of each kind, computes the reference in float32, creates an environment for every client in
+`clients_table.py` and runs the client's program there. If a client cannot be installed or rejects a folder, its row
+shows the error. Rows that are not measured again are kept; `--only` without names only updates the table's texts.
 Writes docs/clients.json, and docs/clients.md from it.
 
-Needs PyPI and npm, Node for the rows in JavaScript, and some 20 GB of disk; 8 with `--share-torch`, which installs
-PyTorch once and lets the other environments find it through a `.pth` file. PyTorch's build for CPUs is enough: set
-pip's variables, such as `PIP_EXTRA_INDEX_URL`, where pip would choose another one.
+Requires PyPI and npm, Node for the JavaScript rows, and about 20 GB of disk, or 8 GB with `--share-torch`, which
+installs PyTorch once and adds it to the other environments with a `.pth` file. PyTorch's CPU build is sufficient: set
+pip's variables, such as `PIP_EXTRA_INDEX_URL`, if pip would choose another build.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from clients_folders import ROOT, choose_sentences, reference, save_folders
 from clients_page import write_page
 from clients_table import CLIENTS, READ, TORCH, Client
 
-MINUTES = 30  # that a client may take for all folders
-SAME = 0.99999  # cosine from which on a difference is float32's rounding
-# What stands around each program: it answers with a line of JSON for every folder.
+MINUTES = 30  # time limit of a client for all folders
+SAME = 0.99999  # cosine similarity above which differences are float32 rounding
+# The code around each program, which prints a line of JSON for every folder
 PYTHON = """
 import json, sys
 request = json.load(open(sys.argv[1], encoding="utf-8"))
@@ -65,7 +65,7 @@ for (const [kind, folder] of Object.entries(request.folders)) {{
 
 
 def main() -> None:
-    """Measures what is asked for, and writes results and page after each client."""
+    """Measures the requested clients, and writes results and page after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="a full model, of which all folders are made")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="rows to measure, by how their names begin")
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def write(output: Path, model: str, measured: dict[str, Any]) -> None:
-    """Writes the results, in the table's order and with its texts, and the page."""
+    """Writes the results, with the order and texts of the table, and the page."""
     rows = {client.name: client.texts() | {"kinds": measured[client.name]["kinds"]} for client in CLIENTS
             if client.name in measured}  # fmt: skip
     results = {
@@ -104,12 +104,12 @@ def write(output: Path, model: str, measured: dict[str, Any]) -> None:
 
 
 class Environment:
-    """A place with a client's own packages; it is made once and found again by what is installed in it.
+    """A virtual environment with a client's packages, created once and identified by its requirements.
 
     Args:
         client: The client.
         cache: The folder of all environments.
-        share_torch: Whether PyTorch is taken from one environment that holds nothing else.
+        share_torch: Whether to use PyTorch from a separate, shared environment.
     """
 
     def __init__(self, client: Client, cache: Path, *, share_torch: bool) -> None:
@@ -119,10 +119,10 @@ class Environment:
         self.folder = cache / f"{name}-{zlib.crc32(installed.encode()):08x}"
 
     def install(self) -> None:
-        """Installs the client, unless that was done before.
+        """Installs the client, unless it is already installed.
 
         Raises:
-            subprocess.CalledProcessError: If it cannot be installed.
+            subprocess.CalledProcessError: If the installation fails.
         """
         if (self.folder / "finished").exists():
             return
@@ -141,7 +141,7 @@ class Environment:
         (self.folder / "finished").touch()
 
     def _shared_torch(self) -> Path:
-        """The environment that holds PyTorch and what it needs."""
+        """The environment of PyTorch and its dependencies."""
         folder = self.cache / "torch"
         if not (folder / "finished").exists():
             _make_python(folder, None)
@@ -150,7 +150,7 @@ class Environment:
         return folder
 
     def run(self, folders: dict[str, str], sentences: list[str]) -> dict[str, dict[str, Any]]:
-        """Runs the client's program and returns rows of numbers, or an error, for each folder."""
+        """Runs the client's program and returns its rows of numbers, or an error, for each folder."""
         node = self.client.runtime == "node"
         program = self.folder / ("program.mjs" if node else "program.py")
         answers, request = self.folder / "answers.jsonl", self.folder / "request.json"
@@ -190,7 +190,7 @@ def _call(*command: str | Path) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """This process's variables without its Python path; nothing is asked of a Hub."""
+    """Returns the variables of this process without its Python path, and with the Hub offline."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     path = f"{folder / 'bin'}{os.pathsep}{kept['PATH']}"
     return {**kept, "PATH": path, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -203,7 +203,7 @@ def measure(
     sentences: dict[str, str],
     references: dict[str, dict[str, list[Any]]],
 ) -> dict[str, Any]:
-    """Returns how near the client comes to the reference for each kind of folder, or its error."""
+    """Returns the client's difference to the reference for each kind of folder, or its error."""
     try:
         environment.install()
         answers = environment.run(folders, list(sentences.values()))
@@ -234,7 +234,7 @@ def _first_sentence(error: str, folders: dict[str, str]) -> str:
 
 
 def compare_embeddings(rows: list[list[float]], expected: list[Any], names: list[str]) -> dict[str, Any]:
-    """Returns the smallest cosine, that of the sentences that are not `different`, and whether lengths are kept."""
+    """Returns the smallest cosine, the smallest without the `different` sentences, and whether norms are equal."""
     ours, theirs = (np.asarray(matrix, dtype=np.float64) for matrix in (expected, rows))
     if ours.shape != theirs.shape:
         return {"error": f"rows of {theirs.shape[1:]} numbers where {ours.shape[1:]} are expected"}
@@ -250,7 +250,7 @@ def compare_embeddings(rows: list[list[float]], expected: list[Any], names: list
 
 
 def compare_ids(rows: list[list[int]], expected: list[Any], names: list[str]) -> dict[str, Any]:
-    """Returns how many rows of token ids are equal, and which are not."""
+    """Returns the number of equal rows of token ids, and the names of the others."""
     different = [name for name, ours, theirs in zip(names, expected, rows, strict=True) if list(ours) != theirs]
     return {"equal": len(names) - len(different), "different": different}
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/clients.py` gives to clients: fifty sentences, folders of every kind, and the reference."""
+"""The inputs of `benchmarks/clients.py`: fifty sentences, folders of every kind, and the reference embeddings."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ ODD = {
 
 
 def choose_sentences(count: int = 50) -> dict[str, str]:
-    """Returns odd sentences and then plain ones from examples/sentences.tsv, by name."""
+    """Returns unusual sentences, then plain ones from examples/sentences.tsv, by name."""
     lines = (ROOT / "examples/sentences.tsv").read_text(encoding="utf-8").splitlines()[1 : count - len(ODD) + 1]
     return {**ODD, **{f"sentence {number}": line.split("\t")[1] for number, line in enumerate(lines, start=1)}}
 
 
 def save_folders(model: str, folder: Path) -> dict[str, str]:
-    """Saves a full model in every form that people publish; a form that cannot be made is left out, with a message."""
+    """Saves a full model in every common published format; formats that fail are skipped with a message."""
     shutil.rmtree(folder, ignore_errors=True)
     base, inner = str(folder / "full"), str(folder / "inner")
     PromptEOL(model).save_pretrained(base)
@@ -80,7 +80,7 @@ def save_folders(model: str, folder: Path) -> dict[str, str]:
 
 
 def _adapter(base: str) -> PromptEOL:
-    """An adapter whose weights are not zero, as after training."""
+    """Returns a model with an adapter whose weights are not zero, as after training."""
     model = PromptEOL(base)
     torch.manual_seed(0)
     model.add_adapter(lora_config(r=4, init_lora_weights=False))
@@ -94,7 +94,7 @@ def _centred(base: str) -> PromptEOL:
 
 
 def reference(folder: str, sentences: list[str]) -> dict[str, list[Any]]:
-    """Returns what `PromptEOL` makes of each sentence in float32: embeddings and token ids."""
+    """Returns the embeddings and token ids of `PromptEOL` for each sentence in float32."""
     model = PromptEOL(folder, device="cpu", model_kwargs={"dtype": torch.float32})
     batches = [model.preprocess([sentence]) for sentence in sentences]
     ids = [batch["input_ids"][0].tolist() for batch in batches]

@@ -37,7 +37,7 @@ RULES = """\
 
 
 def write_page(results: dict[str, Any]) -> str:
-    """Returns the page of the results that `benchmarks/clients.py` wrote."""
+    """Returns the page for the results of `benchmarks/clients.py`."""
     rows, count = results["rows"], len(results["sentences"])
     parts = [
         f"""# Clients
@@ -73,7 +73,7 @@ environment with {results["torch"]}. `python benchmarks/clients.py` repeats the 
 
 
 def _lengths(row: dict[str, Any]) -> str:
-    """Whether embeddings are as long as the model's, which cosines do not show."""
+    """Describes whether embeddings have the same norms as the model's, which cosines do not show."""
     kept = row["kinds"].get("full", {}).get("lengths")
     return "" if kept is None else "kept" if kept else "1"
 
@@ -90,7 +90,7 @@ def _cell(measured: dict[str, Any] | None, count: int) -> str:
 
 
 def _differences(rows: dict[str, Any]) -> list[str]:
-    """One item for each client and set of sentences that differ from the reference."""
+    """Returns one item for each client and set of sentences that differ from the reference."""
     items = []
     for name, row in rows.items():
         groups: dict[str, list[str]] = {}
@@ -110,7 +110,7 @@ def _described(measured: dict[str, Any]) -> str:
 
 
 def _errors(rows: dict[str, Any]) -> list[str]:
-    """One item for each client and error."""
+    """Returns one item for each client and error."""
     items = []
     for name, row in rows.items():
         groups: dict[str, list[str]] = {}

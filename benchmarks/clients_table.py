@@ -1,7 +1,7 @@
-"""The clients that `benchmarks/clients.py` measures: what each needs, and the program that embeds with it.
+"""The clients that `benchmarks/clients.py` measures: requirements, and a program that embeds with each.
 
-A program of Python defines `embed(folder)`, which returns a row of numbers for each of `sentences`; one of JavaScript
-defines an async function of the same name. It runs in the client's own environment, where this package is absent.
+A Python program defines `embed(folder)`, which returns a row of numbers for each of `sentences`; a JavaScript program
+defines an async function of the same name. It runs in the client's own environment, without this package.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class Client:
     """One row of the page.
 
     Args:
-        name: As people call it, with a version where there are several rows.
-        requirements: What is installed, pinned, the client first.
-        program: Defines `embed`.
-        given: How the folder is given to the client.
-        advice: What to set, and the traps. Defaults to nothing.
-        runtime: What runs the program, `"python"` or `"node"`. Defaults to `"python"`.
+        name: The common name, with a version if there are several rows.
+        requirements: The pinned packages to install, the client first.
+        program: The source code, which defines `embed`.
+        given: How the folder is passed to the client.
+        advice: Required settings and pitfalls. Defaults to an empty text.
+        runtime: The interpreter, `"python"` or `"node"`. Defaults to `"python"`.
         compares: `"embeddings"` or `"token ids"`. Defaults to `"embeddings"`.
-        without: Packages that are removed after the installation. Defaults to none.
-        prepare: A program that runs once in the finished environment. Defaults to none.
+        without: Packages to remove after the installation. Defaults to none.
+        prepare: A program to run once in the finished environment. Defaults to none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Client:
     prepare: str = ""
 
     def texts(self) -> dict[str, Any]:
-        """Returns what a page says about the client beside its numbers."""
+        """Returns the page's texts about the client."""
         return {
             "requirements": list(self.requirements),
             "given": self.given,
@@ -50,14 +50,14 @@ class Client:
 
 @dataclass(frozen=True)
 class Read:
-    """A client that was not run: what its sources say."""
+    """A client that was not run; its row is based on its source code."""
 
     name: str
     given: str
     advice: str
 
     def texts(self) -> dict[str, Any]:
-        """Returns what a page says about it."""
+        """Returns the page's texts about the client."""
         return asdict(self)
 
 
@@ -206,7 +206,7 @@ def embed(folder):
                 server.wait(60)
 """
 
-# vLLM asks for the version of a package of its own name, which this wheel does not have, and of a build for CPUs.
+# vLLM looks up the version of a package named vllm that ends in +cpu; this wheel provides neither.
 VLLM_NAME = """
 import pathlib, sysconfig
 packages = pathlib.Path(sysconfig.get_path("purelib"))

@@ -1,12 +1,12 @@
-"""Encoding corpora: one worker against two, Ray against plain encoding, memory against the size of the corpus.
+"""Corpus encoding: one worker vs. two, Ray vs. plain encoding, and memory by corpus size.
 
     python benchmarks/corpus.py workers --tokenizer TOKENIZER --sentences FILE
     python benchmarks/corpus.py overhead --tokenizer TOKENIZER --sentences FILE
     python benchmarks/corpus.py memory --model MODEL --sentences FILE
 
-Random weights in OPT-125M's shape with a real tokenizer, or a small real model for the memory; real sentences, one a
-line, repeated as often as it takes. Each measurement is a process of its own. Times are those of the whole call, Ray's
-start and two openings of the model included. Prints JSON lines.
+Uses random weights in the shape of OPT-125M with a real tokenizer, or a small real model for memory; and real
+sentences, one per line, repeated as needed. Each measurement runs in a separate process. Times are those of the whole
+call, including Ray's start and loading the model twice. Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from st_prompteol.corpus import encode_corpus
 
 
 def encode_plainly(model: str, dtype: str, sentences: list[str]) -> dict[str, float]:
-    """Encodes by `model.encode` with one thread; the time is that of the call, without opening the model."""
+    """Encodes with `model.encode` in one thread; returns the time of the call, without loading the model."""
     torch.set_num_threads(1)
     os.environ["RAYON_NUM_THREADS"] = "1"
     opened = PromptEOL(model, model_kwargs={"dtype": dtype})
@@ -44,7 +44,7 @@ def encode_plainly(model: str, dtype: str, sentences: list[str]) -> dict[str, fl
 
 
 def encode_on_ray(model: str, dtype: str, source: str, workers: int, fragment_rows: int) -> dict[str, float]:
-    """Encodes a file by workers of one core; memory is the peak of the driver and of the largest worker, in MiB."""
+    """Encodes a file with single-core workers; memory is the peak of the driver and of the largest worker, in MiB."""
     peaks: dict[int, int] = {}
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(peaks, done), daemon=True)
@@ -76,14 +76,14 @@ def encode_on_ray(model: str, dtype: str, source: str, workers: int, fragment_ro
 
 
 def _watch(peaks: dict[int, int], done: threading.Event) -> None:
-    """Notes the peak of every actor of a pool, in KiB, for as long as it lives."""
+    """Records the peak memory of every actor of a pool, in KiB, while it is running."""
     while not done.wait(0.5):
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 if b"MapWorker" in path.read_bytes():
                     peaks[int(path.parent.name)] = _peak(int(path.parent.name))
             except (OSError, IndexError):
-                continue  # it has ended meanwhile
+                continue  # it has ended
 
 
 def _peak(pid: int) -> int:

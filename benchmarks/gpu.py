@@ -1,15 +1,15 @@
-"""Everything that is to be known on a GPU, in at most 25 minutes: is it right, how fast, in how much memory.
+"""All measurements on a GPU in at most 25 minutes: correctness, speed and memory.
 
-    make gpu-kit                                 # where there is a registry: what a GPU machine lacks, in one file
-    make gpu                                     # on the GPU machine: all of it, into build/gpu
+    make gpu-kit                                 # with a package registry: all files for the GPU machine in an archive
+    make gpu                                     # on the GPU machine: all measurements, into build/gpu
     make gpu GPU="--sections encode nf4 --minutes 9"
-    python benchmarks/gpu.py --trial --device cpu                # tiny shapes: does the script still run?
+    python benchmarks/gpu.py --trial --device cpu                # tiny shapes, to test the script
 
-Weights are random, in well-known shapes, made on the device; tokenizers and sentences come with the kit. Each section
-is a process of its own with a share of the time, and one that crashes is started again behind the row that it crashed
-in. Rows are added to `rows.jsonl` in the output folder as they are measured; a row that is there, with its result, is
-not measured again, so a run that was cut off, or was given few minutes, goes on with the same command. Ends with
-`gpu.json`, `gpu.md` and plots, which are written anew after every section.
+Models have random weights in well-known shapes, created on the device; tokenizers and sentences are in the kit. Each
+section is a separate process with a share of the time; after a crash it is restarted at the next row. Rows are added
+to `rows.jsonl` in the output folder as they are measured. Runs are resumable: rows with a result are not measured
+again, so repeat the same command after an interruption or a run with few minutes. Writes `gpu.json`, `gpu.md` and
+plots, which are updated after every section.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are run from a checkout
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are not installed
 
 SECTIONS = {"right": 5.0, "encode": 9.0, "train": 5.5, "nf4": 2.0, "corpora": 3.5}
-"""By name the minutes of 25 that a section may take, in the order in which they run."""
+"""The sections in their order, with their share of 25 minutes."""
 
 
 def read_rows(output: Path) -> list[dict[str, Any]]:
-    """Returns the rows that were measured, the newest of each."""
+    """Returns the measured rows, the newest of each name."""
     path = output / "rows.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = {(row["section"], row["row"]): row for row in map(json.loads, lines)}
@@ -42,7 +42,7 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
 
 
 def add_row(output: Path, row: dict[str, Any]) -> None:
-    """Adds a row to those that were measured, and prints it."""
+    """Appends a row to the file of measured rows, and prints it."""
     with open(output / "rows.jsonl", "a", encoding="utf-8") as file:
         print(json.dumps(row), file=file)
     if "began" not in row:
@@ -50,18 +50,18 @@ def add_row(output: Path, row: dict[str, Any]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Returns numbers as somebody reads them."""
+    """Formats numbers for display."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def run_section(section: str, output: Path, told: dict[str, Any], ends: float) -> None:
-    """Measures the rows of a section that have no result yet, those that have failed before last."""
+def run_section(section: str, output: Path, options: dict[str, Any], ends: float) -> None:
+    """Measures the rows of a section that have no result yet; previously failed rows run last."""
     from gpu_setup import Options
 
     before = {row["row"]: row for row in read_rows(output) if row["section"] == section}
-    rows = importlib.import_module(f"gpu_{section}").rows(Options(**told))
+    rows = importlib.import_module(f"gpu_{section}").rows(Options(**options))
     todo = [(name, measure) for name, measure in rows if "result" not in before.get(name, {})]
     for name, measure in sorted(todo, key=lambda row: row[0] in before):
         if time.time() > ends:
@@ -72,18 +72,18 @@ def run_section(section: str, output: Path, told: dict[str, Any], ends: float) -
         start = time.perf_counter()
         try:
             row["result"] = measure()
-        except Exception as error:  # any: the other rows are worth having
+        except Exception as error:  # continue with the other rows after any error
             row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         add_row(output, {**row, "seconds": time.perf_counter() - start})
 
 
-def run_sections(sections: list[str], output: Path, told: dict[str, Any], minutes: float) -> Iterator[str]:
-    """Runs each section in a process, then yields its name; what one leaves of its time, the next ones have."""
+def run_sections(sections: list[str], output: Path, options: dict[str, Any], minutes: float) -> Iterator[str]:
+    """Runs each section in a process, then yields its name; unused time is passed on to the next ones."""
     ends = time.time()
     for section in sections:
         ends += 60 * minutes * SECTIONS[section] / sum(SECTIONS[name] for name in sections)
-        command = [sys.executable, __file__, "--section", section, str(output), json.dumps(told), str(ends)]
-        for _ in range(3):  # tries
+        command = [sys.executable, __file__, "--section", section, str(output), json.dumps(options), str(ends)]
+        for _ in range(3):  # attempts
             process = subprocess.Popen(command, start_new_session=True)
             try:
                 if process.wait(timeout=max(1.0, ends - time.time()) + 20) == 0:
@@ -92,14 +92,14 @@ def run_sections(sections: list[str], output: Path, told: dict[str, Any], minute
                 print(f"{section}: ended, its time is over", flush=True)
                 break
             finally:
-                with suppress(ProcessLookupError):  # also what it has started itself
+                with suppress(ProcessLookupError):  # including its child processes
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         yield section
 
 
 def main() -> None:
-    """Measures and writes the page."""
+    """Runs the sections and writes the page."""
     if sys.argv[1:2] == ["--section"]:
         run_section(sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4]), float(sys.argv[5]))
         return
@@ -117,8 +117,8 @@ def main() -> None:
     machine = facts()
     print(json.dumps(machine), flush=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    told = {"kit": arguments.kit, "device": arguments.device, "trial": arguments.trial}
-    for _ in run_sections(arguments.sections, arguments.output, told, arguments.minutes):
+    options = {"kit": arguments.kit, "device": arguments.device, "trial": arguments.trial}
+    for _ in run_sections(arguments.sections, arguments.output, options, arguments.minutes):
         write_page(read_rows(arguments.output), machine, arguments.output)
 
 

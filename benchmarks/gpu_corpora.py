@@ -1,4 +1,4 @@
-"""Corpora on one GPU: `--engine local` and `ray` against `model.encode`, tokenising alone, and writing alone."""
+"""Corpora on one GPU: `--engine local` and `ray` vs. `model.encode`, tokenization alone, and writing alone."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
 
 SHAPES = {"qwen3-0.6b": 65_536, "opt-2.7b": 32_768}
-"""By shape how many rows are encoded."""
+"""The number of rows to encode by shape."""
 BATCH_SIZE = 256
 
 
 def rows(options: Options) -> Rows:
-    """Yields what is measured."""
+    """Yields the measurements by name."""
     for shape, count in ({"tiny": 64} if options.trial else SHAPES).items():
         yield f"{shape}, model.encode", partial(measure_encode, options, shape, count)
         for engine in ("local", "ray"):
@@ -34,7 +34,7 @@ def rows(options: Options) -> Rows:
 
 @cache
 def model_folder(options: Options, shape: str) -> str:
-    """Saves a random model of a shape, in bfloat16."""
+    """Saves a random model of a shape in bfloat16."""
     folder = mkdtemp()
     save_random_model(shape, options.tokenizer(shape), folder, device=options.device, dtype=torch.bfloat16)
     free_memory()
@@ -47,7 +47,7 @@ def corpus(options: Options, count: int) -> list[str]:
 
 
 def measure_encode(options: Options, shape: str, count: int) -> dict[str, float]:
-    """Measures `model.encode` with the model open."""
+    """Measures `model.encode`, without loading the model."""
     model = PromptEOL(model_folder(options, shape), device=options.device)
     sentences = corpus(options, count)
     model.encode(sentences[:1024], batch_size=BATCH_SIZE)
@@ -58,7 +58,7 @@ def measure_encode(options: Options, shape: str, count: int) -> dict[str, float]
 
 
 def measure_engine(options: Options, shape: str, count: int, engine: str) -> dict[str, float]:
-    """Measures the whole of `encode_corpus`, its start and the openings of the model included, and the work alone."""
+    """Measures `encode_corpus` as a whole, including start-up and loading the model, and encoding alone."""
     with TemporaryDirectory() as folder:
         source = Path(folder) / "corpus.parquet"
         pq.write_table(pa.table({"text": corpus(options, count)}), source)
@@ -85,7 +85,7 @@ def measure_engine(options: Options, shape: str, count: int, engine: str) -> dic
 
 
 def measure_tokenising(options: Options, shape: str) -> dict[str, Any]:
-    """Measures tokenising alone, in seconds a sentence, by as many cores as tokenizers takes."""
+    """Measures tokenization alone, in seconds per sentence, with as many cores as tokenizers uses."""
     model = PromptEOL(model_folder(options, shape), device="cpu")
     sentences = corpus(options, 64 if options.trial else 8192)
     batches = [sentences[start : start + BATCH_SIZE] for start in range(0, len(sentences), BATCH_SIZE)]

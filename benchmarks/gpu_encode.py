@@ -1,4 +1,4 @@
-"""Encoding on a GPU: the reference's way, plain sentence-transformers with and without padding, and ours."""
+"""Encoding on a GPU: the reference implementation, plain sentence-transformers with and without padding, and ours."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SHAPES = ("llama-7b", "opt-125m", "qwen3-0.6b", "opt-2.7b", "smollm2-135m")
 DEMONSTRATIONS = (1, 16, 0, 4)
 BATCH_SIZES = (256, 32)
 SENTENCES = 4096
-SECONDS = 0.7  # that a way is given a round: slower ones encode fewer of the batches, evenly chosen
-BATCHES = 4  # of those at least; two where one takes a second
+SECONDS = 0.7  # per method and round: slower methods encode evenly chosen, fewer batches
+BATCHES = 4  # minimum number of batches; two if one takes a second
 ROUNDS = 3
-ENOUGH = 4.0  # seconds that a way is measured; no further round begins
+ENOUGH = 4.0  # seconds of measurement per method, after which no further round begins
 PLAIN = {"sdpa": "sdpa", "without padding": "flash_attention_2"}
 
 
 def rows(options: Options) -> Rows:
-    """Yields what is measured, the largest shape first."""
+    """Yields the measurements by name, the largest shape first."""
     shapes, batch_sizes, counts = SHAPES, BATCH_SIZES, DEMONSTRATIONS
     if options.trial:
         shapes, batch_sizes, counts = ("tiny", "stories260k"), (8,), (1, 0)
@@ -42,7 +42,7 @@ def rows(options: Options) -> Rows:
 
 
 def measure_peak(options: Options) -> dict[str, float]:
-    """Measures what a product of large matrices in bfloat16 reaches, in FLOP/s."""
+    """Measures the FLOP/s of a product of large matrices in bfloat16."""
     size = 256 if options.trial else 8192
     one, other = (torch.randn(size, size, device=options.device).bfloat16() for _ in range(2))
     products = [seconds_of(lambda: [torch.mm(one, other) for _ in range(10)]) for _ in range(5)]
@@ -50,7 +50,7 @@ def measure_peak(options: Options) -> dict[str, float]:
 
 
 def measure(options: Options, shape: str, demonstrations: int, batch_size: int) -> dict[str, Any]:
-    """Measures every way in turns: sentences/s, peak bytes, share of time without a forward pass."""
+    """Measures all methods interleaved: sentences/s, peak bytes, share of time without a forward pass."""
     ways = open_ways(options, shape)
     ways.set_demonstrations(demonstrations)
     sentences = options.sentences(SENTENCES)
@@ -76,12 +76,12 @@ def measure(options: Options, shape: str, demonstrations: int, batch_size: int) 
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in rounds}
     for name, each in rounds.items():
         with going_on(name, result):
-            once = each.run()  # warms up
+            once = each.run()  # warm-up
             once = each.run() if once["seconds"] < 1 else once
             least = BATCHES if once["seconds"] < 1 else 2
             count = max(least, round(SECONDS * once["per_second"] / sizes[name]))
             each.sentences = part(sentences, sizes[name], count)
-            if name == "reference":  # which takes them as they come
+            if name == "reference":  # it does not sort sentences
                 random.Random(0).shuffle(each.sentences)
     for _ in range(ROUNDS):
         for name, each in rounds.items():
@@ -96,7 +96,7 @@ def measure(options: Options, shape: str, demonstrations: int, batch_size: int) 
 
 @contextmanager
 def going_on(name: str, result: dict[str, Any]) -> Iterator[None]:
-    """Notes in the result of a way that it does not fit into the memory of the device."""
+    """Records in the result of a method if it does not fit into the device's memory."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -107,7 +107,7 @@ def going_on(name: str, result: dict[str, Any]) -> Iterator[None]:
 
 @cache
 def flops(options: Options, shape: str, demonstrations: int) -> float:
-    """Counts the arithmetic of a sentence, which takes Python's time, once for all batches."""
+    """Counts the FLOPs of a sentence, once for all batches because counting is slow."""
     ways = open_ways(options, shape)
     ways.set_demonstrations(demonstrations)
     sentences = options.sentences(SENTENCES)
@@ -115,7 +115,7 @@ def flops(options: Options, shape: str, demonstrations: int) -> float:
 
 
 def part(sentences: list[str], batch_size: int, batches: int) -> list[str]:
-    """Returns whole batches, evenly chosen from those that sentences make when the longest come first."""
+    """Returns evenly chosen whole batches of the sentences sorted by length, the longest first."""
     ordered = sorted(sentences, key=len, reverse=True)
     starts = range(0, len(ordered), batch_size)
     step = len(starts) / min(batches, len(starts))
@@ -125,12 +125,12 @@ def part(sentences: list[str], batch_size: int, batches: int) -> list[str]:
 
 @dataclass
 class Rounds:
-    """One way of encoding, measured again and again.
+    """Repeated measurements of one method of encoding.
 
     Args:
-        module: What computes forward passes.
+        module: The module whose forward passes are timed.
         encode: Encodes sentences.
-        sentences: Which ones.
+        sentences: The sentences to encode.
     """
 
     module: torch.nn.Module
@@ -138,7 +138,7 @@ class Rounds:
     sentences: list[str]
 
     def run(self) -> dict[str, float]:
-        """Measures sentences/s, the most bytes on the device, and the share of time without a forward pass."""
+        """Measures sentences/s, peak bytes on the device, and the share of time without a forward pass."""
         seconds = 0.0
 
         def encode() -> None:
@@ -160,7 +160,7 @@ class Rounds:
 
 @contextmanager
 def timing_forward(module: torch.nn.Module) -> Any:
-    """Yields a list that holds, afterwards, the seconds of the device from begin to end of each forward pass."""
+    """Yields a list that afterwards contains the device seconds of each forward pass."""
     events: list[Any] = []
     seconds: list[float] = []
 
@@ -180,7 +180,7 @@ def timing_forward(module: torch.nn.Module) -> Any:
 
 
 class _Clock:
-    """Stands in for an event of the device where the CPU computes."""
+    """Replaces a device event on the CPU."""
 
     def record(self) -> None:
         self.now = time.perf_counter()
@@ -190,7 +190,7 @@ class _Clock:
 
 
 def measure_latency(options: Options, shape: str) -> dict[str, float]:
-    """Encodes one sentence at a time, behind one demonstration: seconds of `encode` and of a forward pass alone."""
+    """Encodes one sentence at a time with one demonstration: seconds of `encode` and of the forward pass alone."""
     ways = open_ways(options, shape)
     ways.set_demonstrations(1)
     ways.ours.encode("It warms up.")
@@ -198,7 +198,7 @@ def measure_latency(options: Options, shape: str) -> dict[str, float]:
 
 
 def profile(options: Options, shape: str, batch_size: int) -> dict[str, Any]:
-    """Lists what ours spends its time on, behind one demonstration: the kernels' shares, the rest is idle."""
+    """Profiles our method with one demonstration: the kernels' shares of the time; the rest is idle."""
     ways: Ways = open_ways(options, shape)
     ways.set_demonstrations(1)
     sentences = options.sentences(4 * batch_size)

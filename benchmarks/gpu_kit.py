@@ -1,10 +1,10 @@
-"""Puts into one file what a GPU machine without a network lacks: packages, tokenizers and sentences.
+"""Packs all files for a GPU machine without a network into an archive: packages, tokenizers and sentences.
 
     python benchmarks/gpu_kit.py --tokenizers TOKENIZERS --data-dir SENTEVAL build/gpu-kit.tar.xz
 
-The packages are those of `PACKAGES` in the versions of constraints.txt, for Python 3.12 on x86-64, without PyTorch and
-what else such a machine has; of bitsandbytes only the library for CUDA 13, of Ray what a worker needs. TOKENIZERS
-holds the folders `opt` and `llama2`, SENTEVAL the STS tasks. Packed it is 41 MiB.
+The packages are those in `PACKAGES` in the versions of constraints.txt, for Python 3.12 on x86-64, without PyTorch and
+other packages that such a machine has; of bitsandbytes only the library for CUDA 13, of Ray only the files for a
+worker. TOKENIZERS contains the folders `opt` and `llama2`, SENTEVAL the STS tasks. The archive has 41 MiB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from st_prompteol.files import replacing_file
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "3.12"
 SENTENCES = 4096
-# what is missing or too old on a machine that has PyTorch, sentence-transformers 6.0 and what they need
+# packages that are missing or too old on a machine with PyTorch, sentence-transformers 6.0 and their dependencies
 PACKAGES = (
     "transformers sentence-transformers tokenizers huggingface_hub httpx2 httpcore2 truststore peft typer datasets "
     "dill multiprocess xxhash bitsandbytes ray jsonschema jsonschema-specifications referencing rpds-py attrs"
@@ -42,7 +42,7 @@ LEFT_OUT = (
 
 
 def install(site: Path) -> None:
-    """Installs the packages into a folder, without what a GPU machine has or does not need."""
+    """Installs the packages into a folder, without files that a GPU machine has or does not need."""
     platforms = [f"--platform={platform}" for platform in PLATFORMS]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--no-compile"]
     command += ["--implementation=cp", f"--python-version={PYTHON}", *platforms, f"--target={site}"]
@@ -53,7 +53,7 @@ def install(site: Path) -> None:
 
 
 def main() -> None:
-    """Collects and packs."""
+    """Collects and packs the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizers", type=Path, required=True, help="folder with the folders opt and llama2")
     parser.add_argument("--data-dir", required=True, help="folder in SentEval's layout")

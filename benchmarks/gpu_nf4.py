@@ -1,4 +1,4 @@
-"""4-bit weights on a GPU: whether a row's result depends on its neighbours, and what a shared head brings."""
+"""4-bit weights on a GPU: whether a row's result depends on other rows, and the speed-up by the prefix cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBERS_OF_ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 64, 128)
 
 
 def rows(options: Options) -> Rows:
-    """Yields what is measured."""
+    """Yields the measurements by name."""
     shape = "tiny" if options.trial else "llama-7b"
     yield f"{shape}, rows", partial(compare_rows, options, shape)
     for count in (0, 1, 16):
@@ -26,21 +26,21 @@ def rows(options: Options) -> Rows:
 
 
 def quantised(options: Options, shape: str) -> Ways:
-    """Returns the ways of a shape with its linear layers in nf4."""
+    """Returns the methods for a shape, with its linear layers in nf4."""
     ways = open_ways(options, shape)
     body = ways.ours[0].model
     if not getattr(body, "is_quantized", False):
         ways.ours.fast = False
         quantise(body, options.device, torch.bfloat16)
         body.is_quantized = True
-        ways.lm = ways.reference = None  # type: ignore[assignment] - whose weights would count as memory
+        ways.lm = ways.reference = None  # type: ignore[assignment] - releases their weights
         ways.ours.fast = True
     return ways
 
 
 @torch.no_grad()
 def compare_rows(options: Options, shape: str) -> dict[str, Any]:
-    """Compares rows that a layer computes together, by their number, with the same rows among 256."""
+    """Compares a layer's results for different numbers of rows with those for the same rows among 256."""
     body = quantised(options, shape).ours[0].model
     layers = {
         f"{part.in_features} x {part.out_features}": part
@@ -57,7 +57,7 @@ def compare_rows(options: Options, shape: str) -> dict[str, Any]:
 
 
 def measure(options: Options, shape: str, demonstrations: int) -> dict[str, Any]:
-    """Measures sentences/s and peak bytes, whole and behind a shared head, that too where the check refuses it."""
+    """Measures sentences/s and peak bytes, without and with prefix cache, even if the check rejects the latter."""
     ways, sentences = quantised(options, shape), options.sentences(SENTENCES)
     ways.set_demonstrations(demonstrations)
     ours = ways.ours
@@ -74,7 +74,7 @@ def measure(options: Options, shape: str, demonstrations: int) -> dict[str, Any]
             ours.fast = fast
             embeddings[name] = torch.as_tensor(ours.encode(sentences[:64])).float()
         each = Rounds(ours[0], partial(ours.encode, batch_size=size), part(sentences, size, 1))
-        each.run()  # warms up
+        each.run()  # warm-up
         each.sentences = part(sentences, size, max(BATCHES, round(SECONDS * each.run()["per_second"] / size)))
         result[name] = each.run()
     whole, behind = embeddings.values()

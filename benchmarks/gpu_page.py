@@ -1,4 +1,4 @@
-"""What `gpu.py` writes of its rows: JSON, a page of tables in Markdown, and plots."""
+"""The output files of `gpu.py`: JSON, a Markdown page with tables, and plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAYS = {
     "sdpa": "plain, sdpa",
     "ours": "PromptEOL",
 }
-# What we set out for on a 7B shape: how many times as fast as the fastest plain way, by demonstrations
+# Target speed-ups for a 7B shape over the fastest plain method, by number of demonstrations
 AIMS = {("llama-7b", 1): 1.5, ("llama-7b", 16): 6.0}
 Results = dict[str, dict[str, Any]]
 
@@ -26,7 +26,7 @@ def write_page(rows: list[dict[str, Any]], machine: dict[str, Any], output: Path
     """Writes `gpu.json`, `gpu.md`, `gpu-encode.png` and `gpu-train.png`.
 
     Args:
-        rows: As `gpu.py` keeps them.
+        rows: The rows of `gpu.py`.
         machine: Date, device and versions.
         output: The folder.
     """
@@ -51,19 +51,19 @@ def write_page(rows: list[dict[str, Any]], machine: dict[str, Any], output: Path
 
 
 def table(header: str, body: list[list[Any]], texts: int = 1) -> list[str]:
-    """Returns the lines of a table, whose first columns are texts; what is None stays empty."""
+    """Returns the lines of a table, whose first columns are texts; cells that are None stay empty."""
     names = header.split(" | ")
     cells = [["" if cell is None else str(cell) for cell in line] for line in body]
     return [*to_markdown([names, *cells], text_columns=names[:texts]).splitlines(), ""]
 
 
 def yes(result: dict[str, Any]) -> str:
-    """Says whether what was measured was computed behind a shared head."""
+    """Describes whether a measurement used the prefix cache."""
     return "yes" if result["is behind a shared head"] else "no"
 
 
 def right(results: Results) -> list[str]:
-    """Differences to the reference's way, what waits for the device, and the tests."""
+    """Differences to the reference implementation, synchronizations with the device, and the tests."""
     body: list[list[Any]] = []
     others: list[str] = []
     for name, result in results.items():
@@ -87,7 +87,7 @@ def right(results: Results) -> list[str]:
 
 
 def encode(results: Results) -> list[str]:
-    """Sentences a second of every way, against what was set out for; one sentence at a time; kernels."""
+    """Sentences per second of every method with targets; latency of one sentence; kernels."""
     peak = results.get("peak", {})
     lines = [f"A product of matrices reaches {peak['flops'] / 1e12:.3g} TFLOP/s.", ""] if peak else []
     body = []
@@ -128,7 +128,7 @@ def encode(results: Results) -> list[str]:
 
 
 def settings(results: Results) -> Iterator[tuple[tuple[str, int, int], dict[str, Any]]]:
-    """Yields shape, demonstrations and batch of the rows that compare ways."""
+    """Yields shape, demonstrations and batch size of the rows that compare methods."""
     names = [name.split(", ") for name, result in results.items() if "ours" in result]
     shapes = list(dict.fromkeys(shape for shape, *_ in names))
     keys = [(shape, int(count.split()[0]), int(batch_size.split()[1])) for shape, count, batch_size in names]
@@ -137,7 +137,7 @@ def settings(results: Results) -> Iterator[tuple[tuple[str, int, int], dict[str,
 
 
 def train(results: Results) -> list[str]:
-    """Steps a second and memory of both ways at the same batch, the largest batches, and the recipes."""
+    """Steps per second and memory of both methods at the same batch size, the largest batches, and the recipes."""
     body, recipes = [], []
     for name, result in results.items():
         if name.startswith("recipe "):
@@ -164,7 +164,7 @@ def train(results: Results) -> list[str]:
 
 
 def nf4(results: Results) -> list[str]:
-    """Whole and behind a shared head, and whether rows depend on their neighbours."""
+    """Speed without and with prefix cache, and whether rows depend on other rows."""
     body, others = [], []
     for name, result in results.items():
         if "whole" not in result:
@@ -186,7 +186,7 @@ def nf4(results: Results) -> list[str]:
 
 
 def corpora(results: Results) -> list[str]:
-    """Sentences a second of `model.encode` and of the engines, and tokenising."""
+    """Sentences per second of `model.encode` and of the engines, and tokenization."""
     body, others = [], []
     for name, result in results.items():
         if "rows" not in result:
@@ -199,7 +199,7 @@ def corpora(results: Results) -> list[str]:
 
 
 def plot_encoding(results: Results, path: Path) -> None:
-    """Draws sentences per second against demonstrations, a panel for each shape, at the largest batch."""
+    """Plots sentences per second by number of demonstrations at the largest batch size, one panel per shape."""
     from matplotlib.figure import Figure
 
     rows = list(settings(results))
@@ -224,7 +224,7 @@ def plot_encoding(results: Results, path: Path) -> None:
 
 
 def plot_training(results: Results, path: Path) -> None:
-    """Draws steps a second and memory of both ways, by shape and batch."""
+    """Plots steps per second and memory of both methods, by shape and batch size."""
     from matplotlib.figure import Figure
 
     bars = [

@@ -1,4 +1,4 @@
-"""Whether embeddings are right on a GPU: the tests, the reference's way on the same device, and who waits for whom."""
+"""Correctness on a GPU: the tests, a comparison with the reference implementation, and synchronizations."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TESTS = (
     "modules fast shared_head adapters model center cut linear quantization training_loss training corpus corpus_runs"
 )
 SHAPES = ("opt-125m", "smollm2-135m", "qwen3-0.6b", "opt-350m")
-SECONDS = 200  # that the tests may take
+SECONDS = 200  # time limit of the tests
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def rows(options: Options) -> Rows:
-    """Yields what is checked."""
+    """Yields the checks by name."""
     yield "tests", partial(run_tests, options)
     for shape in ("tiny", "stories260k") if options.trial else SHAPES:
         for name, dtype in DTYPES.items():
@@ -40,7 +40,7 @@ def rows(options: Options) -> Rows:
 
 
 def compare(options: Options, shape: str, dtype: torch.dtype, demonstrations: int) -> dict[str, Any]:
-    """Compares embeddings with those of the reference's way on the same device, relative to the largest number."""
+    """Returns differences to the reference implementation on the same device, relative to the largest value."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     ways = open_ways(options, shape, dtype)
     ways.set_demonstrations(demonstrations)
@@ -59,14 +59,14 @@ def compare(options: Options, shape: str, dtype: torch.dtype, demonstrations: in
 
 
 def list_waits(options: Options, shape: str) -> dict[str, Any]:
-    """Lists the lines that wait for the device between `preprocess` and the embedding, from the second batch on."""
+    """Lists the lines that synchronize with the device between `preprocess` and embedding, after the first batch."""
     ways = open_ways(options, shape)
     ways.set_demonstrations(1)
     sentences, reading = options.sentences(16), Reading(last_only=True)
     lines: Counter[str] = Counter()
     for batch in (sentences[:8], sentences[8:]):
         features = batch_to_device(ways.ours.preprocess(batch, reading=reading), ways.ours.device)
-        with torch.inference_mode(), warnings.catch_warnings(record=True) as told:
+        with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if torch.cuda.is_available():
                 torch.cuda.set_sync_debug_mode("warn")
@@ -75,12 +75,12 @@ def list_waits(options: Options, shape: str) -> dict[str, Any]:
             finally:
                 if torch.cuda.is_available():
                     torch.cuda.set_sync_debug_mode("default")
-        lines = Counter(f"{each.filename}:{each.lineno}" for each in told if "synchron" in str(each.message))
+        lines = Counter(f"{each.filename}:{each.lineno}" for each in caught if "synchron" in str(each.message))
     return {"waits": dict(lines)}
 
 
 def run_tests(options: Options) -> dict[str, Any]:
-    """Runs the tests of what computes, on the device that sentence-transformers chooses by itself."""
+    """Runs the tests of computations on the default device of sentence-transformers."""
     names = ("template",) if options.trial else TESTS.split()
     command = [sys.executable, "-m", "pytest", "-v", "-rfE", "-m", "not slow", "-p", "no:cacheprovider"]
     command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile", "--color", "no"]

@@ -1,4 +1,4 @@
-"""What the sections of `gpu.py` share: models of random weights on a device, timing, memory, and what a machine is."""
+"""Shared by the sections of `gpu.py`: random models on a device, timing, memory, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transformers.utils import is_flash_attn_2_available
 from st_prompteol import PromptEOL, PromptTemplate
 
 PACKAGES = ("sentence-transformers", "peft", "bitsandbytes", "accelerate", "ray")
-LONGEST = 2048  # tokens of a rendered sentence
+LONGEST = 2048  # maximum tokens of a sentence in its template
 REFERENCE_BATCH_SIZE = 16
 Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
@@ -34,12 +34,12 @@ transformers.logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class Options:
-    """What every section is told.
+    """The options of every section.
 
     Args:
         kit: The folder with `tokenizers/` and `sentences.txt`.
-        device: Where everything is computed.
-        trial: Whether to take tiny shapes and few sentences.
+        device: The device for all computations.
+        trial: Whether to use tiny shapes and few sentences.
     """
 
     kit: str
@@ -57,7 +57,7 @@ class Options:
 
 
 def facts() -> dict[str, Any]:
-    """Returns the date, the device and the versions that a page of measurements names."""
+    """Returns the date, the device and the versions for the page."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -69,40 +69,40 @@ def facts() -> dict[str, Any]:
 
 
 def peak_of(function: Callable[[], Any]) -> float:
-    """Calls a function and returns the most bytes that tensors took on the device meanwhile.
+    """Calls a function and returns the peak device memory of tensors, in bytes.
 
-    On a CPU it is the most that the process has taken.
+    On a CPU it returns the peak memory of the process.
     """
     if not torch.cuda.is_available():
         function()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    gc.collect()  # nothing is given back to the device: taking it again would cost time
+    gc.collect()  # keeps the allocator's cache, because allocating again takes time
     torch.cuda.reset_peak_memory_stats()
     function()
     return float(torch.cuda.max_memory_allocated())
 
 
 def free_memory() -> None:
-    """Gives back what nothing refers to any more."""
+    """Releases unused memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def with_same_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """Copies a model, but not its weights."""
+    """Copies a model without copying its weights."""
     tensors = chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 @dataclass
 class Ways:
-    """One random model of a shape on the device, and the ways to encode with it; all of them share its weights.
+    """One random model of a shape on the device, and all methods to encode with it, which share its weights.
 
     Args:
-        options: Device and tokenizers.
-        shape: Its name among the shapes.
-        dtype: Of the weights.
+        options: The options, for device and tokenizers.
+        shape: The name of the shape.
+        dtype: The dtype of the weights.
     """
 
     options: Options
@@ -112,18 +112,18 @@ class Ways:
     def __post_init__(self) -> None:
         folder = self.options.tokenizer(self.shape)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        vocabulary = -(-len(tokenizer) // 8) * 8  # kernels are slow with odd numbers
+        vocabulary = -(-len(tokenizer) // 8) * 8  # kernels are slow for sizes that are not multiples of 8
         self.lm = random_lm(self.shape, vocabulary, self.options.device, self.dtype)
         self.reference = Reference(self.lm, tokenizer, REFERENCE_BATCH_SIZE)
-        self._small = TemporaryDirectory()  # what a tokenizer and modules are opened from, before the weights come in
+        self._small = TemporaryDirectory()  # a small model, from which tokenizer and modules are loaded
         save_random_model("tiny" if self.lm.config.model_type == "opt" else "stories260k", folder, self._small.name)
         self._plain: dict[tuple[str, PromptTemplate], Any] = {}
         self.ours = self.put(PromptEOL(self._small.name, device=self.options.device))
 
     def put(self, model: SentenceTransformer) -> Any:
-        """Puts the body, with an attention of its own, into a model."""
+        """Sets the body of a model, with its own attention implementation."""
         body = with_same_weights(self.lm.base_model)
-        body.config.use_cache = False  # as sentence-transformers opens a model
+        body.config.use_cache = False  # as sentence-transformers does on loading
         attention = model[0].model.config._attn_implementation
         if isinstance(model, PromptEOL):
             model[0].put_body(body, True)
@@ -134,7 +134,7 @@ class Ways:
         return model
 
     def set_demonstrations(self, count: int) -> None:
-        """Lets ours read that many demonstrations."""
+        """Sets the number of demonstrations of our model."""
         self.ours.template = replace(self.ours.template, demonstrations=(JOCKEY,) * count)
 
     def plain(self, attention: str) -> Any:
@@ -158,15 +158,15 @@ class Ways:
         return self._plain[key]
 
     def by_reference(self, sentences: list[str]) -> torch.Tensor:
-        """Encodes by the reference's way."""
+        """Encodes with the reference implementation."""
         return self.reference.encode([self.ours.template.render(sentence) for sentence in sentences])
 
 
 @lru_cache(maxsize=1)
 def open_ways(options: Options, shape: str, dtype: torch.dtype = torch.bfloat16) -> Ways:
-    """Returns the ways of a shape; the ones opened before are dropped."""
+    """Returns the methods for a shape, and releases those of earlier calls."""
     return Ways(options, shape, dtype)
 
 
 gc.collect()
-gc.freeze()  # what was imported is not looked through again, which takes half a second each time
+gc.freeze()  # excludes imported objects from later collections, which saves half a second each

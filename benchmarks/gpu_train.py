@@ -1,4 +1,4 @@
-"""Fine-tuning on a GPU: steps of the reference's way and of ours in nf4, the largest batch, the recipes' memory."""
+"""Fine-tuning on a GPU: steps of the reference implementation and of ours in nf4, largest batches, recipes' memory."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from reference import SHAPES, seconds_of
 from train import draw_lengths, our_body, our_step, reference_step
 
 RECIPES = Path(__file__).resolve().parents[1] / "training" / "recipes"
-BATCH_SIZES = (32, 128)  # triplets, at which the ways are compared
+BATCH_SIZES = (32, 128)  # triplets, for the comparison
 STEPS = 3
-SLOW = 0.25  # steps a second below which no larger batch is tried
+SLOW = 0.25  # steps per second below which no larger batch is tried
 
 
 class Draws:
-    """Draws the lengths of batches of triplets like those of NLI.
+    """Draws random lengths for batches of NLI-like triplets.
 
     Args:
-        batch_size: Triplets, which may be changed at any time.
+        batch_size: The number of triplets; may be changed at any time.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size, self._rng, self.tokens = batch_size, np.random.default_rng(0), 0
 
     def __call__(self) -> list[list[int]]:
-        """Returns the tokens of each triplet's sentences, `(batch_size, 3)`."""
+        """Returns the number of tokens of each triplet's sentences, `(batch_size, 3)`."""
         rows = draw_lengths(self.batch_size, self._rng)
         self.tokens += int(np.sum(rows))
         return rows
 
 
 def rows(options: Options) -> Rows:
-    """Yields what is measured."""
+    """Yields the measurements by name."""
     for shape in ("tiny",) if options.trial else ("llama-7b", "opt-2.7b"):
         for way, measure in (("reference", measure_reference), ("ours", measure_ours)):
             yield f"{shape}, {way}", partial(measure, shape, options)
@@ -49,13 +49,13 @@ def rows(options: Options) -> Rows:
 
 
 def measure_reference(shape: str, options: Options) -> dict[str, Any]:
-    """Measures steps of the reference's way at growing batches, until one does not fit."""
+    """Measures steps of the reference implementation with growing batches, until one does not fit."""
     draws = Draws(2)
     return grow(reference_step(shape, draws, options.device, nf4=True), draws, options)
 
 
 def measure_ours(shape: str, options: Options) -> dict[str, Any]:
-    """Measures steps of ours, whole at growing batches, then by gradient caching at the paper's global batch."""
+    """Measures our steps with growing batches, then with gradient caching at the paper's global batch size."""
     draws = Draws(2)
     body = our_body(shape, options.device, torch.bfloat16, nf4=True)
     results = grow(our_step(body, draws, None, bf16=True), draws, options)
@@ -67,7 +67,7 @@ def measure_ours(shape: str, options: Options) -> dict[str, Any]:
 
 
 def grow(step: Callable[[], None], draws: Draws, options: Options) -> dict[str, Any]:
-    """Measures steps at the batches that are compared, then at twice the last one while it fits and is not slow."""
+    """Measures steps at the compared batch sizes, then doubles the last one while it fits and is not slow."""
     results: dict[str, Any] = {}
     for batch_size in (2, 4) if options.trial else (*BATCH_SIZES, *(2**power for power in range(8, 14))):
         draws.batch_size = batch_size
@@ -78,21 +78,21 @@ def grow(step: Callable[[], None], draws: Draws, options: Options) -> dict[str, 
 
 
 def steps(step: Callable[[], None], draws: Draws, count: int) -> dict[str, Any]:
-    """Measures steps: how many a second, tokens a second, the most bytes on the device."""
+    """Measures steps per second, tokens per second and peak bytes on the device."""
     try:
-        step()  # warms up, and makes what the optimizer keeps
+        step()  # warm-up, which also creates the optimizer's state
         draws.tokens = 0
         seconds: list[float] = []
         peak = peak_of(lambda: seconds.append(seconds_of(lambda: [step() for _ in range(count)])))
         return {"steps_per_second": count / seconds[0], "tokens_per_second": draws.tokens / seconds[0], "peak": peak}
     except torch.OutOfMemoryError:
-        pass  # here its traceback still holds what did fit
+        pass  # here the traceback still references tensors
     free_memory()
     return {"error": "does not fit"}
 
 
 def measure_recipe(name: str, recipe: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Measures a recipe's step on one GPU, as it is one of several."""
+    """Measures a recipe's step on one GPU, with its share of the global batch."""
     nf4, batch_size = recipe.get("quantization") == "nf4", recipe["per_device_train_batch_size"]
     mini = recipe.get("mini_batch_size")
     draws = Draws(4 if options.trial else batch_size)

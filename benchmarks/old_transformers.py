@@ -1,11 +1,11 @@
-"""What older versions of transformers compute from folders that this one saved, with and without both spellings.
+"""Compares older versions of transformers on folders saved by this one, with and without the old configuration keys.
 
     python benchmarks/old_transformers.py FOLDER --versions 4.48.3 4.57.6
 
-Small random models of each family, values that are no defaults, rows longer than every window. Each version is
-installed beside this torch in an environment of its own under FOLDER. The table has the largest difference of the last
-two hidden states, relative to their largest number, of the folder as transformers 5 saved it and with the
-configuration of `st_prompteol.spelling`; or the exception that stopped it; `!` marks weights without a place.
+Uses small random models of each architecture with non-default values, and rows longer than every window. Each version
+is installed in a separate environment under FOLDER that shares this torch. The table shows the largest difference of
+the last two hidden states, relative to their largest value, for the folder as saved by transformers 5 and with the
+configuration of `st_prompteol.spelling`; or the exception that was raised. `!` marks missing or unexpected weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FACTORS = {"short_factor": [1 + i / 9 for i in range(6)], "long_factor": [1.0 + 
 
 
 def rope(kind: str = "default", **values: Any) -> dict[str, Any]:
-    """Returns a rope in the words of transformers 5."""
+    """Returns a rope configuration in the keys of transformers 5."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 500000.0, **values}}
 
 
@@ -98,7 +98,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @torch.no_grad()
 def hidden_states(model: torch.nn.Module) -> torch.Tensor:
-    """Returns the last two hidden states of all tokens of a short row, a long one and one with padding."""
+    """Returns the last two hidden states of all tokens of a short, a long and a padded row."""
     ids = torch.randint(5, 1000, (2, 60), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids).index_fill_(1, torch.arange(41, 60), 0)
     rows = [(ids[:1, :12], None), (ids, None), (ids, mask)]
@@ -108,7 +108,7 @@ def hidden_states(model: torch.nn.Module) -> torch.Tensor:
 
 
 def build(folder: Path) -> None:
-    """Saves every family in transformers 5's spelling and in both, with its hidden states."""
+    """Saves every architecture with the keys of transformers 5 and with both, and its hidden states."""
     from st_prompteol.spelling import spell_for_all
 
     for name, (model_type, options) in FAMILIES.items():
@@ -126,7 +126,7 @@ def build(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, list[str]]:
-    """Returns the differences that the transformers of this process makes."""
+    """Returns the differences for the version of transformers in this process."""
     cells: dict[str, list[str]] = {name: [] for name in FAMILIES}
     for name in FAMILIES:
         expected = torch.load(folder / "five" / name / "states.pt")
@@ -137,13 +137,13 @@ def read(folder: Path) -> dict[str, list[str]]:
                 )
                 difference = (hidden_states(model.eval()) - expected).abs().max() / expected.abs().max()
                 cells[name].append(f"{difference:.0e}" + "!" * any(report.values()))
-            except Exception as error:  # any: it is what the table shows
+            except Exception as error:  # any error is shown in the table
                 cells[name].append(type(error).__name__)
     return cells
 
 
 def main() -> None:
-    """Builds, installs, reads and prints."""
+    """Saves the models, installs each version, compares and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--versions", nargs="+", default=["4.48.3", "4.51.3", "4.53.3", "4.56.2", "4.57.6"])

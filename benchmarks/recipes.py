@@ -1,9 +1,9 @@
-"""Every template at every layer, centred and not, on STS-B dev and the 7 STS tasks.
+"""Evaluates every template at every layer, centered and not, on STS-B dev and the 7 STS tasks.
 
     python benchmarks/recipes.py MODEL --data-dir SENTEVAL
 
-Each sentence is encoded once per template. Centring subtracts the mean of the distinct sentences of STS-B dev, as a
-search on these pairs does, on all tasks. Prints averages; `--output` writes all tasks.
+Each sentence is encoded once per template. For all tasks, centering subtracts the mean of the distinct sentences of
+STS-B dev, like a search on these pairs. Prints averages; `--output` writes all tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from st_prompteol.recipes.statistics import spearman
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Evaluates and prints the averages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a decoder LLM")
     parser.add_argument("--data-dir", required=True, help="folder in SentEval's layout")
@@ -30,13 +30,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tasks = (STS_DEV_TASK, *arguments.tasks)
-    columns: dict[str, list[list[str]]] = {}  # task -> first sentences, second sentences, of all subsets together
+    columns: dict[str, list[list[str]]] = {}  # task -> first sentences, second sentences of all subsets
     gold = {}
     for task in tasks:
         subsets = read_task(arguments.data_dir, task).values()
         columns[task] = [[text for subset in subsets for text in subset.columns[side]] for side in (0, 1)]
         gold[task] = np.concatenate([subset.labels for subset in subsets])
-    place: dict[str, int] = {}  # those of STS-B dev first
+    place: dict[str, int] = {}  # sentence -> index, those of STS-B dev first
     for task in tasks:
         for text in [*columns[task][0], *columns[task][1]]:
             place.setdefault(text, len(place))
@@ -44,7 +44,7 @@ def main() -> None:
     of_dev = 1 + max(map(max, pairs[STS_DEV_TASK]))
 
     model = PromptEOL(arguments.model)
-    model = PromptEOL(modules=[model[0], model[1]])  # without a centring of its own
+    model = PromptEOL(modules=[model[0], model[1]])  # without the model's own centering
     layers = range(-1, -model[0].config.get_text_config().num_hidden_layers - 1, -1)
     lines = [["template", "layer", "centred", *tasks, "STS avg"]]
     averages = [["template", "layer", "STS-B dev", "centred", "STS avg", "centred"]]
@@ -58,12 +58,12 @@ def main() -> None:
                     spearman(cosine_similarities(*(embeddings[side] for side in pairs[task])), gold[task])
                     for task in tasks
                 ]
-                told = [
+                cells = [
                     f"{score:.2f}"
                     for score in [*scores, sum(round(one, 2) for one in scores[1:]) / len(arguments.tasks)]
                 ]
-                lines.append([name, str(layer), "yes" if both else "no", *told])
-                both.append([told[0], told[-1]])
+                lines.append([name, str(layer), "yes" if both else "no", *cells])
+                both.append([cells[0], cells[-1]])
             averages.append([name, str(layer), both[0][0], both[1][0], both[0][1], both[1][1]])
     print(to_markdown(averages, text_columns=("template",)), end="")
     if arguments.output:

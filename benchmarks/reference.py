@@ -1,4 +1,4 @@
-"""What benchmarks share: the reference's way of computing, random models of known shapes, counting and timing."""
+"""Shared by the benchmarks: the reference implementation, random models of known shapes, counting and timing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from st_prompteol.fast import FastPath
 
 JOCKEY = Demonstration("A jockey riding a horse.", "Equestrian")
 TIED = {"tie_word_embeddings": True}
-# Model type, hidden size, size of the feed-forward layers, number of layers, number of heads, and what else differs
-# from the configuration's defaults
+# Model type, hidden size, size of the feed-forward layers, number of layers, number of heads, and other non-default
+# values of the configuration
 SHAPES: dict[str, tuple[str, int, int, int, int, dict[str, Any]]] = {
-    "tiny": ("opt", 64, 128, 2, 4, {}),  # to try a benchmark out
+    "tiny": ("opt", 64, 128, 2, 4, {}),  # for testing a benchmark
     "opt-125m": ("opt", 768, 3072, 12, 12, {}),
     "opt-350m": ("opt", 1024, 4096, 24, 16, {"word_embed_proj_dim": 512, "do_layer_norm_before": False}),
     "opt-1.3b": ("opt", 2048, 8192, 24, 32, {}),
@@ -42,7 +42,7 @@ SHAPES: dict[str, tuple[str, int, int, int, int, dict[str, Any]]] = {
 
 
 def config_of(shape: str, vocabulary: int, **options: Any) -> PretrainedConfig:
-    """Returns the configuration of a shape with a vocabulary of that many tokens."""
+    """Returns the configuration of a shape with the given vocabulary size."""
     model_type, hidden, feed_forward, layers, heads, others = SHAPES[shape]
     if model_type == "opt":
         others = {"ffn_dim": feed_forward, "word_embed_proj_dim": hidden, **others}
@@ -53,14 +53,14 @@ def config_of(shape: str, vocabulary: int, **options: Any) -> PretrainedConfig:
 
 
 def reference_embeddings(lm: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Computes embeddings as the reference does: logits and all hidden states of a causal LM.
+    """Computes embeddings like the reference: with the logits and all hidden states of a causal LM.
 
     Args:
         lm: A causal LM.
         batch: `input_ids` and `attention_mask`, padded on the left.
 
     Returns:
-        Shape `(batch_size, hidden_size)`.
+        The embeddings `(batch_size, hidden_size)`.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     embeddings: torch.Tensor = lm(**inputs, output_hidden_states=True).hidden_states[-1][:, -1]
@@ -68,12 +68,12 @@ def reference_embeddings(lm: torch.nn.Module, batch: dict[str, torch.Tensor]) ->
 
 
 class Reference:
-    """The reference's encoding: texts in the order that they come in, each whole.
+    """The reference's encoding: texts in their given order, without a prefix cache.
 
     Args:
         lm: A causal LM.
-        tokenizer: Its tokenizer.
-        batch_size: Texts per forward pass.
+        tokenizer: The tokenizer of the LM.
+        batch_size: The number of texts per forward pass.
     """
 
     def __init__(self, lm: PreTrainedModel, tokenizer: Any, batch_size: int) -> None:
@@ -83,7 +83,7 @@ class Reference:
 
     @classmethod
     def open(cls, folder: str, batch_size: int) -> Reference:
-        """Opens a saved causal LM with its tokenizer, in float32."""
+        """Loads a saved causal LM with its tokenizer in float32."""
         lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         return cls(lm, AutoTokenizer.from_pretrained(folder), batch_size)
 
@@ -96,7 +96,7 @@ class Reference:
 
 
 def random_lm(shape: str, vocabulary: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Makes a causal LM of random weights where it is to be."""
+    """Creates a causal LM with random weights on the device."""
     torch.manual_seed(0)
     with torch.device(device):
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(shape, vocabulary), dtype=dtype)
@@ -104,20 +104,20 @@ def random_lm(shape: str, vocabulary: int, device: str = "cpu", dtype: torch.dty
 
 
 def save_random_model(shape: str, tokenizer: str, folder: str, **options: Any) -> None:
-    """Saves a causal LM of random weights, with the options of `random_lm`, and a real tokenizer."""
+    """Saves a causal LM with random weights, with the options of `random_lm`, and a real tokenizer."""
     opened = AutoTokenizer.from_pretrained(tokenizer)
     opened.save_pretrained(folder)
     random_lm(shape, len(opened), **options).save_pretrained(folder)
 
 
 def wait() -> None:
-    """Waits until a GPU, if there is one, has done what it was asked for."""
+    """Synchronizes with the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
-    """Calls a function and returns how long that and what it asked of a GPU took."""
+    """Calls a function and returns its duration in seconds, including its work on a GPU."""
     wait()
     start = time.perf_counter()
     function()
@@ -126,7 +126,7 @@ def seconds_of(function: Callable[[], Any]) -> float:
 
 
 def latency(model: PromptEOL, sentence: str, calls: int = 300) -> dict[str, float]:
-    """Encodes one sentence at a time: median seconds of `encode`, and of a forward pass over its own tokens alone."""
+    """Encodes one sentence at a time; returns median seconds of `encode` and of a forward pass over its own tokens."""
     own = model[0].tokenizer(sentence + model.template.tail, add_special_tokens=False, return_tensors="pt")
     ids = own["input_ids"].to(model.device)
     seconds: dict[str, list[float]] = {"forward": [], "encode": []}
@@ -138,8 +138,8 @@ def latency(model: PromptEOL, sentence: str, calls: int = 300) -> dict[str, floa
 
 
 def flops_per_sentence(model: PromptEOL, sentences: list[str]) -> float:
-    """Counts the useful arithmetic of a sentence: what is computed for it alone, without head and padding."""
-    enabled, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False  # whose products are not counted
+    """Counts the useful FLOPs of a sentence, without prefix and padding."""
+    enabled, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False  # its products are not counted
     try:
         with FlopCounterMode(display=False) as counter:
             model.encode(sentences, batch_size=1)
@@ -150,7 +150,7 @@ def flops_per_sentence(model: PromptEOL, sentences: list[str]) -> float:
 
 @contextmanager
 def noting_shared_heads() -> Iterator[list[bool]]:
-    """Yields a list to which every forward pass adds whether it was computed behind a shared head."""
+    """Yields a list to which every forward pass appends whether it used the prefix cache."""
     run, noted = FastPath.run, []
 
     def noting(*args: Any) -> Any:
@@ -166,7 +166,7 @@ def noting_shared_heads() -> Iterator[list[bool]]:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what a page of measurements says about when, where and with what they were made."""
+    """Returns the date, the machine and the versions for a page of measurements."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": platform.processor() or platform.machine(),

@@ -1,13 +1,12 @@
-"""Searching a demonstration, in one run: the reference's way, ours by halving and ours exhaustively.
+"""Demonstration search in one run: the reference implementation, ours by halving and ours exhaustively.
 
     python benchmarks/search.py --tokenizer TOKENIZER --data-dir SENTEVAL
 
-Random weights of the shape of OPT-125M, a real tokenizer, STS-B dev. The reference encodes both sentences of every
-pair from scratch for each candidate: causal LM with logits and all hidden states, 32 at a time, padded on the left,
-unsorted. A whole search of 300 candidates takes it days of a CPU, so a part is measured and multiplied: some sentences
-of each way for some candidates, the ways in turns. That assumes that every candidate and sentence takes as long as
-those measured, which are drawn at random; ours computes a candidate's head once per measured part, as in a round of
-halving.
+Uses random weights in the shape of OPT-125M, a real tokenizer and STS-B dev. The reference encodes both sentences of
+every pair from scratch for each candidate: causal LM with logits and all hidden states, batches of 32, padded on the
+left, unsorted. Its search of 300 candidates takes days on a CPU, so the time is extrapolated from some sentences of
+some candidates, with interleaved methods. This assumes that all candidates and sentences take as long as the measured
+ones, which are drawn at random; ours computes a candidate's prefix once per measured part, as in a round of halving.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ SHOTS = [
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="folder or repository of OPT's tokenizer")
     parser.add_argument("--data-dir", required=True, help="folder in SentEval's layout")
@@ -66,7 +65,7 @@ def main() -> None:
         texts = [template.render(sentence) for sentence in rng.sample(every, arguments.reference_sentences)]
         theirs.append(seconds_of(lambda texts=texts: reference.encode(texts)) / len(texts))
         sentences = rng.sample(distinct, arguments.sentences)
-        # its head included
+        # including its prefix
         ours.append(seconds_of(lambda sentences=sentences: model.encode(sentences, batch_size=64)) / len(sentences))
     reference_hours = statistics.median(theirs) * len(every) * CANDIDATES / 3600
     exhaustive_hours = statistics.median(ours) * len(distinct) * CANDIDATES / 3600

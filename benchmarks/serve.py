@@ -1,9 +1,9 @@
-"""Requests to `st-prompteol serve`: one client after the other, then many at once, of one sentence each.
+"""Requests of one sentence each to `st-prompteol serve`, from one client and from many concurrent ones.
 
     python benchmarks/serve.py MODEL
 
-Server and clients share the machine. Each client is a thread with a connection of its own, which it keeps. The number
-in the last row is that of `PromptEOL.encode` with all sentences in one call, in the process of the clients.
+Server and clients share the machine. Each client is a thread with its own persistent connection. The last row is
+`PromptEOL.encode` with all sentences in one call, in the process of the clients.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SERVE = "from st_prompteol.cli import app; app()"
 
 
 def request_one_by_one(port: int, sentences: list[str]) -> list[float]:
-    """Sends a request for each sentence over one connection, and returns the seconds that each answer took."""
+    """Sends a request for each sentence over one connection, and returns the seconds until each response."""
     connection, seconds = http.client.HTTPConnection("127.0.0.1", port), []
     for sentence in sentences:
         start = time.perf_counter()
@@ -43,7 +43,7 @@ def request_one_by_one(port: int, sentences: list[str]) -> list[float]:
 
 
 def measure(port: int, sentences: list[str], clients: int) -> list[str]:
-    """Returns a row: clients, sentences per second, median and 95th percentile of the milliseconds of an answer."""
+    """Returns a row: clients, sentences per second, median and 95th percentile of the response time in ms."""
     shares = [sentences[number::clients] for number in range(clients)]
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
@@ -56,7 +56,7 @@ def measure(port: int, sentences: list[str], clients: int) -> list[str]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder, a Hub id, or tiny")
     parser.add_argument("--count", type=int, default=1024, help="sentences, all different")

@@ -1,11 +1,11 @@
-"""A training step of this project against the reference's way of computing, in one run: time and peak memory.
+"""Time and peak memory of a training step of this project and of the reference implementation, in one run.
 
 python benchmarks/train.py --threads 1 --output docs/benchmarks.md     # OPT-125M-shaped, on a CPU: about half an hour
 python benchmarks/train.py --cached                                    # memory of gradient caching at batch 256
 
-Weights are random and so are tokens; the lengths are drawn like those of the SNLI and MNLI triplets that the paper
-trained on. Model, data, LoRA and batch are the same in all rows. Every row is a process of its own. Time is that of
-the process (user and system), so that a machine with other work gives the same ratios.
+Weights and tokens are random; the lengths are drawn like those of the SNLI and MNLI triplets in the paper's training
+data. Model, data, LoRA and batch are the same in all rows. Every row runs in a separate process. The time is the
+process time (user and system), so that other work on the machine does not change the ratios.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are run from a checkout
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks are not installed
 
 import numpy as np
 import torch
@@ -29,13 +29,13 @@ from reference import SHAPES, config_of, reference_embeddings
 
 from st_prompteol.output import to_markdown
 
-HEAD, TAIL = 5, 6  # tokens of the template around a sentence, by OPT's tokenizer
-LENGTHS = ((17, 9), (9, 4), (9, 4))  # mean and deviation of tokens: premise, entailment, contradiction
+HEAD, TAIL = 5, 6  # tokens of the template around a sentence, with OPT's tokenizer
+LENGTHS = ((17, 9), (9, 4), (9, 4))  # mean and standard deviation of tokens: premise, entailment, contradiction
 Columns = list[dict[str, torch.Tensor]]
 
 
 def draw_lengths(batch_size: int, rng: np.random.Generator) -> list[list[int]]:
-    """Returns the tokens of each triplet's rendered sentences, the sentence cut to 32: `(batch_size, 3)`."""
+    """Returns the token counts of each triplet's sentences, cut to 32, plus template: `(batch_size, 3)`."""
     columns = []
     for mean, deviation in LENGTHS:
         variance = np.log(1 + (deviation / mean) ** 2)
@@ -54,17 +54,17 @@ def pad(lengths: list[int], width: int, side: str) -> dict[str, torch.Tensor]:
 
 
 def random_config(shape: str) -> Any:
-    """Returns the shape's configuration with a vocabulary of OPT's 50,272 tokens, or of LLaMA's 32,000."""
+    """Returns the shape's configuration with OPT's vocabulary of 50,272 tokens, or LLaMA's of 32,000."""
     return config_of(shape, 32_000 if shape.startswith("llama") else 50_272, use_cache=False)
 
 
 def reference_step(
     shape: str, draw: Callable[[], list[list[int]]], device: str = "cpu", *, nf4: bool = False
 ) -> Callable[[], None]:
-    """The reference's way: causal LM, logits over the vocabulary, all hidden states, checkpointing, float32.
+    """The reference's step: causal LM, logits over the vocabulary, all hidden states, checkpointing, float32.
 
-    The columns are one batch, padded on the left to a multiple of 8 of the longest of all. With nf4 weights what they
-    give is in float32, under autocast to float16.
+    The columns are one batch, padded on the left to the longest row, rounded up to a multiple of 8. With nf4 weights
+    their outputs are in float32, under autocast to float16.
     """
     from peft import inject_adapter_in_model
     from transformers import AutoModelForCausalLM
@@ -77,7 +77,7 @@ def reference_step(
         quantise(lm.base_model, device, torch.float32)
     layers = {name.rpartition(".")[2] for name, part in lm.named_modules() if isinstance(part, torch.nn.Linear)}
     inject_adapter_in_model(lora_config(target_modules=sorted(layers - {"lm_head"})), lm)
-    for parameter in lm.parameters():  # norms, embeddings and head too, as peft prepares a model in 4 bit
+    for parameter in lm.parameters():  # also norms, embeddings and head, like peft's preparation of 4-bit models
         if parameter.is_floating_point():
             parameter.data = parameter.data.float()
     lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -118,7 +118,7 @@ def our_body(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32
 def our_step(
     body: Any, draw: Callable[[], list[list[int]]], mini_batch_size: int | None, *, bf16: bool
 ) -> Callable[[], None]:
-    """This project's way: the body alone, columns padded on their own, the loss that training uses."""
+    """This project's step: the body alone, columns padded separately, the loss of `training`."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Module
 
@@ -128,7 +128,7 @@ def our_step(
 
     device = body.device
 
-    class Body(Module):  # PromptEOLTransformer without its tokenizer, which tokens that are drawn do not need
+    class Body(Module):  # PromptEOLTransformer without tokenizer, not needed for random tokens
         def __init__(self) -> None:
             super().__init__()
             self.model = body
@@ -157,7 +157,7 @@ def our_step(
 
 
 def quantise(body: torch.nn.Module, device: str, compute_dtype: torch.dtype) -> None:
-    """Replaces the linear layers by layers in nf4 on a device."""
+    """Replaces the linear layers with nf4 layers on a device."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     from st_prompteol import quantization_config
@@ -173,11 +173,11 @@ def quantise(body: torch.nn.Module, device: str, compute_dtype: torch.dtype) -> 
             layer = Linear4bit(*sizes, compute_dtype=compute_dtype, device="meta", **stored)
             layer.weight = Params4bit(part.weight.data, requires_grad=False, module=layer, **stored)
             layer.bias = part.bias
-            body.set_submodule(name, layer.to(device))  # which quantises it
+            body.set_submodule(name, layer.to(device))  # moving it quantizes it
 
 
 def updater(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
-    """Returns what follows the loss in both ways: backward, clipping, AdamW."""
+    """Returns the update after the loss, the same for both methods: backward, clipping, AdamW."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -193,7 +193,7 @@ def updater(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
 
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
-    """Runs one row in this process: seconds of a step, peak memory in bytes."""
+    """Runs one row in this process; returns seconds per step and peak memory in bytes."""
     torch.set_num_threads(row["threads"])
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -207,7 +207,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         step = reference_step(row["shape"], draw)
     else:
         step = our_step(our_body(row["shape"]), draw, row["mini_batch_size"], bf16=row["bf16"])
-    step()  # warms up
+    step()  # warm-up
     started = time.process_time()
     for _ in range(row["steps"]):
         step()
@@ -216,7 +216,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_a_process(row: dict[str, Any]) -> dict[str, Any]:
-    """Runs one row in a process of its own, so that its peak memory is its own."""
+    """Runs one row in a separate process, so that the peak memory is that of the row."""
     done = subprocess.run(
         [sys.executable, __file__, "--row", json.dumps(row)], capture_output=True, text=True, check=False
     )
@@ -246,7 +246,7 @@ def compare(args: argparse.Namespace) -> str:
 
 
 def compare_cached(args: argparse.Namespace) -> str:
-    """Returns peak memory of the cached loss, mini-batch 16, at batch 256 against a batch of 16."""
+    """Returns the peak memory of the cached loss with mini-batches of 16 at batch size 256 and at batch size 16."""
     shared = {"shape": args.shape, "way": "ours", "threads": args.threads, "steps": 1, "bf16": False}
     results = [
         in_a_process({**shared, "name": name, "batch_size": batch_size, "mini_batch_size": mini_batch_size})
@@ -261,7 +261,7 @@ def compare_cached(args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Runs what is asked for and prints Markdown."""
+    """Runs the requested comparison and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="opt-125m", choices=list(SHAPES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

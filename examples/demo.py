@@ -1,7 +1,7 @@
-"""The whole way on real sentences: encode, search, map, fine-tune, save, open with plain sentence-transformers.
+"""A full example: encode, search, plot, fine-tune, save, and load with plain sentence-transformers.
 
-`make demo` takes the small model that comes with the package; `make demo MODEL=facebook/opt-125m` any other decoder
-LLM, from the Hub or a folder. The sentences beside this file were written for it.
+`make demo` uses the small model that is included in the package; `make demo MODEL=facebook/opt-125m` any other decoder
+LLM, from the Hub or a folder. The sentences next to this file were written for this example.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUERIES = [
 ]
 COLOURS = {"news": "tab:blue", "caption": "tab:orange", "question": "tab:green", "review": "tab:red"}
 
-# What anyone runs: sentence-transformers alone, in a process where this package cannot be imported.
+# Plain sentence-transformers, in a process where this package cannot be imported.
 PLAIN = """
 import sys
 sys.modules["st_prompteol"] = None
@@ -47,7 +47,7 @@ np.save(sys.argv[2], SentenceTransformer(sys.argv[1], device="cpu").encode(sys.a
 
 
 def read(name: str) -> dict[str, list[str]]:
-    """Returns the columns of a table beside this file."""
+    """Returns the columns of a table in this folder."""
     with open(HERE / name, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return {column: [row[column] for row in rows] for column in rows[0]}
@@ -63,7 +63,7 @@ def show_neighbours(model: PromptEOL, sentences: list[str], embeddings: np.ndarr
 
 
 def draw_map(kinds: list[str], sentences: list[str], embeddings: np.ndarray, path: Path) -> None:
-    """Draws sentences in the two directions in which their embeddings differ most, a few of them with their text."""
+    """Plots sentences along the first two principal components of their embeddings, some with labels."""
     points = torch.nn.functional.normalize(torch.from_numpy(embeddings).float(), dim=1)
     points = points - points.mean(dim=0)
     _, _, directions = torch.linalg.svd(points, full_matrices=False)
@@ -76,7 +76,7 @@ def draw_map(kinds: list[str], sentences: list[str], embeddings: np.ndarray, pat
     width, height, labelled = float(np.ptp(x)), float(np.ptp(y)), list[int]()
     for index, sentence in enumerate(sentences):
         if any(abs(x[index] - x[i]) < 0.3 * width and abs(y[index] - y[i]) < 0.028 * height for i in labelled):
-            continue  # its text would lie on another
+            continue  # its label would overlap another
         labelled.append(index)
         right = x[index] > x.min() + 0.7 * width
         axes.annotate(
@@ -96,7 +96,7 @@ def draw_map(kinds: list[str], sentences: list[str], embeddings: np.ndarray, pat
 
 
 def fine_tune(model: PromptEOL, folder: Path) -> None:
-    """Trains an adapter on the triplets beside this file, then adds it to the weights."""
+    """Trains an adapter on the triplets in this folder, then merges it into the weights."""
     model.add_adapter(lora_config())
     model.model_card_data.generate_widget_examples = False
     arguments = SentenceTransformerTrainingArguments(
@@ -120,7 +120,7 @@ def fine_tune(model: PromptEOL, folder: Path) -> None:
 
 
 def main() -> None:
-    """Takes the whole way, and prints what comes of it and where it is."""
+    """Runs all steps, and prints the results and their location."""
     matplotlib.use("agg")
     logging.set_verbosity_error()
     logging.disable_progress_bar()

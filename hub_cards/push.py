@@ -2,18 +2,18 @@
 
 To release a model:
 
-1. add it to `RELEASED`; `path` is the folder that training wrote, from the root of the checkout;
-2. measure it and its base into `hub_cards/<user>__<name>/evaluation`, from the root too:
+1. add it to `RELEASED`; `path` is the training output folder, relative to the root of the checkout;
+2. evaluate it and its base, also from the root:
    `st-prompteol evaluate PATH BASE --results-dir hub_cards/<user>__<name>/evaluation`;
-3. `python hub_cards/push.py --render` asks the model for what the card says of it (training report, template,
-   dimensions: `hub_cards/<user>__<name>/facts.json`) and renders `hub_cards/<user>__<name>.md`;
-4. commit all three after reading the card; a test renders it anew from the other two, without the model;
+3. `python hub_cards/push.py --render` collects the facts for the card from the model (training report, template,
+   dimensions) in `hub_cards/<user>__<name>/facts.json`, and renders `hub_cards/<user>__<name>.md`;
+4. review the card and commit all three; a test renders it again from the other two, without the model;
 5. `python hub_cards/push.py --dry-run`, then without it.
 
-No number of a card is typed: a new measurement or another template of the card shows as a difference after `--render`.
+No number in a card is typed by hand: new measurements or changes of the card's template show up after `--render`.
 
-The playground is not a model: `python hub_cards/push.py --space user/name` puts `hub_cards/space` there as a Space,
-with the library of this checkout beside it.
+The playground is not a model: `python hub_cards/push.py --space user/name` pushes `hub_cards/space` as a Space,
+together with the library of this checkout.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ COMMAND = "python hub_cards/push.py --render"
 
 @dataclass(frozen=True)
 class Release:
-    """A model to publish.
+    """A model to release.
 
     Args:
-        path: The folder that training wrote.
+        path: The output folder of training.
         repo_id: The repository.
-        card: What its author adds to the card; `results_dir` is that of `results_folder`.
-        merge_to: Repository of the merged model. Defaults to None.
+        card: The author's additions to the card; `results_dir` is given by `results_folder`.
+        merge_to: The repository of the merged model. Defaults to None.
     """
 
     path: str
@@ -59,24 +59,24 @@ RELEASED: tuple[Release, ...] = (
     Release(
         path="runs/prompteol-tiny/merged",
         repo_id="st-prompteol/prompteol-tiny",
-        # its texts have licences of their own, some of them without commercial use
+        # the training texts have licenses of their own, some non-commercial
         card=CardOptions(license="other", language="en", hardware="two CPU cores"),
     ),
 )
 
 
 def card_file(release: Release, folder: Path = FOLDER) -> Path:
-    """Returns where the rendered card of a release lies."""
+    """Returns the path of a release's rendered card."""
     return folder / f"{release.repo_id.replace('/', '__')}.md"
 
 
 def facts_file(release: Release, folder: Path = FOLDER) -> Path:
-    """Returns where the facts lie that the model gave for its card."""
+    """Returns the path of the facts about a release's model."""
     return card_file(release, folder).with_suffix("") / "facts.json"
 
 
 def results_folder(release: Release, folder: Path = FOLDER) -> Path:
-    """Returns where the results of a release lie, the `--results-dir` of `st-prompteol evaluate`."""
+    """Returns the results folder of a release, the `--results-dir` of `st-prompteol evaluate`."""
     return card_file(release, folder).with_suffix("") / "evaluation"
 
 
@@ -97,7 +97,7 @@ def render(release: Release, folder: Path = FOLDER) -> Path:
 
 
 def gather_space(folder: Path) -> list[str]:
-    """Writes what the playground's Space consists of, and returns the paths of its files."""
+    """Writes the files of the playground's Space to a folder, and returns their paths."""
     unwanted = shutil.ignore_patterns("__pycache__")
     shutil.copytree(FOLDER / "space", folder, dirs_exist_ok=True, ignore=unwanted)
     shutil.copytree(LIBRARY, folder / LIBRARY.name, ignore=unwanted)
@@ -105,14 +105,14 @@ def gather_space(folder: Path) -> list[str]:
 
 
 def push_space(repo_id: str, *, dry_run: bool = False) -> str:
-    """Puts the playground on the Hub, in one commit; what was in the Space and is in it no more is removed.
+    """Pushes the playground to the Hub in one commit, and removes outdated files from the Space.
 
     Returns:
-        Its page, or for a dry run the paths that it would have.
+        The URL of the Space, or for a dry run the paths of its files.
 
     Raises:
-        ValueError: If `repo_id` cannot be the name of a Space.
-        PermissionError: If the token may not write there.
+        ValueError: If `repo_id` is not a valid name of a Space.
+        PermissionError: If the token has no write access.
         ConnectionError: If the Hub cannot be reached.
     """
     with tempfile.TemporaryDirectory() as folder, explain_push(repo_id):
@@ -132,7 +132,7 @@ def push_space(repo_id: str, *, dry_run: bool = False) -> str:
 
 
 def main() -> None:
-    """Renders or pushes the releases that are listed."""
+    """Renders or pushes the listed releases, or pushes the playground."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repo_ids", nargs="*", help="Only these; all that are listed if none is given.")
     parser.add_argument("--render", action="store_true", help="Only write the cards into this folder.")

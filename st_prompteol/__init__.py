@@ -45,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: templates and the command line's help need no PyTorch."""
+    """Imports a public name on first use, because templates and the command line's help do not need PyTorch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with _without_advice():
@@ -54,9 +54,9 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keeps back which faster kernels bitsandbytes and torchao, if installed, miss while upstream imports them.
+    """Suppresses log messages of bitsandbytes and torchao about missing kernels while upstream imports them.
 
-    It would be the first line of every process, although a model that is not quantised never needs them.
+    They would be the first output of every process, although only quantized models need these kernels.
     """
 
     def is_no_advice(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Adapter folders: reading what other tools write with the body's names, and checking what is saved for them."""
+"""Adapter folders: loads adapters of other tools with the body's layer names, and checks saved adapters for them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers.util import load_file_path
 from transformers import PretrainedConfig, PreTrainedModel
 
-_PEFT_PREFIX = "base_model.model."  # in front of every name in an adapter's file
+_PEFT_PREFIX = "base_model.model."  # prefix of every tensor name in an adapter file
 _INDEX = "adapter_model.safetensors.index.json"
 _MERGE = (
     "merge it into its base by peft's merge_and_unload(), save that model and its tokenizer to a folder, and open the "
     "folder"
 )
-# Kinds that live in the layers of a model alone, each tried; docs/adapters.md has the table
+# Tested adapter types that only modify layers of the model; docs/adapters.md has the table
 IN_LAYERS = frozenset(
     "LORA ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR MISS OFT "
     "OSF PEANUT PSOFT ROAD SHIRA SUPERTUNING TRAINABLE_TOKENS WAVEFT".split()
 )
-_UNTRIED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config")  # options of LoRA
-# Why others are not opened
+_UNTRIED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config")  # LoRA options without tests
+# Why other types are not loaded
 _REASONS = {
     "LILY": "shares weights between layers, which transformers and sentence-transformers do not open",
     "POLY": "needs the number of a task with every sentence",
@@ -41,7 +41,7 @@ _REASONS = {
 
 
 def check_kind(adapter_name_or_path: str, config: PeftConfig) -> None:
-    """Raises ValueError if an adapter is of a kind that does not live in the layers of a model alone."""
+    """Raises ValueError if an adapter's type modifies more than the layers of the model."""
     kind, init = PeftType(config.peft_type).value, str(getattr(config, "init_lora_weights", None))
     reason, remedy = None, "train LoRA instead"
     if config.is_prompt_learning or config.is_adaption_prompt:
@@ -65,20 +65,20 @@ def check_kind(adapter_name_or_path: str, config: PeftConfig) -> None:
 def read_adapter(
     adapter_name_or_path: str, model: PreTrainedModel, **hub_kwargs: Any
 ) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
-    """Reads a published adapter, and names its layers as in the body, whatever it was trained on.
+    """Reads a published adapter, trained on the body or a causal LM, and renames its layers to those of the body.
 
-    What the body does not have, and an embedding does not read (a language-model head), is left out.
+    Layers that the body does not have and embeddings do not need (a language-model head) are left out.
 
     Args:
         adapter_name_or_path: A folder or a Hub repository.
         model: The body.
-        **hub_kwargs: As `load_adapter` takes them.
+        **hub_kwargs: As in `load_adapter`.
 
     Returns:
-        Its configuration, and its tensors by their names in the body.
+        The adapter's configuration, and its tensors by their names in the body.
 
     Raises:
-        ValueError: If it is of a kind that the layers of a body do not hold, or adapts only what is left out.
+        ValueError: If the adapter's type is not supported, or it only adapts layers that are left out.
     """
     config = PeftConfig.from_pretrained(adapter_name_or_path, **hub_kwargs)
     check_kind(adapter_name_or_path, config)
@@ -98,27 +98,27 @@ def read_adapter(
             f"{', '.join(sorted(raw)[:2])}): its embeddings are those of {model.name_or_path!r}, so open that."
         )
     name_as_body(config, model, (prefix,))
-    config.task_type = "FEATURE_EXTRACTION"  # by which peft opens it on the body
+    config.task_type = "FEATURE_EXTRACTION"  # the task type with which peft loads it on the body
     embeddings = embedding_name(model)
     if f"{embeddings}.weight" in tensors and hasattr(config, "modules_to_save"):
-        # saved whole beside the adapter, as where the vocabulary was resized
+        # saved as a whole beside the adapter, e.g. after the vocabulary was resized
         config.modules_to_save = sorted({*(config.modules_to_save or ()), embeddings})
     return config, tensors
 
 
 def name_as_body(config: PeftConfig, model: PreTrainedModel, prefixes: Iterable[str]) -> None:
-    """Makes a configuration's names of layers those of the body, in place.
+    """Replaces the layer names in an adapter configuration by those of the body, in place.
 
     Args:
-        config: Of an adapter for the causal LM or the body.
+        config: The configuration of an adapter for the causal LM or the body.
         model: The body.
-        prefixes: What may stand in front of the body's names, such as `"model."`.
+        prefixes: Possible prefixes of the body's names, such as `"model."`.
     """
     names = {f"{prefix}{name}": name for name, _ in model.named_modules() if name for prefix in prefixes}
     targets = getattr(config, "target_modules", None)
     if targets and targets != "all-linear" and _depends_on_prefix(config):
         adapted = {name for full, name in names.items() if check_target_module_exists(config, full)}
-        if adapted:  # else peft's own error says that nothing was found
+        if adapted:  # otherwise peft raises its own error that nothing was found
             config.target_modules = _shorten(adapted, names.values())
             for field in ("exclude_modules", "layers_to_transform", "layers_pattern"):
                 if hasattr(config, field):
@@ -157,13 +157,13 @@ def _depends_on_prefix(config: PeftConfig) -> bool:
 
 
 def _shorten(adapted: set[str], names: Iterable[str]) -> list[str]:
-    """Returns the last parts of layers' names where they mean these layers and no others, whole names elsewhere."""
+    """Shortens layer names to their last part where it is unambiguous; the others stay whole."""
     last = {name.rpartition(".")[2] for name in adapted}
     return sorted(last if {name for name in names if name.rpartition(".")[2] in last} == adapted else adapted)
 
 
 def _prefix(raw: Iterable[str], model: PreTrainedModel) -> str:
-    """Returns what stands in front of the body's names in an adapter's file."""
+    """Returns the prefix of the body's names in an adapter file."""
     body = model.base_model_prefix
     children = tuple(f"{name}." for name, _ in model.named_children())
     for prefix in (f"{body}.language_model.", f"language_model.{body}.", f"{body}.", "language_model.", ""):
@@ -188,7 +188,7 @@ def _read_tensors(adapter_name_or_path: str, hub_kwargs: dict[str, Any]) -> dict
 
 
 def _plain(name: str) -> str:
-    """Spells a tensor's name as peft and transformers both read it: peft's own name of DoRA's lacks the end."""
+    """Returns a tensor name that peft and transformers both read: adds `.weight`, missing in peft's DoRA names."""
     return f"{name}.weight" if name.endswith(".lora_magnitude_vector") else name
 
 
@@ -200,17 +200,17 @@ def embedding_name(model: PreTrainedModel) -> str:
 
 
 def adapter_tensors(model: PreTrainedModel, adapter_name: str) -> dict[str, torch.Tensor]:
-    """Returns the tensors of an adapter on a body, by their names in its file; they share the model's memory."""
+    """Returns the tensors of a loaded adapter by their names in its file; they share the model's memory."""
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return {_plain(name): tensor for name, tensor in tensors.items()}
 
 
 def check_base(model: PreTrainedModel, base: PretrainedConfig | None) -> None:
-    """Raises ValueError if others find another base under the name that an adapter states.
+    """Raises ValueError if the base model named in an adapter is not the one that others would load.
 
     Args:
         model: The body with the adapter.
-        base: The configuration that they find there; None if the weights below the adapter have changed since.
+        base: The published configuration of the base; None if the weights below the adapter have changed since.
     """
     if not getattr(model, "peft_config", None):
         return
@@ -234,17 +234,17 @@ def _not_saved(model: PreTrainedModel, problem: str) -> str:
 
 
 def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedConfig) -> None:
-    """Spells the adapter that was just saved as all readers know it, and opens it as plain `SentenceTransformer` does.
+    """Rewrites a just saved adapter for all readers, and checks that plain `SentenceTransformer` loads it correctly.
 
-    It is opened on a base without weights, which takes neither memory nor much time.
+    The check loads it on a base model without weights, which is fast and takes no memory.
 
     Args:
         folder: The folder that transformers saved it to.
         model: The body with the adapter.
-        base: The configuration that is found under the base's name.
+        base: The published configuration of the base.
 
     Raises:
-        ValueError: If a plain reader would get another adapter; the sentence says what to do.
+        ValueError: If plain `SentenceTransformer` would load a different adapter; the message names the remedy.
     """
     (name,) = model.active_adapters()
     config = model.peft_config[name]
@@ -260,15 +260,15 @@ def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedC
 def _problem_of_readers(
     config: PeftConfig, model: PreTrainedModel, base: PretrainedConfig, tensors: dict[str, torch.Tensor]
 ) -> str | None:
-    """Returns why an adapter with these tensors is another one when opened on its base, None if it is the same."""
+    """Returns how an adapter with these tensors would differ when loaded on its base, None if it would not."""
     config, name = copy.deepcopy(config), "opened"
     if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = True  # without weights there is no SVD of them, and the tensors are read anyway
+        config.init_lora_weights = True  # no SVD without weights; the tensors are loaded anyway
     with torch.device("meta"):
         bare = type(model)(base)
     try:
         report = bare.load_adapter(peft_config=config, adapter_state_dict=dict(tensors), adapter_name=name)
-    except NotImplementedError:  # SHiRA and AdaMSS compute their start from the base's weights
+    except NotImplementedError:  # SHiRA and AdaMSS initialize from the base's weights
         return None
     except (RuntimeError, ValueError) as error:
         return f"it does not fit there ({' '.join(str(error).split())})"
@@ -282,7 +282,7 @@ def _problem_of_readers(
 
 
 def _scalings(model: PreTrainedModel, adapter_name: str) -> dict[str, Any]:
-    """Returns by what adapted layers scale the adapter, None where the kind has no scaling."""
+    """Returns the adapter's scaling in each adapted layer, None for adapter types without scaling."""
     return {
         path.replace("_fsdp_wrapped_module.", ""): getattr(layer, "scaling", {}).get(adapter_name)
         for path, layer in model.named_modules()

@@ -1,4 +1,4 @@
-"""LoRA adapters: opening published ones, every tensor accounted for; merging."""
+"""LoRA adapters: configuration, loading with a check of every tensor, and merging."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from st_prompteol.adapter_files import adapter_tensors, check_kind, embedding_name, name_as_body, read_adapter
 
-_PROBED = 24  # tokens that are computed before and after a merge
+_PROBED = 24  # tokens for comparing the outputs before and after a merge
 
 
 def lora_config(
@@ -29,17 +29,17 @@ def lora_config(
     target_modules: str | Sequence[str] = "all-linear",
     **kwargs: Any,
 ) -> LoraConfig:
-    """Returns upstream's configuration with the paper's values: LoRA on every linear layer, no bias.
+    """Returns peft's `LoraConfig` with the paper's values: LoRA on every linear layer, no bias.
 
-    The language-model head gets none: it is not part of the body that `PromptEOL` trains. In 8 and 16 bit the paper's
-    code adapts `["q_proj", "v_proj"]` only; pass them to match it.
+    The language-model head is not adapted, because it is not part of the body that `PromptEOL` trains. In 8 and 16 bit
+    the paper's code adapts `["q_proj", "v_proj"]` only; pass them as `target_modules` to match it.
 
     Args:
         r: The rank. Defaults to 64.
         lora_alpha: Updates are scaled by `lora_alpha / r`. Defaults to 16.
-        lora_dropout: Dropout in front of the adapter, while training. Defaults to 0.05.
+        lora_dropout: The dropout probability of the adapter's input during training. Defaults to 0.05.
         target_modules: Names of the layers to adapt, or `"all-linear"`. Defaults to `"all-linear"`.
-        **kwargs: Everything else that `LoraConfig` takes.
+        **kwargs: Other arguments of `LoraConfig`.
 
     Example:
         >>> model = PromptEOL("tiny")
@@ -53,12 +53,12 @@ def lora_config(
 
 
 def prepare_config(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
-    """Returns the configuration of a new adapter with layers named as in this body.
+    """Returns the configuration of a new adapter with the layer names of this body.
 
-    `"all-linear"` is spelled out for a model whose linear layers are of no class that peft means by it (GPTQ, AWQ).
+    Replaces `"all-linear"` by layer names if peft does not recognize the model's linear layers (GPTQ, AWQ).
 
     Raises:
-        ValueError: If adapters of this kind cannot be saved for sentence-transformers.
+        ValueError: If adapters of this type cannot be saved for sentence-transformers.
     """
     check_kind("new", config)
     config = copy.deepcopy(config)
@@ -72,7 +72,7 @@ def prepare_config(config: PeftConfig, model: PreTrainedModel) -> PeftConfig:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
-    """Returns the layers that LoRA can adapt, by the last part of their names, one of each name."""
+    """Returns the layers that LoRA can adapt, by the last part of their names; one layer per name."""
     return {
         path.rpartition(".")[2]: module
         for path, module in model.named_modules()
@@ -88,21 +88,20 @@ def load_adapter(
     is_trainable: bool = False,
     **hub_kwargs: Any,
 ) -> None:
-    """Puts a published adapter on the body of a decoder LLM and makes it the active one.
+    """Loads a published adapter into the body of a decoder LLM and activates it.
 
-    The adapter may have been trained on the body or on the causal LM around it, and may be stored as
-    `adapter_model.safetensors` or `adapter_model.bin` (read with `weights_only=True`: no code in it is run).
+    The adapter may have been trained on the body or on the causal LM, and may be stored as
+    `adapter_model.safetensors` or `adapter_model.bin` (loaded with `weights_only=True`, so no code is executed).
 
     Args:
-        model: The body, as `AutoModel` gives it.
+        model: The body, as returned by `AutoModel`.
         adapter_name_or_path: A folder or a Hub repository with an `adapter_config.json`.
-        adapter_name: The name that the adapter gets in the model. Defaults to `"default"`.
-        is_trainable: Whether its weights ask for gradients. Defaults to False.
-        **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, as `hf_hub_download` takes them.
+        adapter_name: The name of the adapter in the model. Defaults to `"default"`.
+        is_trainable: Whether the adapter's weights require gradients. Defaults to False.
+        **hub_kwargs: `revision`, `token`, `cache_dir` and `local_files_only` of `hf_hub_download`.
 
     Raises:
-        ValueError: If a tensor of the adapter finds no place in the model, the model has a place for which the
-            adapter has no tensor, or shapes differ; the model is then as it was before.
+        ValueError: If the adapter has unexpected or missing tensors, or shapes differ; the model is then unchanged.
     """
     config, tensors = read_adapter(adapter_name_or_path, model, **hub_kwargs)
     if adapter_name in getattr(model, "peft_config", {}):
@@ -134,9 +133,9 @@ def load_adapter(
 
 
 def record_base_revision(model: PreTrainedModel) -> None:
-    """Notes in the configuration of every adapter which commit of the base, if it is from the Hub, it sits on.
+    """Records the commit of a base model from the Hub in the configuration of every adapter.
 
-    peft's field for it is `revision`; whoever opens the adapter later gets the same base.
+    peft's field for it is `revision`, so that the adapter is later loaded with the same base.
     """
     commit = getattr(model.config, "_commit_hash", None)
     for config in getattr(model, "peft_config", {}).values():
@@ -144,7 +143,7 @@ def record_base_revision(model: PreTrainedModel) -> None:
 
 
 def check_saving_adapters(model: PreTrainedModel) -> None:
-    """Raises ValueError if the model computes something else than the one adapter that a folder holds on its base."""
+    """Raises ValueError if the model differs from its base plus the single adapter that would be saved."""
     if not getattr(model, "peft_config", None):
         return
     layers: list[Any] = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
@@ -166,7 +165,7 @@ def check_saving_adapters(model: PreTrainedModel) -> None:
 
 
 def _is_scaled(layer: Any, name: str) -> bool:
-    """Whether LoRA's factor was changed after the adapter was made, as `scale_layer` does."""
+    """Whether the LoRA scaling was changed after the adapter was created, e.g. by `scale_layer`."""
     if name not in getattr(layer, "lora_alpha", {}):
         return False
     rank = layer.r[name]
@@ -175,18 +174,17 @@ def _is_scaled(layer: Any, name: str) -> bool:
 
 
 def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = "default") -> None:
-    """Copies the tensors of a saved adapter into the adapter on the model, whose parameters stay the same objects.
+    """Copies the tensors of a saved adapter into the loaded adapter, whose parameters stay the same objects.
 
-    That is what an optimizer needs that goes on where it stopped, and what a quantised base needs, of which no second
-    one fits beside it.
+    A resumed optimizer needs the same objects; and for a quantized base there may be no memory for a second copy.
 
     Args:
-        model: The body, with the adapter on it.
-        path: The folder that it was saved to.
-        adapter_name: Its name in the model. Defaults to `"default"`.
+        model: The body with the adapter.
+        path: The folder of the saved adapter.
+        adapter_name: The name of the adapter in the model. Defaults to `"default"`.
 
     Raises:
-        ValueError: If tensors differ in names or shapes; the model is then as it was before.
+        ValueError: If tensors differ in names or shapes; the model is then unchanged.
     """
     _, saved = read_adapter(path, model)
     own = adapter_tensors(model, adapter_name)
@@ -199,7 +197,7 @@ def load_adapter_weights(model: PreTrainedModel, path: str, adapter_name: str = 
 
 
 def _embeddings(model: PreTrainedModel) -> list[str]:
-    """Returns the names under which an adapter's file may hold the embeddings of a vocabulary that was resized."""
+    """Returns the possible names of the token embeddings in the file of an adapter with a resized vocabulary."""
     name = embedding_name(model)
     return [f"{name}{part}.weight" for part in ("", ".base_layer", ".token_adapter.base_layer")]
 
@@ -210,7 +208,7 @@ def _resize(model: PreTrainedModel, rows: int) -> None:
 
 
 def _remove(model: PreTrainedModel, adapter_name: str) -> None:
-    """Removes an adapter, and with the last one what peft has put around the layers."""
+    """Removes an adapter; with the last one, also peft's wrappers around the layers."""
     model.delete_adapter(adapter_name)
     for path, module in list(model.named_modules()):
         if getattr(model, "peft_config", None) or not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
@@ -241,14 +239,15 @@ def _some(names: Any, limit: int = 5) -> str:
 
 
 def _is_in_use(layer: Any) -> bool:
-    layer = getattr(layer, "token_adapter", layer)  # which decides for the wrapper around it
+    layer = getattr(layer, "token_adapter", layer)  # its state decides for its wrapper
     return bool(layer.active_adapters) and not layer.disable_adapters
 
 
 def _merged(layer: Any) -> torch.nn.Module:
-    """Returns what computes as a layer with its adapters does now: as those in use say, or without those that are off.
+    """Returns a plain layer that computes the same as the layer with its adapters in their current state.
 
-    What was merged into the weights before is all that such a layer computes, until it is switched off.
+    Adapters in use are merged, disabled ones removed. A layer that was merged before keeps only the merged adapters,
+    unless it is disabled.
     """
     plain: torch.nn.Module
     if isinstance(layer, TrainableTokensWrapper):
@@ -269,11 +268,11 @@ def _merged(layer: Any) -> torch.nn.Module:
 
 
 def merge_adapter(model: PreTrainedModel) -> None:
-    """Adds the adapters in use to the weights and removes all adapters, in place; embeddings stay what they were.
+    """Merges the active adapters into the weights and removes all adapters, in place; embeddings stay the same.
 
     Raises:
-        ValueError: If the model has no adapter, all are switched off, or its weights are quantised: they could not
-            hold the sum exactly. Also if the merged weights compute something else; they are in the model then.
+        ValueError: If the model has no adapter, all are disabled, or the weights are quantized, which would round the
+            sum. Also if the outputs differ after merging; the model then keeps the merged weights.
     """
     if not getattr(model, "peft_config", None):
         raise ValueError(f"{model.name_or_path!r} has no adapter to merge: it is a full model already.")
@@ -305,8 +304,8 @@ def merge_adapter(model: PreTrainedModel) -> None:
         setattr(model.get_submodule(parent), child, _merged(layer))
     del model.peft_config
     model._hf_peft_config_loaded = False
-    # transformers saves under the names that it loaded the last tensors from, which were the adapter's; without its
-    # note it saves under the architecture's own.
+    # transformers saves with the tensor names of the last load, here the adapter's; without this record, it uses the
+    # architecture's own.
     model.__dict__.pop("_weight_conversions", None)
     difference = ((_probe(model) - expected).abs().amax(dim=-1) / expected.abs().amax(dim=-1)).max()
     if not difference <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2):

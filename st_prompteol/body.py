@@ -1,4 +1,4 @@
-"""The body of a decoder LLM as a sentence-transformers module: what a name opens, and which hidden state is read."""
+"""The body of a decoder LLM as a sentence-transformers module: loading, and the choice of the hidden state."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from st_prompteol.quantization import (
     settle,
 )
 
-# Of `sentence_bert_config.json`: what sentence-transformers before 5.4 does not know, and what an inner layer needs
+# Keys of `sentence_bert_config.json` that an inner layer needs and sentence-transformers before 5.4 does not know
 _LAYER_KEYS = ("transformer_task", "modality_config", "module_output_name")
 
 
 class DecoderTransformer(Transformer):
-    """The body of a decoder LLM, or of the one that an adapter was trained on with the adapter on top.
+    """The body of a decoder LLM; for an adapter, its base model with the adapter loaded.
 
     Args:
         model_name_or_path: A decoder LLM, a saved model, or an adapter repository with or without tokenizer files.
-        layer: Which hidden state is read.
-        model_kwargs: As sentence-transformers' `Transformer` takes them.
-        processor_kwargs: Likewise.
-        config_kwargs: Likewise.
-        **kwargs: Likewise.
+        layer: The hidden state to use.
+        model_kwargs: Keyword arguments for `from_pretrained` of the model.
+        processor_kwargs: Keyword arguments for `from_pretrained` of the tokenizer.
+        config_kwargs: Keyword arguments for `from_pretrained` of the configuration.
+        **kwargs: Other arguments of sentence-transformers' `Transformer`.
 
     Attributes:
-        quantization: How the weights are, or came, quantised, in a few words; None for floats.
-        gguf_file: The name of the GGUF file that was opened; None for other checkpoints.
-        base_config: The configuration that others find under the name of the base; None if its weights have changed.
+        quantization: A short description of the quantization of the checkpoint; None for float weights.
+        gguf_file: The name of the loaded GGUF file; None for other checkpoints.
+        base_config: The published configuration of the base model; None if its weights have changed.
 
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, or an adapter does not fit.
         FileNotFoundError: If the base model of an adapter cannot be found.
-        ImportError: If the model comes quantised, and a package that its format needs is missing.
+        ImportError: If the checkpoint is quantized and a package that its format requires is missing.
     """
 
     quantization: str | None
@@ -72,7 +72,7 @@ class DecoderTransformer(Transformer):
         **kwargs: Any,
     ) -> None:
         gguf_file = model_kwargs.get("gguf_file")
-        if gguf_file:  # which holds configuration and tokenizer too
+        if gguf_file:  # it also contains the configuration and the tokenizer
             processor_kwargs, config_kwargs = (
                 {"gguf_file": gguf_file, **options} for options in (processor_kwargs, config_kwargs)
             )
@@ -82,7 +82,7 @@ class DecoderTransformer(Transformer):
         check_layer(layer, config)
         if adapter is not None:
             warn_if_base_moved(model_name_or_path, adapter, hub_kwargs)
-        # An adapter repository without tokenizer files is opened as its base, with the adapter put on top.
+        # For an adapter repository without tokenizer files, load the base model, then the adapter.
         bare_adapter = adapter is not None and not has_file(model_name_or_path, "tokenizer_config.json", hub_kwargs)
         if adapter is not None and bare_adapter:
             source = str(adapter.base_model_name_or_path)
@@ -93,7 +93,7 @@ class DecoderTransformer(Transformer):
         else:
             source = model_name_or_path
         with TemporaryDirectory() as folder:
-            if config.get_text_config() is not config:  # a multimodal model, whose processor would want images
+            if config.get_text_config() is not config:  # a multimodal model, whose processor expects images
                 tokenizer = AutoTokenizer.from_pretrained(source, **processor_kwargs)
                 tokenizer.init_kwargs.pop("processor_class", None)
                 tokenizer.save_pretrained(folder)
@@ -114,7 +114,7 @@ class DecoderTransformer(Transformer):
     def _load_config(
         self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
     ) -> tuple[PretrainedConfig, bool]:
-        """Reads the configuration of the LLM; upstream takes the newest one of an adapter's base, here the pinned."""
+        """Loads the LLM's configuration; an adapter's base at its pinned revision, where upstream takes the newest."""
         adapter = load_adapter_config(model_name_or_path, hub_kwargs_of(config_kwargs))
         if adapter is None or backend != "torch":
             config, is_peft_model = super()._load_config(model_name_or_path, backend, config_kwargs)
@@ -130,7 +130,7 @@ class DecoderTransformer(Transformer):
         is_peft_model: bool,
         **model_kwargs: Any,
     ) -> PreTrainedModel:
-        """Loads the body; a quantised one so that this CPU can run it, an adapter with every tensor accounted for."""
+        """Loads the body; makes quantized weights usable on this CPU and checks all tensors of an adapter."""
         source, hub_kwargs = model_name_or_path, hub_kwargs_of(model_kwargs)
         if is_peft_model:
             adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
@@ -148,7 +148,7 @@ class DecoderTransformer(Transformer):
             settle(model, stated)
         check_complete(source, report["missing_keys"])
         check_read(source, model, report["unexpected_keys"])
-        # upstream's own attribute, which it no longer fills: adapters and results are recorded with it
+        # upstream no longer sets this attribute of its own; adapters and results record it
         model.config._commit_hash = opened_commit(source, hub_kwargs_of(model_kwargs))
         self.quantization = describe_quantization(stated, model)
         if is_peft_model:
@@ -156,10 +156,10 @@ class DecoderTransformer(Transformer):
         return model
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Returns what `sentence_bert_config.json` holds: what every version reads, more for an inner layer only.
+        """Returns the content of `sentence_bert_config.json`; keys of newer versions only if an inner layer is used.
 
-        An adapter's folder has no `config.json`, and transformers 4 opens every model in float32: where these would
-        say another dtype than the model computes in, `model_args` states it.
+        An adapter folder has no `config.json`, and transformers 4 loads every model in float32. `model_args` states
+        the dtype where the model uses another one.
         """
         config: dict[str, Any] = super().get_config_dict()
         if layer_of(self.modality_config) == -1:
@@ -173,26 +173,26 @@ class DecoderTransformer(Transformer):
     def get_embedding_dimension(self) -> int:
         """Returns the length of an embedding."""
         config = self.config.get_text_config()
-        # OPT-350m projects its 1024 numbers to 512 after the last block.
+        # OPT-350m projects its 1024-dimensional hidden states to 512 dimensions after the last block.
         if layer_of(self.modality_config) == -1 and getattr(config, "word_embed_proj_dim", None):
             return int(config.word_embed_proj_dim)
         return int(config.hidden_size)
 
 
 def reading_layer(layer: int) -> dict[str, Any]:
-    """What makes sentence-transformers read hidden state `layer`."""
+    """Returns the `modality_config` that makes sentence-transformers use hidden state `layer`."""
     output = "last_hidden_state" if layer == -1 else ["hidden_states", layer]
     return {"text": {"method": "forward", "method_output_name": output}}
 
 
 def layer_of(modality_config: dict[str, Any]) -> int:
-    """Returns the layer that a model of this configuration reads."""
+    """Returns the layer of a `modality_config`."""
     method_output_name = modality_config["text"]["method_output_name"]
     return -1 if method_output_name == "last_hidden_state" else int(method_output_name[1])
 
 
 def saved_layer(modality_config: dict[str, Any] | None) -> int | None:
-    """Returns the layer that a saved model reads, -1 for a base LLM, None for a model in another form."""
+    """Returns the layer of a saved model: -1 for a base LLM, None for a model in another format."""
     if modality_config is None:
         return -1
     try:
@@ -203,7 +203,7 @@ def saved_layer(modality_config: dict[str, Any] | None) -> int | None:
 
 
 def foreign(model_name_or_path: str) -> str:
-    """Returns what to say of a saved model in another form."""
+    """Returns the error message for a saved model in another format."""
     return (
         f"{model_name_or_path!r} is a sentence-transformers model, but not one in PromptEOL's form: open it with "
         "SentenceTransformer, or pass a template to read sentences in."

@@ -1,4 +1,4 @@
-"""Cutting at an inner layer: the blocks above it go, and the last hidden state is what that layer was."""
+"""Cuts a model at an inner layer: removes the blocks above it, so that it becomes the last hidden state."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 from st_prompteol.fast import blocks_of
 
 _PROBES = ["A jockey riding a horse.", "Is it raining?", "x", "The cat sat on the mat, and the dog did not. " * 3]
-_EQUAL_LENGTHS = 1e-3  # relative; those of a norm are all alike
+_EQUAL_LENGTHS = 1e-3  # relative tolerance for equal norms
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What a cut has done.
+    """The result of a cut.
 
     Args:
-        layer: The layer that is the last one now.
-        blocks: How many blocks the model has left.
-        removed: How many blocks are gone.
-        keeps_lengths: Whether embeddings have the lengths that they had. Their cosines are the same in any case.
+        layer: The former index of the new last layer.
+        blocks: The number of remaining blocks.
+        removed: The number of removed blocks.
+        keeps_lengths: Whether the norms of embeddings are unchanged. Cosine similarities are unchanged in any case.
 
     Example:
         >>> model = PromptEOL("tiny", layer=-2)
@@ -48,21 +48,21 @@ class Cut:
 
 
 def cut_body(model: SentenceTransformer) -> tuple[PreTrainedModel, Cut]:
-    """Makes a body without the blocks above the layer, whose last hidden state has the direction of that layer.
+    """Creates a body without the blocks above the layer; its last hidden state has the same direction as that layer.
 
-    What comes behind the last block must leave directions as they are: it is left out where the configuration of the
-    family can say so, or the weight of the norm becomes one number. Sentences are embedded both ways to see whether
-    that is enough.
+    The module after the last block must preserve directions. It is removed if the architecture's configuration has an
+    option for that; otherwise the weights of the norm are set to a constant. Test sentences are embedded with both
+    bodies to verify the result.
 
     Args:
-        model: A `PromptEOL`. It stays as it is; the new body shares its tensors.
+        model: A `PromptEOL`. It is not changed; the new body shares its tensors.
 
     Returns:
-        The new body, and what the cut does.
+        The new body, and a description of the cut.
 
     Raises:
-        ValueError: If there is nothing to cut; if the model has an adapter, is quantised or spread over devices; or if
-            embeddings would get other directions, as by a LayerNorm, which subtracts the mean.
+        ValueError: If there is nothing to cut; if the model has an adapter, is quantized or distributed over devices;
+            or if directions of embeddings would change, e.g. by a LayerNorm, which subtracts the mean.
     """
     transformer: Any = model[0]
     body, layer = transformer.model, transformer.layer
@@ -76,7 +76,7 @@ def cut_body(model: SentenceTransformer) -> tuple[PreTrainedModel, Cut]:
         smaller = _with_tensors_of(body, _smaller_config(body.config, blocks))
         behind = _behind_blocks(smaller, features)
         problem = None if behind is None else _keep_directions(smaller, behind)
-    except Exception as error:  # whatever a family trips over, it keeps its blocks
+    except Exception as error:  # an architecture that fails for any reason is not cut
         raise ValueError(f"{name!r} cannot be cut to {blocks} blocks: {type(error).__name__}: {error}") from error
     if behind is not None and problem:
         kind = type(smaller.get_submodule(behind)).__name__
@@ -103,7 +103,7 @@ def cut_body(model: SentenceTransformer) -> tuple[PreTrainedModel, Cut]:
 
 
 def server_note(layer: int) -> str:
-    """Returns what whoever gives a model with an inner layer to others should know."""
+    """Returns the note to show when publishing a model that uses an inner layer."""
     return (
         f"layer={layer} is an inner layer, and servers such as vLLM and llama.cpp read the last one: "
         "'st-prompteol export MODEL FOLDER --cut' writes a model whose last layer it is."
@@ -125,7 +125,7 @@ def _check(model: PreTrainedModel, layer: int) -> None:
 
 
 def _read(model: PreTrainedModel, features: dict[str, Any], layer: int) -> Tensor:
-    """Returns a hidden state `(batch_size, sequence_length, hidden_size)`, by transformers' own way to it."""
+    """Returns a hidden state `(batch_size, sequence_length, hidden_size)`, computed by transformers alone."""
     inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         outputs = model(**inputs, use_cache=False, output_hidden_states=layer != -1)
@@ -133,7 +133,7 @@ def _read(model: PreTrainedModel, features: dict[str, Any], layer: int) -> Tenso
 
 
 def _embed(model: SentenceTransformer, features: dict[str, Any], hidden: Tensor) -> Tensor:
-    """Returns the embeddings `(batch_size, embedding_dimension)` that the modules behind the body make of it."""
+    """Applies the modules after the body to a hidden state; returns embeddings `(batch_size, embedding_dimension)`."""
     features = {**features, "token_embeddings": hidden}
     with torch.no_grad():
         for module in list(model)[1:]:
@@ -142,7 +142,7 @@ def _embed(model: SentenceTransformer, features: dict[str, Any], hidden: Tensor)
 
 
 def _are_parallel(one: Tensor, other: Tensor) -> bool:
-    """Whether rows have cosines of 1, but for rounding; rows of zeros have none."""
+    """Whether the rows have cosine similarities of 1, up to rounding; False for rows of zeros."""
     if one.shape != other.shape:
         return False
     tolerance = 1e-6 if other.dtype == torch.float32 else 1e-4
@@ -151,39 +151,39 @@ def _are_parallel(one: Tensor, other: Tensor) -> bool:
 
 
 def _smaller_config(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
-    """Returns the configuration of the first blocks, with whatever it lists for each of them."""
+    """Returns the configuration for the first blocks; lists with one entry per block are shortened."""
     config = copy.deepcopy(config)
     text_config: Any = config.get_text_config()
     before = text_config.num_hidden_layers
     for name, value in list(vars(text_config).items()):
-        # as long as a list of blocks by chance: tokens that end a text
+        # lists of end-of-text tokens may have the same length by chance
         if isinstance(value, list | tuple) and len(value) == before and "token" not in name:
             setattr(text_config, name, value[:blocks])
     text_config.num_hidden_layers = blocks
-    if hasattr(text_config, "_remove_final_layer_norm"):  # OPT's way to have none
+    if hasattr(text_config, "_remove_final_layer_norm"):  # OPT's option to omit the norm
         text_config._remove_final_layer_norm = True
-    if getattr(text_config, "max_window_layers", None):  # the first block with a window, by Qwen
+    if getattr(text_config, "max_window_layers", None):  # Qwen: the first block with a window
         text_config.max_window_layers = min(text_config.max_window_layers, blocks)
     return config
 
 
 def _with_tensors_of(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Builds a body from a configuration, as whoever opens its files does, on the tensors of `model`: no copies."""
+    """Builds a body from a configuration, like `from_pretrained`, that shares the tensors of `model`."""
     with torch.device("meta"):
         body: PreTrainedModel = type(model)(config)
     tensors = model.state_dict()
     body.load_state_dict({name: tensors[name] for name in body.state_dict()}, assign=True)
     for name, buffer in list(body.named_buffers()):
-        if buffer.is_meta:  # made by the family's code, never saved
+        if buffer.is_meta:  # computed by the model's code, never saved
             parent, _, own_name = name.rpartition(".")
             setattr(body.get_submodule(parent), own_name, model.get_buffer(name))
-    if hasattr(model, "_weight_conversions"):  # transformers' note of the names that weights are saved under
+    if hasattr(model, "_weight_conversions"):  # transformers' record of the tensor names for saving
         body._weight_conversions = model._weight_conversions
     return body.eval()
 
 
 def _behind_blocks(model: PreTrainedModel, features: dict[str, Any]) -> str | None:
-    """Returns the name of the module that the output of the last block goes through, None if there is none."""
+    """Returns the name of the module that processes the output of the last block, None if there is none."""
     order: list[torch.nn.Module] = []
 
     def note(module: torch.nn.Module, *_: Any) -> None:
@@ -197,21 +197,21 @@ def _behind_blocks(model: PreTrainedModel, features: dict[str, Any]) -> str | No
             hook.remove()
     last = blocks_of(model)[-1]
     behind = order[order.index(last) + 1]
-    if last in set(behind.modules()):  # what holds the blocks has ended
+    if last in set(behind.modules()):  # the container of the blocks has ended
         return None
     names: dict[torch.nn.Module, str] = {module: name for name, module in model.named_modules()}
     return names[behind]
 
 
 def _keep_directions(model: PreTrainedModel, name: str) -> str | None:
-    """Makes a norm keep directions, by one number for all of its weights; returns what is in the way, None if it does.
+    """Sets the norm's weights to a constant so that it preserves directions; returns the reason if impossible.
 
-    Both are tried on vectors whose mean is not 0.
+    The constants 0 and 1 are tested on vectors whose mean is not 0.
     """
     norm = model.get_submodule(name)
     size, generator = model.config.get_text_config().hidden_size, torch.Generator().manual_seed(0)
     vectors = (1 + torch.randn(8, size, generator=generator)).to(model.device, model.dtype)
-    for number in (0, 1):  # Gemma's weights count from one
+    for number in (0, 1):  # Gemma adds one to its weights
         for key, weight in list(norm.named_parameters(recurse=False)):
             setattr(norm, key, torch.nn.Parameter(torch.full_like(weight, number)))  # the old one is shared
         with torch.no_grad():

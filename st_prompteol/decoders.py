@@ -1,4 +1,4 @@
-"""What can be opened: decoder LLMs, and adapters by the decoder LLM that they were trained on."""
+"""Checks before loading: decoder LLMs are supported, and adapters whose base model is one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def hub_kwargs_of(model_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of `model_kwargs` says where on the Hub, or in the cache, files are."""
+    """Returns the keyword arguments in `model_kwargs` that locate files on the Hub or in the cache."""
     return {
         key: model_kwargs[key]
         for key in ("revision", "token", "cache_dir", "local_files_only")
@@ -34,11 +34,11 @@ def hub_kwargs_of(model_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_gguf(model_name_or_path: str) -> tuple[str, str | None]:
-    """Returns the folder or repository of a GGUF file and the file's name in it; of any other model its name and None.
+    """Splits the path of a GGUF file into folder or repository and file name; other names are returned with None.
 
     Args:
-        model_name_or_path: A file that is there (`models/llama.gguf`), or one of a repository
-            (`user/repository/llama.gguf`).
+        model_name_or_path: A local file (`models/llama.gguf`), one in a repository (`user/repository/llama.gguf`), or
+            any other model.
     """
     if not model_name_or_path.endswith(".gguf") or os.path.isdir(model_name_or_path):
         return model_name_or_path, None
@@ -52,13 +52,13 @@ def split_gguf(model_name_or_path: str) -> tuple[str, str | None]:
 
 
 def has_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> bool:
-    """Says whether a folder or repository has a file."""
+    """Returns whether a folder or repository contains a file."""
     where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
     return load_file_path(model_name_or_path, filename, **where) is not None
 
 
 def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> PeftConfig | None:
-    """Returns the configuration of an adapter repository, None for any other."""
+    """Loads the configuration of an adapter; returns None if the repository is not an adapter."""
     if not has_file(model_name_or_path, "adapter_config.json", hub_kwargs):
         return None
     try:
@@ -77,18 +77,18 @@ def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> 
 
 
 def check_complete(model_name_or_path: str, missing: Iterable[str]) -> None:
-    """Raises ValueError if weights were not in the checkpoint, and so are random; a pooler's are never read."""
+    """Raises ValueError for weights missing from the checkpoint, which would be random; ignores an unused pooler."""
     names = sorted(name for name in missing if not name.startswith("pooler."))
     if names:
-        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise ValueError(
-            f"The checkpoint {model_name_or_path!r} has no tensor for {told}, which would be random: download or save "
+            f"The checkpoint {model_name_or_path!r} has no tensor for {some}, which would be random: download or save "
             "it again, or take the config.json that belongs to it."
         )
 
 
 def opened_commit(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> str | None:
-    """Returns the commit of a repository that has just been opened, by the cache's note of it; None for a folder."""
+    """Returns the commit of a repository that has just been loaded, from the cache; None for a folder."""
     if os.path.isdir(model_name_or_path):
         return None
     revision = hub_kwargs.get("revision")
@@ -106,14 +106,14 @@ def opened_commit(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> str | 
 
 
 def warn_if_base_moved(model_name_or_path: str, adapter: PeftConfig, hub_kwargs: dict[str, Any]) -> None:
-    """Warns if the base of an adapter has newer commits than the one recorded; offline there is no telling."""
+    """Warns if the base of an adapter has newer commits than the recorded one; skipped when offline."""
     base, recorded = str(adapter.base_model_name_or_path), adapter.revision
     offline = hub_kwargs.get("local_files_only") or constants.HF_HUB_OFFLINE
     if offline or os.path.isdir(base) or not re.fullmatch("[0-9a-f]{40}", recorded or ""):
         return
     try:
         newest = HfApi().model_info(base, token=hub_kwargs.get("token"), timeout=10).sha
-    except Exception as error:  # whatever it is: opening the files themselves will meet it, or does not need the Hub
+    except Exception as error:  # loading the files will raise it again, or does not need the Hub
         logger.debug("Could not look for newer commits of %r: %s", base, type(error).__name__)
         return
     if newest != recorded:
@@ -130,7 +130,7 @@ def warn_if_base_moved(model_name_or_path: str, adapter: PeftConfig, hub_kwargs:
 def load_decoder_config(
     model_name_or_path: str, adapter: PeftConfig | None, config_kwargs: dict[str, Any]
 ) -> PretrainedConfig:
-    """Reads the configuration of the LLM, the base one of an adapter, and refuses what predicts no next token."""
+    """Loads the configuration of the LLM (of an adapter: its base), and rejects models that are not decoders."""
     source = model_name_or_path
     if adapter is not None:
         source, config_kwargs = str(adapter.base_model_name_or_path), {**config_kwargs, "revision": adapter.revision}
@@ -160,19 +160,19 @@ def load_decoder_config(
 
 
 def is_decoder(config: PretrainedConfig) -> bool:
-    """Says whether a configuration is that of a causal language model, alone or within a multimodal one."""
+    """Returns whether a configuration belongs to a causal language model, alone or within a multimodal model."""
     text_config = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         return False
     if getattr(text_config, "is_causal", True) is False or getattr(text_config, "use_bidirectional_attention", False):
         return False
-    # transformers opens the body of these, which have a decoder alone as a causal language model, with its encoder
+    # models whose causal LM class is the decoder alone, but whose body transformers loads with the encoder
     has_encoder = hasattr(config, "encoder_layers") or hasattr(config, "num_encoder_layers")
     if has_encoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return False
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         return False
-    remote_classes = getattr(config, "auto_map", {})  # of a repository with its own code
+    remote_classes = getattr(config, "auto_map", {})  # custom code in the repository
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote_classes:
         return True
     if type(text_config) not in MODEL_MAPPING:
@@ -184,7 +184,7 @@ def is_decoder(config: PretrainedConfig) -> bool:
 
 
 def check_layer(layer: int, config: PretrainedConfig) -> None:
-    """Raises ValueError unless `layer` counts one of the blocks from the end, -1 being the last."""
+    """Raises ValueError unless `layer` is the index of a block from the end, with -1 for the last."""
     blocks = config.get_text_config().num_hidden_layers
     if not isinstance(layer, int) or not -blocks <= layer <= -1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Where the package comes from, and the error for an extra that is not installed."""
+"""The package's repository, and the error for an extra that is not installed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ REPOSITORY = "https://github.com/st-prompteol/st_prompteol"
 
 
 def requirement(extra: str | None = None) -> str:
-    """Returns what `pip install` takes to install this package, which is on no package index.
+    """Returns the requirement for `pip install` of this package, which is not on a package index.
 
     Args:
-        extra: The extra to install with it. Defaults to None: no extra.
+        extra: The extra to install. Defaults to None: no extra.
 
     Example:
         >>> print(requirement("eval"))
@@ -21,12 +21,12 @@ def requirement(extra: str | None = None) -> str:
 
 
 def missing_extra(what: str, package: str, extra: str) -> ImportError:
-    """Returns the error for a package that only an extra installs.
+    """Returns the error for a missing package that an extra installs.
 
     Args:
-        what: What needs it.
-        package: Its name.
-        extra: The extra.
+        what: The feature that needs the package.
+        package: The name of the package.
+        extra: The name of the extra.
 
     Example:
         >>> print(missing_extra("A plot", "matplotlib", "eval"))  # doctest: +ELLIPSIS

@@ -1,6 +1,6 @@
-"""Failures of opening and of pushing a model: upstream's many exceptions, each as one sentence of a built-in one.
+"""Maps upstream's exceptions on loading and pushing a model to built-in ones with a one-sentence message.
 
-Numbers that a user gives are checked here too, before anything is computed with them.
+Also checks numbers that a user passes, before anything is computed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-# Upstream's exceptions, or the causes of those it wraps around them, and the one sentence that each becomes
+# Upstream's exceptions (raised directly or as a cause), the built-in exception for each, and its message
 _FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
     (
         UnpicklingError,
@@ -55,7 +55,7 @@ _FAILURES: tuple[tuple[type[Exception], type[Exception], str], ...] = (
     ),
     (OfflineModeIsEnabled, ConnectionError, "{name} is asked for on the Hub, but HF_HUB_OFFLINE is set: unset it."),
 )
-# What a server's answer means to a user, in opening and in pushing alike; what is a ConnectionError may pass
+# The exception and message for each HTTP status, in loading and pushing; a ConnectionError may be temporary
 STATUSES: dict[int, tuple[type[Exception], str]] = {
     401: (PermissionError, "the Hub does not know the token (401): log in anew with `hf auth login`."),
     403: (PermissionError, "the Hub forbids it (403): use a token of someone who may."),
@@ -77,22 +77,22 @@ _PUSH_STATUSES: dict[int, tuple[type[Exception], str]] = {
     409: (FileExistsError, "the Hub sees a conflict (409), something of that name is there: choose another name."),
     412: (FileExistsError, "someone else has pushed meanwhile (412): look at it, then push again."),
 }
-# What upstream's code runs into when a file does not hold what it expects
+# The exceptions of upstream's code for files with unexpected content
 _UNEXPECTED = (
     ArithmeticError, AttributeError, LookupError, NameError, StopIteration, TypeError, struct.error,
 )  # fmt: skip
-# The JSON files that are read when a model is opened
+# The JSON files that are read when a model is loaded
 _JSON_FILES = re.compile(
     r"(modules|config(_sentence_transformers)?|sentence_\w+_config|adapter_config|tokenizer(_config)?"
     r"|special_tokens_map|added_tokens|(pytorch_)?model\.(safetensors|bin)\.index|\d+_\w+/config)\.json"
 )
-# How libraries that are not written in Python say that a disk is full
+# Messages of native libraries for a full disk
 _DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
 
 
 @contextmanager
 def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
-    """Turns the many exceptions of opening a model into one sentence of a built-in one."""
+    """Converts the exceptions on loading a model to built-in ones with a one-sentence message."""
     name = repr(model_name_or_path)
     try:
         yield
@@ -102,7 +102,7 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
                 f"{name} could not be opened, because the disk is full: free space, or set HF_HOME to a folder on "
                 "another disk, then do it again."
             ) from error
-        # a sentence already, of an adapter's base, which is opened on the way
+        # already explained: the base of an adapter, which is loaded in between
         if type(error) is FileNotFoundError and error.errno is None and error.__cause__ is not None:
             raise
         if damage := find_damage(model_name_or_path):
@@ -122,7 +122,7 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
             raise ConnectionError(
                 f"{name} could not be looked up on the Hub: check the connection, then do it again."
             ) from error
-        if type(error) is OSError:  # transformers' own, of several lines
+        if type(error) is OSError:  # raised by transformers, with several lines
             raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
         if explained := _explain_unexpected(error, name):
             raise ValueError(explained) from error
@@ -130,7 +130,7 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
 
 
 def _explain_unexpected(error: Exception, name: str) -> str | None:
-    """Returns a sentence for what upstream says in Python's words or in several lines; None for a sentence."""
+    """Returns a one-sentence message for a technical or multi-line error of upstream; None if it already is one."""
     text = str(error)
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in text:
         return f"The weights of {name} do not fit its config.json: they are of another model."
@@ -141,7 +141,7 @@ def _explain_unexpected(error: Exception, name: str) -> str | None:
             f"The modules.json of {name} names {module[1]}, which is not a module of sentence-transformers: mend the "
             "file, or pass trust_remote_code=True if it is code of an author whom you trust."
         )
-    # an argument of the caller's that does not exist is an error of Python's own
+    # an unknown argument of the caller keeps Python's own error
     if re.match(r"(SentenceTransformer|PromptEOL)\.__init__\(\) got an unexpected", text):
         return None
     lines = "\n" in text and not isinstance(error, (ImportError, OSError, RuntimeError)) and not _is_ours(error)
@@ -154,7 +154,7 @@ def _explain_unexpected(error: Exception, name: str) -> str | None:
 
 
 def find_damage(folder: str | None) -> str | None:
-    """Returns a sentence on the first of a folder's JSON files that is cut short or is not of its kind; or None."""
+    """Returns a message about the first JSON file in a folder that is truncated or has unexpected content, or None."""
     if folder is None or not os.path.isdir(folder):
         return None
     for path in sorted([*Path(folder).glob("*.json"), *Path(folder).glob("*/config.json")]):
@@ -192,7 +192,7 @@ def _lists_modules(content: Any) -> bool:
 
 @contextmanager
 def explain_gguf(path: str) -> Iterator[None]:
-    """Turns everything that reading a GGUF file runs into into one ValueError; of any other `path` nothing."""
+    """Converts any exception on reading a GGUF file to a ValueError; has no effect for other files."""
     try:
         yield
     except (ValueError, OSError, RuntimeError, *_UNEXPECTED) as error:
@@ -205,7 +205,7 @@ def explain_gguf(path: str) -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether an exception was raised by this package's own code, which then says what a user should know."""
+    """Whether an exception was raised by this package's own code, and therefore has a message for users."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -213,17 +213,17 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    """Returns what an exception says, in one line."""
+    """Returns the message of an exception in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return (text if len(text) < 300 else str(error).strip().splitlines()[0]).rstrip(".")
 
 
 def check_whole(minimum: int = 1, **given: Any) -> None:
-    """Raises ValueError for a number that is not whole or is below the minimum; None counts as not given.
+    """Raises ValueError for a number that is not an integer or is below the minimum; None is allowed.
 
     Args:
-        minimum: The least that is allowed. Defaults to 1.
-        **given: The numbers, by the names of the arguments.
+        minimum: The smallest allowed value. Defaults to 1.
+        **given: The numbers by argument name.
     """
     for name, value in given.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -233,7 +233,7 @@ def check_whole(minimum: int = 1, **given: Any) -> None:
 
 @contextmanager
 def explain_push(repo_id: str) -> Iterator[None]:
-    """Turns the many exceptions of a push into one sentence of a built-in one, which never holds a header or token."""
+    """Converts the exceptions of a push to built-in ones with a one-sentence message, without headers or tokens."""
     try:
         yield
     except Exception as error:
@@ -259,7 +259,7 @@ def explain_push(repo_id: str) -> Iterator[None]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Returns the status of the server's answer that an exception, or what caused it, is about."""
+    """Returns the HTTP status of the response in an exception or its causes, None if there is none."""
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return int(cause.response.status_code)
@@ -267,20 +267,20 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether no answer came at all; upstream's HTTP library has changed its name, so its classes go by theirs."""
+    """Whether there was no response at all; classes are matched by name, because upstream's HTTP library changed."""
     names = {kind.__name__ for cause in causes(error) for kind in type(cause).__mro__}
     return status_of(error) is None and bool({"TransportError", "ConnectionError", "TimeoutError"} & names)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception is that of a disk without room."""
+    """Whether an exception is about a full disk."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, (SafetensorError, RuntimeError)) and any(sign in str(error) for sign in _DISK_FULL)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an exception and what caused it, the latest first."""
+    """Yields an exception and its causes, the latest first."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:

@@ -1,4 +1,4 @@
-"""Writing whole files: staged beside the target, then renamed over it; logs of lines that a crash may cut short."""
+"""Atomic writes (a staged file that is renamed over the target), and crash-tolerant JSONL logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where nothing is locked
+except ImportError:  # missing on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it becomes `path` when the block ends, and is removed if it fails.
+    """Writes a file atomically: yields a staged path that replaces `path` at the end, or is removed on failure.
 
-    The new file takes the mode, owner and group of the one that it replaces. Files that a killed process has staged
-    for the same path are removed. A device or a pipe is written to directly.
+    The new file keeps the mode, owner and group of the one that it replaces. Staged files of killed processes for the
+    same path are removed. A device or a pipe is written to directly.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -40,8 +40,8 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         try:
             if not _lock(file.fileno(), wait=True):
-                file.close()  # Windows renames no open file
-            _take_owner_and_mode(staged, target, mode)  # before anything is written that others may not read
+                file.close()  # Windows cannot rename an open file
+            _take_owner_and_mode(staged, target, mode)  # before content is written that others may not read
             yield staged
             put_in_place(staged, target, mode)
         finally:
@@ -50,15 +50,15 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def put_in_place(staged: Path, target: Path, mode: int) -> None:
-    """Renames a file over another one, whose mode, owner and group it takes; `mode` is for a file that is new."""
+    """Renames a file over another one and keeps its mode, owner and group; `mode` is for a new file."""
     _take_owner_and_mode(staged, target, mode)
     try:
         os.replace(staged, target)
     except OSError as error:
-        if error.errno == errno.EXDEV:  # the target's folder is a mount of its own
+        if error.errno == errno.EXDEV:  # the target's folder is another file system
             with replacing_file(target) as beside:
                 shutil.copyfile(staged, beside)
-        elif error.errno == errno.EBUSY:  # the target itself is a mount, which can only be overwritten
+        elif error.errno == errno.EBUSY:  # the target is a mount point and can only be overwritten
             shutil.copyfile(staged, target)
         else:
             raise
@@ -66,17 +66,17 @@ def put_in_place(staged: Path, target: Path, mode: int) -> None:
 
 
 def remove_staged(folder: Path, prefix: str) -> None:
-    """Removes the files that killed processes have staged in a folder, by how their names begin."""
+    """Removes the staged files of killed processes in a folder, by the prefix of their names."""
     for name in os.listdir(folder):
         if name.startswith(prefix) and re.fullmatch(r"\.[0-9a-f]{8}\.tmp", name[-13:]):
             with suppress(FileNotFoundError, IsADirectoryError), open(folder / name, "rb") as file:
-                if _lock(file.fileno(), wait=False):  # whoever is still writing holds it
+                if _lock(file.fileno(), wait=False):  # a running writer holds the lock
                     os.unlink(folder / name)
 
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Waits for the lock of a folder and holds it; nothing is locked where file system or platform have no locks."""
+    """Waits for the lock of a folder and holds it; no effect without locks of the file system or platform."""
     if fcntl is None:
         yield
         return
@@ -86,12 +86,12 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also where a process that was forked meanwhile has a copy
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also if a process forked in between has a copy
         os.close(descriptor)
 
 
 def is_locked(folder: str | os.PathLike[str]) -> bool:
-    """Says whether a process holds the lock of a folder; without locks, that cannot be ruled out."""
+    """Returns whether a process holds the lock of a folder; True if locks are not supported."""
     if fcntl is None:
         return True
     descriptor = os.open(folder, os.O_RDONLY)
@@ -102,12 +102,12 @@ def is_locked(folder: str | os.PathLike[str]) -> bool:
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Locks an open file or folder until it is closed; returns whether that was possible."""
+    """Locks an open file or folder until it is closed; returns whether this succeeded."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held by another process, or a network file system without locks
+    except OSError:  # locked by another process, or a network file system without locks
         return False
     return True
 
@@ -128,7 +128,7 @@ def _take_owner_and_mode(staged: Path, target: Path, mode: int) -> None:
 
 
 def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
-    """Writes a file that is not there yet, whole and at once; of several that try, one gets True, the others False."""
+    """Creates a file atomically; returns False if it already exists, so only one of several processes succeeds."""
     target = Path(path)
     staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -137,9 +137,9 @@ def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        if not staged.exists():  # nothing can be written here
+        if not staged.exists():  # the folder is not writable
             raise
-        try:  # a file system without links
+        try:  # a file system without hard links
             with open(target, "xb") as file:
                 file.write(content)
         except FileExistsError:
@@ -150,11 +150,11 @@ def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
 
 
 def digest_of_files(paths: Iterable[Path], named_in: str | os.PathLike[str] | None = None) -> str:
-    """Returns a SHA-256 over files' bytes, 64 hexadecimal digits.
+    """Returns the SHA-256 of the bytes of files as 64 hexadecimal digits.
 
     Args:
-        paths: The files, in their order.
-        named_in: The folder whose files' names count, too. Defaults to None: names do not count.
+        paths: The files, in this order.
+        named_in: The folder to which hashed file names are relative. Defaults to None: names are not hashed.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -167,7 +167,7 @@ def digest_of_files(paths: Iterable[Path], named_in: str | os.PathLike[str] | No
 
 
 def append_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
-    """Appends lines to a file in one write; what a crash cut short before them stays a line of its own."""
+    """Appends lines to a file in one write; terminates a truncated last line first."""
     with open(path, "ab+") as file:
         torn = False
         if file.seek(0, os.SEEK_END):
@@ -177,11 +177,11 @@ def append_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
 
 
 def read_json_lines(path: str | os.PathLike[str], check: Callable[[Any], object]) -> Iterator[Any]:
-    """Yields what `append_lines` wrote as JSON; a line that a crash cut short, even within a character, is left out.
+    """Yields the JSON rows written by `append_lines`; skips truncated lines, even if cut within a character.
 
     Args:
-        path: The file. If there is none, nothing is yielded.
-        check: Raises ValueError, KeyError or TypeError of a row that is not whole.
+        path: The file. If it does not exist, nothing is yielded.
+        check: Raises ValueError, KeyError or TypeError for an incomplete row.
     """
     if not os.path.exists(path):
         return

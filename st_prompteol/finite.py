@@ -1,4 +1,4 @@
-"""Embeddings that are not finite: found where they come out, and said by the number of the sentence."""
+"""Checks for NaN and infinity in embeddings and weights; errors name the sentence."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ REMEDY = (
 
 
 class NotFiniteError(ValueError):
-    """An embedding holds NaN or infinity.
+    """An embedding contains NaN or infinity.
 
     Args:
-        where: Which sentence it is of, in words.
-        place: The number of the sentence in this call, counted from 0.
-        sentence: Its text.
-        more: How many others there are in this call.
+        where: A description of the sentence's position.
+        place: The index of the sentence in this call.
+        sentence: The text of the sentence.
+        more: The number of other such embeddings in this call.
     """
 
     def __init__(self, where: str, place: int, sentence: str, more: int) -> None:
@@ -36,21 +36,21 @@ class NotFiniteError(ValueError):
         return f"The embedding of {where} ({sentence!r}) holds NaN or infinity{others}. {REMEDY}"
 
     def found_in(self, where: str) -> NotFiniteError:
-        """Returns the same error for a caller who knows better which sentence it is of."""
+        """Returns the same error with a more precise position of the sentence."""
         return NotFiniteError(where, *self.args[1:])
 
 
 def check_finite(embeddings: Any, sentences: Sequence[Any]) -> None:
-    """Raises NotFiniteError, which names the first such sentence, if embeddings hold NaN or infinity.
+    """Raises NotFiniteError for the first sentence whose embedding contains NaN or infinity.
 
     Args:
-        embeddings: What `encode` returns for the sentences: an array or a tensor, or a list of either or of features.
-        sentences: As many sentences as there are embeddings.
+        embeddings: The result of `encode`: an array or a tensor, or a list of arrays, tensors or features.
+        sentences: The sentences, one per embedding.
     """
     if isinstance(embeddings, np.ndarray | torch.Tensor):
         if len(embeddings) == 0 or _is_finite(embeddings):
             return
-        # a sum may overflow where no number does
+        # the sum may overflow although all values are finite
         finite = torch.as_tensor(embeddings).isfinite().flatten(1).all(dim=1).tolist()
     else:
         finite = [all(map(_is_finite, _values(row))) for row in embeddings]
@@ -61,7 +61,7 @@ def check_finite(embeddings: Any, sentences: Sequence[Any]) -> None:
 
 
 def check_weights(model: torch.nn.Module) -> None:
-    """Raises ValueError if a parameter holds NaN or infinity."""
+    """Raises ValueError if a parameter contains NaN or infinity."""
     for name, parameter in model.named_parameters():
         parts = [part for part in parts_of(parameter.detach()) if part.is_floating_point() and part.itemsize > 1]
         if not parameter.is_meta and not all(map(_is_finite, parts)):

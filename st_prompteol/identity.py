@@ -1,4 +1,4 @@
-"""What the embeddings of a model depend on: one identity for corpora, results, search logs and model cards."""
+"""The fingerprint of a model: everything that its embeddings depend on. Used in corpora, results, logs and cards."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sentence_transformers import SentenceTransformer
 from st_prompteol.quantization import parts_of
 from st_prompteol.tokens import TemplateTokenizer, read_template
 
-_THREADS = 4  # that hash weights: hashlib lets others run meanwhile
-# Of a configuration, what says where a model is from and how it was saved
+_THREADS = 4  # for hashing weights; hashlib releases the GIL
+# Keys of a configuration that only describe a model's origin and saved format
 _NAMES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config")
-_STATED_APART = ("transformer_task", "modality_config", "module_output_name", "model_args")  # the layer, the dtype
+_STATED_APART = ("transformer_task", "modality_config", "module_output_name", "model_args")  # layer and dtype
 _ADAPTER_NAMES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
 
 
 def identify(model: SentenceTransformer) -> dict[str, Any]:
-    """Returns everything that a model's embeddings, and scores of them, depend on, by name, ready for JSON.
+    """Returns a JSON-serializable dictionary of everything that a model's embeddings and their scores depend on.
 
-    Of the weights all bytes count, which takes about a second for 2 GB.
+    All bytes of the weights are hashed, which takes about a second for 2 GB.
 
     Args:
         model: Any `SentenceTransformer`.
 
     Raises:
-        ValueError: If weights are on the device `meta`, so that they hold nothing.
+        ValueError: If weights are on the device `meta`, where they have no values.
     """
     first = model[0]
     body = model.transformers_model
@@ -51,39 +51,39 @@ def identify(model: SentenceTransformer) -> dict[str, Any]:
         "max_seq_length": model.max_seq_length,
         "truncate_dim": model.truncate_dim,
         "prompt": model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None,
-        "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},  # mteb chooses by the task
+        "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},  # mteb chooses one by task
         "similarity": model.similarity_fn_name,
         "dimension": model.get_embedding_dimension(),
     }
 
 
 def digest(values: Any, but: tuple[str, ...] = ()) -> str:
-    """Returns a short text that stands for values; of a mapping, the names in `but` do not count."""
+    """Returns a short hash of JSON-like values; the keys of a mapping in `but` are ignored."""
     if isinstance(values, Mapping):
         values = {name: value for name, value in values.items() if name not in but}
-    told = json.dumps(
+    text = json.dumps(
         values, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
     )
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: str) -> str:
-    """Returns what differs, `told` about each with `{name}`, `{before}` and `{now}`; an empty text if nothing does."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], line: str) -> str:
+    """Formats each changed key with `line`, which contains `{name}`, `{before}` and `{now}`; empty if none changed."""
     return "; ".join(
-        told.format(name=name, before=repr(before.get(name)), now=repr(now.get(name)))
+        line.format(name=name, before=repr(before.get(name)), now=repr(now.get(name)))
         for name in dict.fromkeys([*before, *now])
         if before.get(name) != now.get(name)
     )
 
 
 def _templates(model: SentenceTransformer) -> Any:
-    """Returns the template, or those of an ensemble."""
+    """Returns the template, or the templates of an ensemble."""
     several = [template.to_dict() for template in getattr(model, "templates", ())]
     return several or read_template(model.tokenizer)
 
 
 def _adapters(body: Any) -> dict[str, str]:
-    """The adapters in use by name, and how each layer uses them: whether they are on, merged, how they are scaled."""
+    """Returns the active adapters by name, and their state in each layer: enabled, merged, scaling."""
     if not getattr(body, "peft_config", None):
         return {}
     layers = [
@@ -100,7 +100,7 @@ def _digest_of_weights(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     tensors: dict[str, Any] = dict(model.state_dict())
     for name, buffer in model.named_buffers():
-        if name not in tensors:  # not saved: what the body computes from its configuration, and may have been cast
+        if name not in tensors:  # not saved: computed by the body from its configuration, and possibly cast
             tensors[name] = buffer.dtype if name.startswith("0.") else buffer
     with ThreadPoolExecutor(_THREADS) as threads:
         for part in threads.map(lambda item: _digest_of_tensor(*item), tensors.items()):
@@ -109,7 +109,7 @@ def _digest_of_weights(model: torch.nn.Module) -> str:
 
 
 def _digest_of_tensor(name: str, tensor: Any) -> bytes:
-    if not isinstance(tensor, torch.Tensor):  # what a module keeps beside its tensors
+    if not isinstance(tensor, torch.Tensor):  # a module's extra state
         return hashlib.sha256(f"{name} {tensor!r}".encode()).digest()
     if tensor.is_meta:
         raise ValueError(f"The weights {name!r} are on the device 'meta', so they hold nothing: open it on another.")
@@ -120,11 +120,11 @@ def _digest_of_tensor(name: str, tensor: Any) -> bytes:
 
 
 def _settings(module: torch.nn.Module, *, is_first: bool) -> Any:
-    told: Any = getattr(module, "get_config_dict", None)
-    settings: Any = repr(module) if told is None else told()
-    if hasattr(module, "layer"):  # ours, which says there too which layer it reads
+    get_config: Any = getattr(module, "get_config_dict", None)
+    settings: Any = repr(module) if get_config is None else get_config()
+    if hasattr(module, "layer"):  # our module, whose layer is a separate entry
         settings = {name: value for name, value in settings.items() if name not in _STATED_APART}
-    if not is_first:  # a module of somebody else's may keep anything as an attribute
+    if not is_first:  # third-party modules may keep settings in any attribute
         settings = [settings, [[name, _attributes(part)] for name, part in module.named_modules()]]
     return json.loads(json.dumps(settings, default=str))
 
@@ -139,16 +139,16 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _tokenizer(tokenizer: Any) -> Any:
-    """What a tokenizer does with a text, its template aside, which has a place of its own."""
+    """Returns everything that determines tokenization except the template, which is a separate entry."""
     ours = isinstance(tokenizer, TemplateTokenizer)
     backend = tokenizer.plain if ours else getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
         content = json.loads(backend.to_str())
-        content.pop("truncation"), content.pop("padding")  # what the last call left there
+        content.pop("truncation"), content.pop("padding")  # set by the last call
     else:
         content = [type(tokenizer).__name__, tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None]
-    told = ("chat_template", "padding_side", "truncation_side", "split_special_tokens", "special_tokens_map", "bos")
-    return content, {name: getattr(tokenizer, name, None) for name in told}
+    names = ("chat_template", "padding_side", "truncation_side", "split_special_tokens", "special_tokens_map", "bos")
+    return content, {name: getattr(tokenizer, name, None) for name in names}
 
 
 def _plain(config: Any) -> Any:

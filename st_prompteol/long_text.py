@@ -1,4 +1,4 @@
-"""Texts of megabytes: the end that a truncating tokenizer would drop is cut off before it is tokenized."""
+"""Very long texts: removes the part that will be truncated before the text is tokenized."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from itertools import pairwise
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
 
-_CHARACTERS = 8  # of a token, to begin with
-_MARGIN = 64  # tokens behind those that are needed, to begin with
-_WORDS_BEHIND = 2  # words that a pre-tokenizer has to have read behind a boundary
+_CHARACTERS = 8  # first estimate of characters per token
+_MARGIN = 64  # first number of additional tokens
+_WORDS_BEHIND = 2  # words that the pre-tokenizer must have read after a boundary
 
 
 def is_long(text: str, tokens: int) -> bool:
-    """Whether a text is far longer than its first tokens."""
+    """Whether a text is far longer than `tokens` tokens."""
     return len(text) > _CHARACTERS * (tokens + _MARGIN)
 
 
 class Shortener:
-    """Cuts texts where the tokens in front provably do not depend on what follows.
+    """Truncates texts where the preceding tokens provably do not depend on the rest.
 
-    They do not at a boundary between two words of the pre-tokenizer, whose patterns read no further than the words
-    behind it. Where the pre-tokenizer finds no words, they do not between two characters that are together in no token
-    of the vocabulary, which no merge can join. At either boundary another kind of character must begin (a space, a
-    letter, a digit, another one), so that it divides no run that a pattern reads to its end, and no character from
-    marks that belong to it.
+    This holds at a boundary between two words of the pre-tokenizer, because its patterns look ahead at most at the
+    next words. Without a pre-tokenizer that finds words, it holds between two characters that occur together in no
+    token of the vocabulary, so that no merge can join them. At either boundary the kind of character must change
+    (space, letter, digit, other), so that no run that a pattern matches as a whole, and no character with combining
+    marks, is split.
 
     Args:
-        tokenizer: The tokenizer, without a template; it must not be changed afterwards.
+        tokenizer: The tokenizer without a template. It must not be changed afterwards.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pairs: frozenset[str] | None = None
-        # A WordPiece vocabulary, and a BPE with its marks of continuation, does not show which characters may join
+        # The vocabularies of WordPiece and of BPE with continuation marks do not show which characters may join
         model = tokenizer.model
         self._is_opaque = not isinstance(model, (BPE, Unigram)) or bool(
             getattr(model, "continuing_subword_prefix", None)
         )
 
     def shorten(self, text: str, tokens: int, prepare: Callable[[str], str]) -> str:
-        """Returns a text, or so much of it that its first tokens are the same.
+        """Returns a text, shortened if its first tokens stay the same.
 
         Args:
             text: The text.
-            tokens: How many tokens must be the same.
-            prepare: Returns what every text with a given beginning begins with when it is tokenized.
+            tokens: The number of tokens that must stay the same.
+            prepare: Converts the beginning of a text to the beginning of the string that is tokenized.
         """
-        start = len(text) - len(text.lstrip())  # which a template may strip
+        start = len(text) - len(text.lstrip())  # a template may strip it
         size = _CHARACTERS * (tokens + _MARGIN)
         while start + size < len(text):
             piece = text[: start + size]
@@ -59,9 +59,9 @@ class Shortener:
         return text
 
     def _has_boundary(self, text: str, tokens: int) -> bool:
-        """Whether behind the first tokens of a text there is a boundary that does not depend on what follows."""
+        """Whether there is a boundary after the first tokens of a text that does not depend on the following text."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        words = [word or 0 for word in encoding.word_ids]  # None only of special tokens, which there are none of
+        words = [word or 0 for word in encoding.word_ids]  # None only occurs for special tokens, not used here
         offsets, pieces = encoding.offsets, encoding.tokens
         for place in range(tokens, len(words)):
             end = offsets[place - 1][1]
@@ -77,7 +77,7 @@ class Shortener:
         return False
 
     def _may_merge(self, pair: str) -> bool:
-        """Whether two characters that follow each other may be in one token."""
+        """Whether two consecutive characters may be part of one token."""
         if self._pairs is None:
             vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
             self._pairs = frozenset(left + right for token in vocabulary for left, right in pairwise(token))

@@ -1,4 +1,4 @@
-"""`PromptEOL`: a `SentenceTransformer` from any decoder LLM, opened and saved in sentence-transformers' own form."""
+"""`PromptEOL`: a `SentenceTransformer` from any decoder LLM, loaded and saved in sentence-transformers' format."""
 
 from __future__ import annotations
 
@@ -40,49 +40,51 @@ if TYPE_CHECKING:
     from st_prompteol.hub import PushReport
 
 logger = logging.getLogger(__name__)
-CENTERING = "centering"  # what the module is called that centres embeddings
+CENTERING = "centering"  # name of the module that centers embeddings
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
-_upstream = logging.getLogger("sentence_transformers")  # whose level turns its progress bars on
+_upstream = logging.getLogger("sentence_transformers")  # its level enables the progress bars
 _QUANTIZED = ("int8", "uint8", "binary", "ubinary")
-_CHUNK_BATCHES = 64  # batches whose embeddings are put in their places together
-# What sentence-transformers 6 checks before it opens a model
+_CHUNK_BATCHES = 64  # batches per chunk; the embeddings of a chunk are reordered together
+# Requirements that sentence-transformers 6 checks before it loads a model
 _ADAPTER = {"transformers": {"specifier": ">=5.6", "reason": "transformers 5.0 to 5.5 leave the adapter out"}}
 
 
 class PromptEOL(SentenceTransformer):
-    """A decoder LLM as a sentence embedding model: the last token's hidden state of a sentence in a template.
+    """A sentence embedding model from a decoder LLM: the last token's hidden state of a sentence in a template.
 
-    It opens a base LLM, a model saved in this form (by this package or by plain sentence-transformers), or an adapter
-    repository with or without tokenizer files. Everything it saves opens with plain `SentenceTransformer`.
+    Loads a base LLM, a saved model (of this package or of plain sentence-transformers, in this format), or an adapter
+    repository with or without tokenizer files. Saved models load with plain `SentenceTransformer`.
 
     Args:
         model_name_or_path: Hub id or folder, a GGUF file (`folder/model.gguf`, `user/repository/model.gguf`), or
-            `"tiny"` for the model that comes with the package, which is small and for trying things out. Defaults to
-            None, which needs `modules`.
-        modules: Modules to assemble instead, the first one a `PromptEOLTransformer`. Defaults to None.
+            `"tiny"` for the small model that is included in the package for experiments. Defaults to None, which
+            requires `modules`.
+        modules: Modules to use instead; the first one must be a `PromptEOLTransformer`. Defaults to None.
         template: A `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one `{sentence}`. Defaults to
             None: the template of a saved model, `"prompteol"` for a base LLM.
-        demonstrations: Worked examples in front of every sentence, in place of the template's own. Defaults to none
-            given: the template keeps its own.
-        layer: Which hidden state is read: -1 is the last one, after the final norm; -2 the output of the last but one
+        demonstrations: Demonstrations to place before every sentence, replacing the template's own. Defaults to an
+            empty sequence, which keeps the template's own.
+        layer: The hidden state to use: -1 is the last one, after the final norm; -2 the output of the second-to-last
             block. Defaults to None: the layer of a saved model, -1 for a base LLM.
-        quantization: `"nf4"` or `"int8"` by bitsandbytes, on a CPU too. Defaults to None.
-        fast: Whether to compute what sentences share once. Embeddings are the same either way. Defaults to True.
-        max_seq_length: The most tokens a rendered sentence may have, BOS, demonstrations and template included; a
-            longer sentence loses its own end, and the template's last words stay. Defaults to None: what model and
-            tokenizer allow.
-        device: As in `SentenceTransformer`. Defaults to None: the accelerator if there is one.
-        device_map: How accelerate spreads the model over devices, e.g. `"auto"`; excludes `device`. Defaults to None.
-        model_kwargs: As in `SentenceTransformer`. Without a `dtype` in it, a saved model computes in the dtype that it
-            was saved from, and a base LLM in float32 on a CPU and in the checkpoint's dtype elsewhere. Defaults to
-            None.
-        processor_kwargs: As in `SentenceTransformer`. Defaults to None.
-        **kwargs: Everything else that `SentenceTransformer` takes: `truncate_dim`, `revision`, `token`,
-            `cache_folder`, `local_files_only`, `trust_remote_code`, `similarity_fn_name`, …
+        quantization: `"nf4"` or `"int8"` (bitsandbytes), also on a CPU. Defaults to None.
+        fast: Whether to compute the shared prefix of the sentences once. Embeddings are the same either way. Defaults
+            to True.
+        max_seq_length: The maximum number of tokens of a sentence in its template, including BOS and demonstrations.
+            Longer sentences are truncated at their own end; the end of the template is kept. Defaults to None: the
+            limit of model and tokenizer.
+        device: The device, e.g. `"cuda"` or `"cpu"`. Defaults to None: the accelerator if there is one.
+        device_map: How accelerate distributes the model over devices, e.g. `"auto"`. Cannot be combined with `device`.
+            Defaults to None.
+        model_kwargs: Keyword arguments for `from_pretrained` of the model. Without a `dtype`, a saved model uses the
+            dtype that it was saved from; a base LLM uses float32 on a CPU and the checkpoint's dtype elsewhere.
+            Defaults to None.
+        processor_kwargs: Keyword arguments for `from_pretrained` of the tokenizer. Defaults to None.
+        **kwargs: Other arguments of `SentenceTransformer`: `truncate_dim`, `revision`, `token`, `cache_folder`,
+            `local_files_only`, `trust_remote_code`, `similarity_fn_name`, …
 
     Raises:
-        ValueError: As `PromptEOLTransformer`, or if files are damaged or arguments contradict each other.
-        FileNotFoundError: If there is no such folder or repository, or an adapter's base is missing.
+        ValueError: As for `PromptEOLTransformer`, or if files are damaged or arguments contradict each other.
+        FileNotFoundError: If the folder or repository, or the base of an adapter, does not exist.
         PermissionError: If a repository is gated.
         ConnectionError: If files are not in the cache and cannot be downloaded.
 
@@ -133,11 +135,11 @@ class PromptEOL(SentenceTransformer):
             device = get_device_name()
         if quantization is not None:
             model_kwargs["quantization_config"] = quantization_config(quantization)
-            if device is not None:  # quantised weights are made where they stay
+            if device is not None:  # quantized weights are created on their final device
                 device, device_map = None, {"": device}
         if device_map is not None:
             model_kwargs["device_map"] = device_map
-        # of a base LLM; what is saved states its own
+        # for a base LLM; a saved model states its own dtype
         self._base_dtype = torch.float32 if "cpu" in (device, _only_device(device_map)) else "auto"
         if max_seq_length is not None:
             processor_kwargs["model_max_length"] = max_seq_length
@@ -177,7 +179,7 @@ class PromptEOL(SentenceTransformer):
 
     @property
     def template(self) -> PromptTemplate:
-        """The template that sentences are read in. Assign another one, its name or its text to change it."""
+        """The prompt template. Assign a `PromptTemplate`, a name or a text to change it."""
         template: PromptTemplate = self[0].template
         return template
 
@@ -188,7 +190,7 @@ class PromptEOL(SentenceTransformer):
 
     @property
     def layer(self) -> int:
-        """The hidden state that is read, -1 is the last, after the final norm. Assign another one to change it."""
+        """The hidden state to use; -1 is the last one, after the final norm. Assign a number to change it."""
         layer: int = self[0].layer
         return layer
 
@@ -201,20 +203,24 @@ class PromptEOL(SentenceTransformer):
     def center(
         self, sentences: Sequence[str] | None = None, *, scale: bool = False, mean: np.ndarray | None = None
     ) -> None:
-        """Subtracts from every embedding the mean embedding of these sentences; unrelated ones are no longer alike.
+        """Centers embeddings so that unrelated sentences have a cosine similarity near 0.
 
-        A stock `Dense` behind the pooling does it, with the identity as its activation; calling this again replaces
-        it. After a change of template, layer or adapter the mean is another one: call it again. That the mean of LLMs'
-        embeddings carries no meaning is shown in https://arxiv.org/abs/2511.11041.
+        Adds a stock `Dense` module with identity activation after the pooling, which subtracts the mean embedding of
+        `sentences`; a second call replaces it. Call it again after a change of template, layer or adapter, because the
+        mean changes with them. https://arxiv.org/abs/2511.11041 shows that the mean of LLM embeddings carries no
+        meaning.
 
         Args:
-            sentences: Sentences of the kind that will be embedded, without labels; a few hundred are enough.
-            scale: Whether each number is also divided by its standard deviation over the sentences. Defaults to False.
-            mean: In place of sentences, their mean embedding `(embedding_dimension,)`, if it is known already.
+            sentences: Unlabeled sentences similar to those to embed; a few hundred are enough. Defaults to None, which
+                requires `mean`.
+            scale: Whether to also divide each dimension by its standard deviation over the sentences. Defaults to
+                False.
+            mean: The mean embedding `(embedding_dimension,)`, if already known, instead of sentences. Defaults to
+                None.
 
         Raises:
-            ValueError: If there are fewer than two different sentences and no mean, a scale without sentences, or the
-                model has no pooling.
+            ValueError: If neither a mean nor two distinct sentences are given, if `scale` is set without sentences, or
+                if the model has no pooling.
         """
         if scale and sentences is None:
             raise ValueError("A mean embedding alone does not give standard deviations: pass the sentences.")
@@ -258,7 +264,7 @@ class PromptEOL(SentenceTransformer):
 
     @property
     def fast(self) -> bool:
-        """Whether what sentences share is computed once. Assign False to compute as sentence-transformers does."""
+        """Whether the shared prefix is computed once. Assign False for the computation of sentence-transformers."""
         fast: bool = self[0].fast
         return fast
 
@@ -279,33 +285,40 @@ class PromptEOL(SentenceTransformer):
         precision: str = "float32",
         **kwargs: Any,
     ) -> Any:
-        """Encodes as `SentenceTransformer.encode` does: each distinct sentence once, and nothing that is not read.
+        """Computes sentence embeddings, like `SentenceTransformer.encode`.
 
-        It works with the template, the layer and the `max_seq_length` that it begins with.
+        Each distinct sentence is computed once, and unused layers are skipped. Template, layer and `max_seq_length`
+        are those at the start of the call.
 
         Args:
-            inputs: A sentence or several, as `SentenceTransformer.encode` takes them, and so is everything below.
-            prompt_name: Likewise.
-            prompt: Likewise.
-            batch_size: Likewise.
-            show_progress_bar: Likewise.
-            output_value: Likewise.
-            precision: Likewise.
-            **kwargs: Likewise.
+            inputs: The sentence or sentences to embed.
+            prompt_name: The name of the prompt in `prompts` to place before each sentence, inside the template.
+                Ignored if `prompt` is set. Defaults to None: the default prompt, if there is one.
+            prompt: The prompt text to place before each sentence, inside the template. Defaults to None.
+            batch_size: The batch size used for the computation. Defaults to 32.
+            show_progress_bar: Whether to show a progress bar. Defaults to None: shown if the logger of
+                sentence-transformers is at level INFO or DEBUG.
+            output_value: The features to return: `"sentence_embedding"`, `"token_embeddings"`, or None for all of
+                them. Defaults to `"sentence_embedding"`.
+            precision: The precision of the embeddings: `"float32"`, `"int8"`, `"uint8"`, `"binary"` or `"ubinary"`.
+                Defaults to `"float32"`.
+            **kwargs: Other arguments of `SentenceTransformer.encode`: `convert_to_tensor`, `normalize_embeddings`,
+                `truncate_dim`, `device`, `pool`, …
 
         Returns:
-            Likewise, by default an array `(len(inputs), embedding_dimension)`.
+            By default an array `(len(inputs), embedding_dimension)`, or `(embedding_dimension,)` for a single
+            sentence; see `SentenceTransformer.encode`.
 
         Raises:
-            ValueError: If an embedding holds NaN or infinity, `batch_size` or `truncate_dim` is below 1, or the model
-                was moved to the device `meta`, where it has no weights.
-            RuntimeError: If another thread changes the template, the layer or `max_seq_length` meanwhile.
+            ValueError: If an embedding contains NaN or infinity, if `batch_size` or `truncate_dim` is below 1, or if
+                the model is on the device `meta`, where it has no weights.
+            RuntimeError: If another thread changes the template, the layer or `max_seq_length` during the call.
         """
         check_whole(batch_size=batch_size, truncate_dim=kwargs.get("truncate_dim"))
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
         only_embeddings = output_value == "sentence_embedding"
-        # after the check for finite numbers, which integers would pass
+        # quantize after the check for finite numbers, because integers would always pass it
         is_quantized = only_embeddings and precision in _QUANTIZED
         options: dict[str, Any] = {
             "prompt_name": prompt_name,
@@ -335,30 +348,30 @@ class PromptEOL(SentenceTransformer):
         return rows[0] if is_singular else rows
 
     def _reads_last_tokens(self) -> bool:
-        """Whether the modules behind the body read nothing but the last token of each sentence."""
+        """Whether the modules after the body use only the last token of each sentence."""
         behind = list(self.children())[1:]
         return bool(behind) and type(behind[0]) is LastTokenPooling and all(map(_reads_embedding, behind[1:]))
 
     def load_adapter(self, peft_model_id: str, adapter_name: str = "default", **kwargs: Any) -> None:
-        """Puts another adapter on the model and makes it the active one; every tensor must find its place.
+        """Loads an adapter and activates it; all of its tensors must match the model.
 
         Args:
             peft_model_id: Folder or Hub repository of the adapter.
-            adapter_name: The name it gets, for `set_adapter`. Defaults to `"default"`.
-            **kwargs: As `st_prompteol.adapters.load_adapter` takes them.
+            adapter_name: The name of the adapter in the model, for `set_adapter`. Defaults to `"default"`.
+            **kwargs: Other arguments of `st_prompteol.adapters.load_adapter`.
 
         Raises:
-            ValueError: If the adapter does not fit; the model is then as it was before.
+            ValueError: If the adapter does not fit; the model is then unchanged.
         """
         with explain_opening(peft_model_id):
             load_adapter(self[0].model, peft_model_id, adapter_name, **kwargs)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
-        """Puts a new adapter on the model, to be trained, and makes it the active one.
+        """Adds a new adapter for training and activates it.
 
         Args:
-            adapter_config: For example what `lora_config` returns. Layers may be named as in the causal LM.
-            adapter_name: The name that it gets in the model. Defaults to None: `"default"`.
+            adapter_config: The configuration, e.g. from `lora_config`. Layers may be named as in the causal LM.
+            adapter_name: The name of the adapter in the model. Defaults to None: `"default"`.
 
         Raises:
             ValueError: If adapters of this kind cannot be saved for sentence-transformers.
@@ -366,34 +379,35 @@ class PromptEOL(SentenceTransformer):
         super().add_adapter(prepare_config(adapter_config, self[0].model), adapter_name)
 
     def enable_adapters(self) -> None:
-        """Switches all adapters on again, after `disable_adapters`."""
+        """Enables all adapters again, after `disable_adapters`."""
         super().enable_adapters()
-        for module in self[0].model.modules():  # transformers switches these off, and forgets them here
+        for module in self[0].model.modules():  # transformers disables these but does not enable them again
             if isinstance(module, AuxiliaryTrainingWrapper):
                 module.enable_adapters(True)
 
     @property
     def adapters(self) -> list[str]:
-        """The names of the adapters on the model; those that `active_adapters()` returns are in use."""
+        """The names of all loaded adapters; `active_adapters()` returns those in use."""
         return list(getattr(self[0].model, "peft_config", {}))
 
     def merge_adapter(self) -> None:
-        """Adds the adapters in use to the weights and removes all adapters: what is saved then is a full model.
+        """Merges the active adapters into the weights and removes all adapters; `save` then saves a full model.
 
         Raises:
-            ValueError: If the model has no adapter, all are switched off, or its weights are quantised.
+            ValueError: If the model has no adapter, all adapters are disabled, or the weights are quantized.
         """
         merge_adapter(self[0].model)
         self[0].base_config = None
 
     def cut(self) -> Cut:
-        """Removes the blocks above `layer`, which is the last layer then: for servers, which read no other.
+        """Removes the blocks above `layer`, which becomes the last layer, for servers that only use the last layer.
 
-        Embeddings keep their directions, so that cosines are what they were; whether they keep their lengths is told.
+        Embeddings keep their directions, so cosine similarities are unchanged; `Cut.keeps_lengths` says whether norms
+        are preserved.
 
         Raises:
-            ValueError: If `layer` is the last one already; if the model has an adapter, is quantised or spread over
-                devices; or if its family would give other directions. The model is then as it was before.
+            ValueError: If `layer` already is the last one; if the model has an adapter, is quantized or distributed
+                over devices; or if the architecture would change directions. The model is then unchanged.
         """
         body, cut = cut_body(self)
         self[0].put_body(body, self.fast)
@@ -401,7 +415,7 @@ class PromptEOL(SentenceTransformer):
         return cut
 
     def describe(self) -> dict[str, str | int | None]:
-        """Returns what the model runs with, by name, as `st-prompteol info` shows it."""
+        """Returns the properties of the model by name, as printed by `st-prompteol info`."""
         transformer, template = self[0], self.template
         return {
             "model": os.path.join(transformer.config.name_or_path, *filter(None, [transformer.gguf_file])),
@@ -441,24 +455,24 @@ class PromptEOL(SentenceTransformer):
         train_datasets: list[str] | None = None,
         safe_serialization: bool = True,
     ) -> None:
-        """Saves the model, or the adapter with tokenizer and template, in sentence-transformers' own form.
+        """Saves the model, or the adapter with tokenizer and template, in sentence-transformers' format.
 
-        The model is written beside the files in the folder and then takes their places, each file with the mode and
-        group of the one that it replaces. If the process is stopped while files are moved, readers of the folder get
-        an error that says so, and the next `PromptEOL(path)` or save finishes it. Files that no save writes stay
-        where they are. Trainers and `push_to_hub` save through here.
+        The model is written to a staging folder first; its files then replace the existing ones and keep their mode
+        and group. If the process is killed while files are moved, loading the folder raises an error that says so, and
+        the next `PromptEOL(path)` or `save` completes the move. Unrelated files in the folder are kept. Trainers and
+        `push_to_hub` also save with this method.
 
         Args:
-            path: The folder to save into; made if it does not exist.
-            model_name: As in `SentenceTransformer.save`. Defaults to None.
-            create_model_card: Whether to write the model card, README.md; one that others wrote or have edited stays
-                as it is. Defaults to True.
-            train_datasets: Of no effect upstream. Defaults to None.
-            safe_serialization: Only True: weights are saved as safetensors. Defaults to True.
+            path: The folder to save to; created if it does not exist.
+            model_name: The name of the model in the model card. Defaults to None.
+            create_model_card: Whether to write the model card, README.md. A card that was written or edited by others
+                is kept. Defaults to True.
+            train_datasets: Has no effect, as in sentence-transformers. Defaults to None.
+            safe_serialization: Must be True: weights are always saved as safetensors. Defaults to True.
 
         Raises:
-            ValueError: If `safe_serialization` is False, or weights hold NaN or infinity.
-            OSError: If the folder cannot be written to; what was there is untouched.
+            ValueError: If `safe_serialization` is False, or weights contain NaN or infinity.
+            OSError: If the folder cannot be written to; existing files are unchanged.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles: PromptEOL saves safetensors only.")
@@ -475,14 +489,14 @@ class PromptEOL(SentenceTransformer):
         self.model_card_data.sign(path)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:  # type: ignore[override]
-        """Pushes the model by `st_prompteol.hub.push_to_hub`, which checks it before and after and writes its card.
+        """Pushes the model with `st_prompteol.hub.push_to_hub`, which checks it before and after and writes its card.
 
         Args:
-            repo_id: The repository, `user/name` or `organisation/name`; made if it does not exist.
-            **options: As `st_prompteol.hub.push_to_hub` takes them.
+            repo_id: The repository, `user/name` or `organization/name`; created if it does not exist.
+            **options: Other arguments of `st_prompteol.hub.push_to_hub`.
 
         Returns:
-            What was pushed; printed, it is the page of the commit or of the pull request.
+            A report of the push; printed, it is the URL of the commit or pull request.
         """
         from st_prompteol.hub import push_to_hub
 
@@ -504,7 +518,7 @@ class PromptEOL(SentenceTransformer):
         processor_kwargs: dict[str, Any] | None = None,
         config_kwargs: dict[str, Any] | None = None,
     ) -> tuple[list[torch.nn.Module], dict[str, Any]]:
-        """Makes the modules from a base LLM or an adapter repository that is not saved in this form."""
+        """Creates the modules for a base LLM or an adapter repository that is not in the saved format."""
         hub_kwargs = {
             "token": token,
             "cache_dir": cache_folder,
@@ -532,7 +546,7 @@ class PromptEOL(SentenceTransformer):
             module_class: Any = super()._load_module_class_from_ref(class_ref, *args, **kwargs)
         except ImportError:
             if not class_ref.startswith("sentence_transformers."):
-                raise  # code of the repository's own, or a package of its
+                raise  # code or a package of the repository itself
             module_class = None
         if not isinstance(module_class, type) or not issubclass(module_class, torch.nn.Module):
             raise ValueError(
@@ -548,7 +562,7 @@ class PromptEOL(SentenceTransformer):
     def _load_config_modules(
         self, *args: Any, **kwargs: Any
     ) -> tuple[MutableMapping[str, torch.nn.Module], dict[str, Any]]:
-        """Opens a saved model, with our reading of the last token in place of upstream's."""
+        """Loads a saved model, with `LastTokenPooling` in place of upstream's last-token pooling."""
         name = args[0]
         if gguf_file := (kwargs.get("model_kwargs") or {}).get("gguf_file"):
             raise ValueError(
@@ -579,7 +593,7 @@ def _check_device(device: str) -> None:
 
 
 def _quantize_like(rows: Any, precision: Any) -> Any:
-    """Quantizes embeddings as `SentenceTransformer.encode` does; they stay an array, a tensor or a list of tensors."""
+    """Quantizes embeddings like `SentenceTransformer.encode`, returning the input's type (array, tensor or list)."""
     quantized = quantize_embeddings(rows, precision)
     if isinstance(rows, np.ndarray):
         return quantized
@@ -594,7 +608,7 @@ def _reads_embedding(module: torch.nn.Module) -> bool:
 
 
 def _fit_poolings(modules: MutableMapping[str, torch.nn.Module | None], dimension: int) -> None:
-    """Makes poolings anew for embeddings of `dimension` numbers, with our reading of the last token."""
+    """Recreates the poolings for embeddings of size `dimension`, with `LastTokenPooling` for the last token."""
     for name, module in modules.items():
         if isinstance(module, Pooling):
             ours = LastTokenPooling if module.pooling_mode == "lasttoken" else Pooling

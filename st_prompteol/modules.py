@@ -1,4 +1,4 @@
-"""The first module: a template and a decoder LLM."""
+"""The first module of a `PromptEOL`: a prompt template and a decoder LLM."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from st_prompteol.tokens import TemplateTokenizer, tokenizable
 
 
 class PromptEOLTransformer(DecoderTransformer):
-    """A decoder LLM that reads every sentence inside a template; its language-model head is never loaded.
+    """A decoder LLM without its language-model head, applied to sentences inside a prompt template.
 
-    The template is part of the tokenizer, so the saved form is that of sentence-transformers' own `Transformer` and
-    opens without this package.
+    The template is part of the tokenizer, so the saved files are those of sentence-transformers' own `Transformer` and
+    load without this package.
 
     Args:
-        model_name_or_path: A decoder LLM, a model saved in this form, or an adapter repository: Hub id or folder.
+        model_name_or_path: Hub id or folder of a decoder LLM, a saved model or an adapter repository.
         template: A `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one `{sentence}`. Defaults to
             None: the template of a saved model, `"prompteol"` for a base LLM.
-        layer: Which hidden state is read: -1 is the last one, after the final norm; -2 the output of the last but one
+        layer: The hidden state to use: -1 is the last one, after the final norm; -2 the output of the second-to-last
             block. Defaults to None: the layer of a saved model, -1 for a base LLM.
-        fast: Whether to compute what sentences share once. Embeddings are the same either way. Defaults to True.
-        modality_config: What a saved model's `sentence_bert_config.json` holds. Defaults to None.
-        module_output_name: Likewise; it is always `"token_embeddings"`. Defaults to None.
-        model_kwargs: As sentence-transformers' `Transformer` takes them. Defaults to None.
-        processor_kwargs: Likewise. Defaults to None.
-        config_kwargs: Likewise. Defaults to None.
-        **kwargs: Likewise.
+        fast: Whether to compute the shared prefix of the sentences once. Embeddings are the same either way. Defaults
+            to True.
+        modality_config: The value in a saved model's `sentence_bert_config.json`. Defaults to None.
+        module_output_name: The value in a saved model's `sentence_bert_config.json`, always `"token_embeddings"`.
+            Defaults to None.
+        model_kwargs: Keyword arguments for `from_pretrained` of the model. Defaults to None.
+        processor_kwargs: Keyword arguments for `from_pretrained` of the tokenizer. Defaults to None.
+        config_kwargs: Keyword arguments for `from_pretrained` of the configuration. Defaults to None.
+        **kwargs: Other arguments of sentence-transformers' `Transformer`.
 
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, the template does not fit into
-            `max_seq_length` tokens or cannot become part of this tokenizer, an adapter does not fit, or a saved
-            sentence-transformers model is not in this form.
+            `max_seq_length` tokens or cannot be built into this tokenizer, an adapter does not fit, or a saved
+            sentence-transformers model is not in this format.
         FileNotFoundError: If the base model of an adapter cannot be found.
 
     Example:
@@ -79,8 +81,8 @@ class PromptEOLTransformer(DecoderTransformer):
             config_kwargs=config_kwargs or {},
             **kwargs,
         )
-        self._settings = Lock()  # around template, layer and length, which threads may change while others encode
-        self._revision = 0  # of those
+        self._settings = Lock()  # guards template, layer and max_seq_length, which other threads may change
+        self._revision = 0  # counts changes of these settings
         self._head = -1, torch.tensor([])
         self.put_body(self.model, fast)
         if super().tokenizer is None:
@@ -96,13 +98,13 @@ class PromptEOLTransformer(DecoderTransformer):
             raise ValueError(foreign(model_name_or_path))
 
     def put_body(self, model: PreTrainedModel, fast: bool) -> None:
-        """Makes `model` the body and, if `fast`, prepares it for the fast path."""
+        """Sets `model` as the body and, if `fast`, prepares it for the fast path."""
         self.model = model
         self._fast_path = FastPath(model) if fast else None
 
     @property
     def fast(self) -> bool:
-        """Whether what sentences share is computed once. Assign False to compute as sentence-transformers does."""
+        """Whether the shared prefix is computed once. Assign False for the computation of sentence-transformers."""
         return self._fast_path is not None
 
     @fast.setter
@@ -113,7 +115,7 @@ class PromptEOLTransformer(DecoderTransformer):
             self.put_body(self.model, fast)
 
     def train(self, mode: bool = True) -> PromptEOLTransformer:
-        """Sets training or evaluation mode; what trains is first made ready for gradients, its shared head dropped."""
+        """Sets training or evaluation mode; for training, drops the prefix cache and unpacks 4-bit weights."""
         if mode:
             if self._fast_path is not None:
                 self._fast_path.forget()
@@ -122,7 +124,7 @@ class PromptEOLTransformer(DecoderTransformer):
         return self
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Saves model or adapter, tokenizer and configuration, in the form of upstream's `Transformer`."""
+        """Saves model or adapter, tokenizer and configuration in the format of upstream's `Transformer`."""
         check_saving(self.model)
         check_saving_adapters(self.model)
         unpack_nf4(self.model)
@@ -138,13 +140,13 @@ class PromptEOLTransformer(DecoderTransformer):
 
     @property
     def tokenizer(self) -> TemplateTokenizer:
-        """The tokenizer, of which the template is a part."""
+        """The tokenizer, which includes the template."""
         tokenizer: TemplateTokenizer = super().tokenizer
         return tokenizer
 
     @property
     def template(self) -> PromptTemplate:
-        """The template that sentences are read in. Assign another one, its name or its text to change it."""
+        """The prompt template. Assign a `PromptTemplate`, a name or a text to change it."""
         return cast(PromptTemplate, self.tokenizer.template)
 
     @template.setter
@@ -157,7 +159,7 @@ class PromptEOLTransformer(DecoderTransformer):
 
     @property
     def layer(self) -> int:
-        """The hidden state that is read, -1 is the last, after the final norm. Assign another one to change it."""
+        """The hidden state to use; -1 is the last one, after the final norm. Assign a number to change it."""
         return layer_of(self.modality_config)
 
     @layer.setter
@@ -169,7 +171,7 @@ class PromptEOLTransformer(DecoderTransformer):
 
     @property
     def max_seq_length(self) -> int | None:
-        """The most tokens a rendered sentence may have, BOS and template included; longer ones lose their own end."""
+        """The maximum number of tokens with BOS and template; longer sentences are truncated at their own end."""
         length: int | None = super().max_seq_length
         return length
 
@@ -181,7 +183,7 @@ class PromptEOLTransformer(DecoderTransformer):
             self.tokenizer.model_max_length = max_seq_length
 
     def count_template_tokens(self) -> int:
-        """Returns how many tokens BOS, demonstrations and template take in front of and after every sentence."""
+        """Returns the number of tokens of BOS, demonstrations and template around every sentence."""
         return sum(map(len, self.tokenizer.tokenize_template()))
 
     def _check_length(self, template: PromptTemplate, max_seq_length: int | None) -> None:
@@ -201,23 +203,23 @@ class PromptEOLTransformer(DecoderTransformer):
     def preprocess(
         self, inputs: Sequence[str], prompt: str | None = None, reading: Reading | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Tokenises sentences in their template.
+        """Tokenizes sentences inside the template.
 
         Args:
-            inputs: The sentences. Lone surrogates, which no tokenizer takes, are read as U+FFFD.
-            prompt: Text in front of every sentence, inside the template. Defaults to None.
-            reading: The call of `encode` that they are part of. Defaults to None.
-            **kwargs: As `Transformer.preprocess` takes them.
+            inputs: The sentences. Lone surrogates are replaced with U+FFFD, because tokenizers reject them.
+            prompt: Text to place before every sentence, inside the template. Defaults to None.
+            reading: The call state of `encode`. Defaults to None.
+            **kwargs: Other arguments of `Transformer.preprocess`.
 
         Returns:
             `input_ids` and `attention_mask`, each `(batch_size, sequence_length)`, padded on the right.
 
         Raises:
             TypeError: If an input is not a string.
-            ValueError: If a sentence leaves no token at all.
-            RuntimeError: If the template, the layer or `max_seq_length` is not what the call has begun with.
+            ValueError: If a sentence results in no tokens.
+            RuntimeError: If the template, the layer or `max_seq_length` has changed since the start of the call.
         """
-        with self._settings:  # a tokenizer serves one thread at a time
+        with self._settings:  # tokenizers are not thread-safe
             begun = self._begin(reading)
             self._check_unchanged(begun)
             texts = [tokenizable(sentence) for sentence in inputs]
@@ -235,23 +237,23 @@ class PromptEOLTransformer(DecoderTransformer):
     def forward(self, features: dict[str, Any], reading: Reading | None = None, **kwargs: Any) -> dict[str, Any]:
         """Adds `token_embeddings` `(batch_size, sequence_length, hidden_size)` to the features.
 
-        Where `reading` asks for last tokens only, the features may afterwards be those of the last tokens, with a
-        `sequence_length` of 1; they hold `inner_embeddings(layer)`, `(batch_size, hidden_size)`, for each of its inner
-        layers.
+        If `reading` requests last tokens only, the features may be reduced to the last tokens, with a
+        `sequence_length` of 1. They then include `inner_embeddings(layer)`, `(batch_size, hidden_size)`, for each
+        inner layer of `reading`.
 
         Args:
-            features: As `preprocess` gives them.
-            reading: The call of `encode` that they are part of. Defaults to None.
-            **kwargs: As `Transformer.forward` takes them.
+            features: The output of `preprocess`.
+            reading: The call state of `encode`. Defaults to None.
+            **kwargs: Other arguments of `Transformer.forward`.
 
         Raises:
-            RuntimeError: If the template, the layer or `max_seq_length` is not what the call has begun with.
+            RuntimeError: If the template, the layer or `max_seq_length` has changed since the start of the call.
         """
         reading = reading or Reading()
         begun = self._begin(reading)
         states = None
         if self._fast_path is not None:
-            if torch.is_grad_enabled():  # whoever asks for gradients is about to change the weights
+            if torch.is_grad_enabled():  # gradients mean that the weights may change
                 self._fast_path.forget()
             states = self._fast_path.run(features, reading)
         features.pop(PLAN, None)
@@ -270,7 +272,7 @@ class PromptEOLTransformer(DecoderTransformer):
         return features
 
     def _run_whole(self, features: dict[str, Any], layers: list[int]) -> dict[int, torch.Tensor]:
-        """Returns by layer the hidden states of the last tokens, `(batch_size, 1, hidden_size)`, of whole rows."""
+        """Runs the full forward pass; returns last-token hidden states `(batch_size, 1, hidden_size)` by layer."""
         ids, mask = features["input_ids"], features["attention_mask"]
         outputs = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
         last = mask.sum(dim=1) - 1
@@ -278,7 +280,7 @@ class PromptEOLTransformer(DecoderTransformer):
         return {layer: outputs.hidden_states[layer][rows, last][:, None] for layer in layers}
 
     def _begin(self, reading: Reading | None) -> Begun:
-        """Returns what a call of `encode` has begun with, which is the state of now for its first batch."""
+        """Returns the settings at the start of an `encode` call; the first batch records the current ones."""
         if reading is not None and reading.begun is not None:
             return reading.begun
         with self._settings:

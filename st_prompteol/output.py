@@ -1,4 +1,4 @@
-"""Tables and figures: as plain text that a person reads, and as files (Markdown, CSV, JSON; PNG, SVG)."""
+"""Tables and figures: as plain text, and as files (Markdown, CSV, JSON; PNG, SVG)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from st_prompteol.files import replacing_file
 
 TABLES = (".md", ".csv", ".json")
 FIGURES = (".png", ".svg")
-_JOINERS = "\u200c\u200d"  # of letters and of emoji
+_JOINERS = "\u200c\u200d"  # for letters and emoji
 
 
 def check_output(path: str | os.PathLike[str], formats: Sequence[str]) -> None:
-    """Checks where a table or a figure is to be written, before the work whose result it shows.
+    """Checks the output path of a table or a figure before the computation starts.
+
+    Args:
+        path: The output path.
+        formats: The allowed suffixes, `TABLES` or `FIGURES`.
 
     Raises:
-        ValueError: If the suffix is none of `formats`, `TABLES` or `FIGURES`.
+        ValueError: If the suffix is not in `formats`.
         FileNotFoundError: If the folder does not exist.
     """
     if Path(path).suffix not in formats:
@@ -35,7 +39,7 @@ def check_output(path: str | os.PathLike[str], formats: Sequence[str]) -> None:
 
 
 def one_line(text: str) -> str:
-    r"""Returns text as one line that is harmless to a terminal; line breaks and control characters are escaped."""
+    r"""Returns text as one line that is safe for a terminal; line breaks and control characters are escaped."""
     return "".join(
         letter
         if letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs"
@@ -45,14 +49,14 @@ def one_line(text: str) -> str:
 
 
 def to_text(lines: Sequence[Sequence[str]], text_columns: int = 1, width: int | None = None) -> list[str]:
-    """Lays a table out in aligned columns, every cell whole.
+    """Formats a table with aligned columns, without truncating cells.
 
     Args:
         lines: The table as text, the header first.
-        text_columns: How many columns, the first ones, are text, on the left; the others are numbers, on the right.
-            Defaults to 1.
-        width: How many characters a line should have at most. Columns of numbers that do not fit follow below, with
-            the columns of text in front of them again. Defaults to None: any number.
+        text_columns: The number of text columns, which come first and are left-aligned; the others are right-aligned
+            numbers. Defaults to 1.
+        width: The maximum number of characters per line. Number columns that do not fit are printed below, with the
+            text columns repeated. Defaults to None: no limit.
 
     Returns:
         The lines.
@@ -86,7 +90,7 @@ def to_text(lines: Sequence[Sequence[str]], text_columns: int = 1, width: int | 
 
 
 def _cells(text: str) -> int:
-    """Returns how many columns of a terminal a text takes: two for a wide character, none for a combining one."""
+    """Returns the width of a text in terminal columns: two for a wide character, none for a combining one."""
     from rich.cells import cell_len
 
     return cell_len(text)
@@ -97,7 +101,7 @@ def _pad(text: str, width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as a person says it.
+    """Formats a duration in seconds, minutes or hours.
 
     Example:
         >>> [duration(seconds) for seconds in (0.42, 75.2, 3720)]
@@ -114,7 +118,7 @@ def duration(seconds: float) -> str:
 
 
 def to_markdown(lines: Sequence[Sequence[str]], text_columns: Collection[str]) -> str:
-    """Writes a Markdown table of texts, the header first; columns that are not in `text_columns` are numbers."""
+    """Formats a Markdown table, the header first; columns that are not in `text_columns` are numbers."""
     header, *body = lines
     rule = ["---" if name in text_columns else "---:" for name in header]
     return "".join(
@@ -123,7 +127,7 @@ def to_markdown(lines: Sequence[Sequence[str]], text_columns: Collection[str]) -
 
 
 def to_csv(lines: Sequence[Sequence[str]]) -> str:
-    """Writes comma-separated values."""
+    """Formats a table as comma-separated values."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
@@ -136,16 +140,17 @@ def write_table(
     text_columns: Collection[str] = (),
     records: Sequence[dict[str, Any]] | None = None,
 ) -> None:
-    """Writes a table to a file, in the format of its suffix.
+    """Writes a table to a file, in the format given by its suffix.
 
     Args:
         lines: The table as text, the header first.
         path: A file that ends in `.md`, `.csv` or `.json`.
-        text_columns: The columns of text; Markdown shows all others, the numbers, on the right. Defaults to none.
-        records: What JSON holds, one object per row. Defaults to None: the text by its header.
+        text_columns: The names of the text columns; Markdown right-aligns the others, which are numbers. Defaults to
+            none.
+        records: The rows for JSON, one object each. Defaults to None: the cells as text, by header.
 
     Raises:
-        ValueError: If the suffix is another.
+        ValueError: If the suffix is not one of these.
     """
     check_output(path, TABLES)
     suffix = Path(path).suffix
@@ -159,7 +164,7 @@ def write_table(
 
 
 def import_figure() -> Any:
-    """Returns matplotlib's `Figure`, or raises an ImportError that says what to install."""
+    """Imports matplotlib's `Figure`; raises an ImportError that says what to install."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -168,7 +173,7 @@ def import_figure() -> Any:
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Saves a figure as PNG and as SVG, side by side, whichever of the two `path` names."""
+    """Saves a figure as both PNG and SVG, whichever of the two suffixes `path` has."""
     for suffix in FIGURES:
         with replacing_file(Path(path).with_suffix(suffix)) as staged:
             figure.savefig(staged, format=suffix[1:], dpi=160)

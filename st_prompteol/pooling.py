@@ -1,4 +1,4 @@
-"""The pooling of the last token."""
+"""Last-token pooling."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 
 class LastTokenPooling(Pooling):
-    """The hidden state of each sentence's last token: upstream's `Pooling(..., "lasttoken")`, read directly.
+    """Pools the hidden state of each sentence's last token, like upstream's `Pooling(..., "lasttoken")`, by indexing.
 
     Args:
         embedding_dimension: The size of a hidden state.
-        pooling_mode: Only `"lasttoken"`, as a saved configuration says. Defaults to `"lasttoken"`.
-        include_prompt: Of no effect on the last token; kept because saved configurations hold it. Defaults to True.
+        pooling_mode: Must be `"lasttoken"`, as in a saved configuration. Defaults to `"lasttoken"`.
+        include_prompt: Has no effect on the last token; accepted because saved configurations contain it. Defaults to
+            True.
 
     Raises:
-        ValueError: If `pooling_mode` is another one.
+        ValueError: If `pooling_mode` is not `"lasttoken"`.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -36,11 +37,11 @@ class LastTokenPooling(Pooling):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding` `(batch_size, hidden_size)` to the features."""
-        if "cu_seq_lens_q" in features:  # rows without padding, one after the other
+        if "cu_seq_lens_q" in features:  # a packed batch, without padding
             return super().forward(features, **kwargs)  # type: ignore[no-any-return]
         token_embeddings, mask = features["token_embeddings"], features["attention_mask"]
         positions = torch.arange(mask.shape[1], device=mask.device)
-        last = (mask * positions).argmax(dim=1)  # (batch_size,), whichever side the padding is on
+        last = (mask * positions).argmax(dim=1)  # (batch_size,), for padding on either side
         rows = torch.arange(mask.shape[0], device=token_embeddings.device)
         features["sentence_embedding"] = token_embeddings[rows, last.to(token_embeddings.device)]
         return features

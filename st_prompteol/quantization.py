@@ -1,4 +1,4 @@
-"""Quantised weights: quantising by bitsandbytes while a model is opened, and checkpoints that come quantised."""
+"""Quantized weights: quantization by bitsandbytes during loading, and checkpoints that are already quantized."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 Quantization = Literal["nf4", "int8"]
 
-# The modules that transformers reads a format with, by the names that pip installs them under
+# The modules that transformers needs for each quantization method, with the names of their pip packages
 _PACKAGES = {
     "awq": {"gptqmodel": "gptqmodel"},
     "bitsandbytes": {"bitsandbytes": "bitsandbytes"},
@@ -29,9 +29,9 @@ _PACKAGES = {
     "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
     "torchao": {"torchao": "torchao"},
 }
-# What a configuration calls its kind of numbers, in the order in which it says most
+# Keys of a configuration that describe the number format, the most specific first
 _KINDS = ("bnb_4bit_quant_type", "bits", "format", "quant_type", "fmt")
-# bitsandbytes' block of weights that share one scale, and the rows that its packed CPU kernel takes at a time
+# bitsandbytes' number of weights per scale, and the number of rows per step of its packed CPU kernel
 _NF4_BLOCK_SIZE = 64
 _CPU_PACK_ROWS = 32
 
@@ -39,15 +39,15 @@ _CPU_PACK_ROWS = 32
 def quantization_config(
     quantization: Quantization, *, compute_dtype: torch.dtype = torch.float32
 ) -> BitsAndBytesConfig:
-    """Returns upstream's configuration with the paper's values: nf4, double quantisation, computing in float32.
+    """Returns transformers' `BitsAndBytesConfig` with the paper's values: nf4, double quantization, float32 compute.
 
     Args:
         quantization: `"nf4"` (4 bit) or `"int8"` (8 bit).
-        compute_dtype: The dtype that nf4 weights are multiplied in. Defaults to `torch.float32`, as the paper's
-            training does; its 4-bit evaluation used `torch.float16`.
+        compute_dtype: The compute dtype of nf4 layers. Defaults to `torch.float32`, as in the paper's training; its
+            4-bit evaluation used `torch.float16`.
 
     Raises:
-        ValueError: If `quantization` is neither.
+        ValueError: If `quantization` is neither of these.
         ImportError: If bitsandbytes is not installed.
 
     Example:
@@ -72,20 +72,20 @@ def quantization_config(
 
 @contextmanager
 def opening_quantized(name: str, config: PretrainedConfig, model_kwargs: dict[str, Any]) -> Iterator[None]:
-    """Makes sure that a checkpoint that comes quantised can be read, chooses how, and says what went wrong.
+    """Prepares the loading of a quantized checkpoint, and explains failures.
 
-    What compressed-tensors writes is opened as the floats that its weights stand for: transformers computes with these
-    as well, but turns them into floats in a hook that sentence-transformers does not call. What gptqmodel reads is
-    computed on a CPU by kernels through which gradients pass.
+    compressed-tensors checkpoints are dequantized on load: transformers also computes with dequantized weights, but
+    dequantizes in a hook that sentence-transformers does not call. GPTQ and AWQ checkpoints use kernels with gradient
+    support on a CPU.
 
     Args:
-        name: The checkpoint's.
-        config: Its configuration, in which the choice is noted.
-        model_kwargs: What `from_pretrained` is called with within.
+        name: The name of the checkpoint.
+        config: The configuration of the checkpoint; modified in place.
+        model_kwargs: The keyword arguments for `from_pretrained` inside the block; modified in place.
 
     Raises:
-        ImportError: If a package that its format needs is missing, or a GPU.
-        ValueError: If its tensors are of another format than its configuration says.
+        ImportError: If the format requires a missing package or a GPU.
+        ValueError: If the format of the tensors differs from the one in the configuration.
     """
     stated = _plain(stated_quantization(config, model_kwargs))
     method = _method_of(stated)
@@ -100,7 +100,7 @@ def opening_quantized(name: str, config: PretrainedConfig, model_kwargs: dict[st
                 f"{name!r} comes quantised ({f'{method} {kind}'.strip()}), and cannot be quantised to {asked_kind} as "
                 "well: open it without quantization, or take the checkpoint that it was made of."
             )
-        model_kwargs.pop("quantization_config")  # the checkpoint's own says the same, and more
+        model_kwargs.pop("quantization_config")  # the checkpoint's own configuration includes it
     if method == "compressed-tensors":
         config.quantization_config = {**stated, "dequantize": True}
         groups = (stated.get("config_groups") or {}).values()
@@ -131,7 +131,7 @@ def opening_quantized(name: str, config: PretrainedConfig, model_kwargs: dict[st
 
 
 def check_read(name: str, model: PreTrainedModel, unexpected: Iterable[str]) -> None:
-    """Raises ValueError if linear layers have tensors in the checkpoint that the model has no use for: scales, say."""
+    """Raises ValueError if the checkpoint has unexpected tensors of linear layers, e.g. quantization scales."""
     layers = {path for path, module in model.named_modules() if hasattr(module, "in_features")}
     odd = sorted(
         key for key in unexpected if key.rpartition(".")[0].removeprefix(f"{model.base_model_prefix}.") in layers
@@ -144,7 +144,7 @@ def check_read(name: str, model: PreTrainedModel, unexpected: Iterable[str]) -> 
 
 
 def check_saving(model: PreTrainedModel) -> None:
-    """Raises ValueError if transformers would not save the weights as they were opened."""
+    """Raises ValueError if transformers would not save the weights as they were loaded."""
     method = _method_of(_plain(getattr(model.config, "quantization_config", None)))
     if method in ("awq", "gptq") and not getattr(model, "peft_config", None):
         raise ValueError(
@@ -154,16 +154,16 @@ def check_saving(model: PreTrainedModel) -> None:
 
 
 def is_saved_with_head(config: PretrainedConfig) -> bool:
-    """Says whether a checkpoint can be opened with its language-model head only, of which the body is then taken.
+    """Returns whether a checkpoint must be loaded with its language-model head, before the body is extracted.
 
-    torchao notes the name of every tensor in the file, and transformers finds them under the same names alone.
+    torchao records the name of every tensor in the file, and transformers only finds them under the same names.
     """
     is_torchao = _method_of(_plain(getattr(config, "quantization_config", None))) == "torchao"
     return is_torchao and any("ForCausalLM" in name for name in config.architectures or ())
 
 
 def body_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the body of a language model, with what transformers has noted on the whole; a body as it is."""
+    """Returns the body of a language model, with the quantization and device attributes of the full model."""
     body = language_model_of(model.base_model)
     for name in ("hf_quantizer", "is_quantized", "quantization_method", "hf_device_map"):
         if hasattr(model, name):
@@ -172,7 +172,7 @@ def body_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def language_model_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the language model within a multimodal one, any other as it is."""
+    """Returns the language model inside a multimodal model; other models are returned unchanged."""
     config = model.config.get_text_config()
     if config is model.config or type(model) is MODEL_MAPPING.get(type(config), None):
         return model
@@ -183,17 +183,17 @@ def language_model_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def settle(model: PreTrainedModel, stated: Any) -> None:
-    """Finishes the opening of a model: what was turned into floats is a float model, 4-bit weights can be computed.
+    """Fixes up a model after loading: marks dequantized models as float, and enables 4-bit weights on CPUs.
 
-    What comes quantised is saved under the architecture's own names: the way back that transformers notes rounds
-    again, without a word of it in the configuration, or is not there.
+    Quantized checkpoints are saved with the architecture's own tensor names, because the reverse conversion of
+    transformers rounds again without recording it in the configuration, or does not exist.
 
-    On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference, which breaks unless the rows
-    are a multiple of 32 and the columns of the block size 64; other layers are computed by its other kernel.
+    On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference, which fails unless the rows
+    are a multiple of 32 and the columns a multiple of the block size 64; other layers use its other kernel.
 
     Args:
         model: The body.
-        stated: The `quantization_config` that the checkpoint came with, if any.
+        stated: The `quantization_config` of the checkpoint, if any.
     """
     if stated:
         model.__dict__.pop("_weight_conversions", None)
@@ -208,28 +208,28 @@ def settle(model: PreTrainedModel, stated: Any) -> None:
 
 
 def stated_quantization(config: PretrainedConfig, model_kwargs: dict[str, Any]) -> Any:
-    """Returns the `quantization_config` that a checkpoint comes with, None for floats."""
+    """Returns the `quantization_config` of a checkpoint, None for float weights."""
     stated = getattr(config, "quantization_config", None)
     return stated or ({"quant_method": "gguf"} if model_kwargs.get("gguf_file") else None)
 
 
 def describe_quantization(stated: Any, model: PreTrainedModel) -> str | None:
-    """Returns how the weights of a model are, or came, quantised, in a few words; None for floats.
+    """Returns a short description of a model's quantization, also if dequantized on load; None for float weights.
 
     Args:
-        stated: The `quantization_config` that the checkpoint came with, if any.
-        model: The body, as it was opened.
+        stated: The `quantization_config` of the checkpoint, if any.
+        model: The loaded body.
     """
     is_quantized = getattr(model, "is_quantized", False)
     values = _plain(getattr(model.config, "quantization_config", None) if is_quantized else stated)
     if not values:
         return None
-    told = f"{_method_of(values)} {_kind_of(values)}".strip()
-    return told if is_quantized else f"{told}, opened as floats"
+    description = f"{_method_of(values)} {_kind_of(values)}".strip()
+    return description if is_quantized else f"{description}, opened as floats"
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
-    """Returns the plain tensors that a weight is made of: its numbers and scales if torchao made it, else itself."""
+    """Returns the plain tensors inside a weight: values and scales for torchao, otherwise the weight itself."""
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
@@ -237,7 +237,7 @@ def parts_of(tensor: Tensor) -> list[Tensor]:
 
 
 def came_quantized(model: PreTrainedModel) -> bool:
-    """Says whether the checkpoint itself is quantised, so that everybody who opens it gets it so."""
+    """Returns whether the checkpoint itself is quantized (not quantized on load)."""
     return bool(getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False))
 
 
@@ -254,7 +254,7 @@ def _method_of(values: Mapping[str, Any]) -> str:
 
 def _kind_of(values: Mapping[str, Any]) -> str:
     kind = "int8" if values.get("load_in_8bit") else next((values[name] for name in _KINDS if values.get(name)), "")
-    if isinstance(kind, Mapping):  # torchao's, by the layers that it is for
+    if isinstance(kind, Mapping):  # torchao's, by layer
         kind = next(iter(kind.values())).get("_type", "")
     return f"{kind} bit" if isinstance(kind, int) else str(kind)
 
@@ -266,9 +266,9 @@ def _plain(quantization: Any) -> dict[str, Any]:
 
 
 def unpack_nf4(model: PreTrainedModel) -> None:
-    """Undoes bitsandbytes' packing of 4-bit weights for a CPU, exactly, so that what is saved is what was loaded.
+    """Exactly reverses bitsandbytes' packing of 4-bit weights for CPUs, so that the loaded weights are saved.
 
-    Packing rounds the scales to bfloat16, and bitsandbytes' own way back keeps the rounded ones. The next inference
+    Packing rounds the scales to bfloat16, and bitsandbytes' own unpacking keeps the rounded scales. The next inference
     packs again.
     """
     for module in _nf4_layers(model):
@@ -281,10 +281,10 @@ def unpack_nf4(model: PreTrainedModel) -> None:
 
 
 def keep_nf4_unpacked(model: PreTrainedModel) -> None:
-    """Makes 4-bit weights ready for gradients, and keeps them so through every evaluation in between.
+    """Prepares 4-bit weights for training: unpacks them and disables packing, also during evaluation.
 
-    No gradient passes through a weight that bitsandbytes has packed for a CPU, so those below it would silently be
-    zero. What was packed is unpacked, and packing is turned off, which costs later inference on this model speed.
+    No gradient passes through a weight that bitsandbytes has packed for a CPU, so the gradients of the layers below
+    would silently be zero. Without packing, later inference with this model is slower.
     """
     unpack_nf4(model)
     for module in _nf4_layers(model):

@@ -1,4 +1,4 @@
-"""The model that comes with the package: small enough to travel with it, for trying things out without a network."""
+"""The small model that is included in the package, for experiments without a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 TINY = str(Path(__file__).with_name("tiny"))
-"""The folder of `prompteol-tiny`, which plain sentence-transformers opens too.
+"""The folder of `prompteol-tiny`, which also loads with plain sentence-transformers.
 
 Example:
     >>> from sentence_transformers import SentenceTransformer
@@ -20,11 +20,11 @@ Example:
 
 
 def find_released(model_name_or_path: str | None) -> str | None:
-    """Returns the packaged folder for `"tiny"`, unless a folder of that name is there, any other name as it is.
+    """Returns the folder of the included model for `"tiny"`, unless a folder of that name exists, or the name itself.
 
-    A leading `~` is the user's home folder, also where no shell has read the name.
+    A leading `~` is expanded to the user's home folder.
 
-    The first time that this is the packaged model, a warning says what it is for.
+    The first use of the included model logs a warning about its purpose.
     """
     if model_name_or_path is not None and model_name_or_path.startswith("~"):
         model_name_or_path = os.path.expanduser(model_name_or_path)
@@ -35,7 +35,7 @@ def find_released(model_name_or_path: str | None) -> str | None:
     return model_name_or_path
 
 
-@lru_cache(maxsize=1)  # once a process
+@lru_cache(maxsize=1)  # once per process
 def _say_what_it_is_for() -> None:
     logger.warning(
         "This is prompteol-tiny, a model of 3 million parameters for trying things out: name a larger one for work."

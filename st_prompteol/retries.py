@@ -1,4 +1,4 @@
-"""Requests that are made again: which failures may pass, and how long to wait."""
+"""Retries of requests: which failures are temporary, and how long to wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETRY_WAITS = (1.0, 4.0, 16.0)  # seconds
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same request can succeed a little later."""
+    """Whether the failure may be temporary, so that the same request can succeed later."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return False
     kind, _ = STATUSES.get(status_of(error) or 0, (None, ""))
@@ -25,19 +25,19 @@ def may_pass(error: BaseException) -> bool:
 
 
 def was_turned_away(error: BaseException) -> bool:
-    """Whether the server said that it has done nothing, so that a request cannot have its effect twice."""
+    """Whether the server rejected the request without processing it, so that a retry cannot apply it twice."""
     return status_of(error) in (429, 503)
 
 
 def retry_after(error: BaseException) -> float:
-    """Returns the seconds that the server asks to wait, at most a minute, and 0 if it names none (or a date)."""
+    """Returns the seconds to wait from the `Retry-After` header, at most 60; 0 if it is missing or a date."""
     response = getattr(error, "response", None)
     value = "" if response is None else response.headers.get("Retry-After", "")
     return min(float(value), 60.0) if re.fullmatch(r"\d+(\.\d+)?", value) else 0.0
 
 
 def retrying(call: Callable[[], T], is_passing: Callable[[BaseException], bool] = may_pass) -> T:
-    """Calls until it succeeds, a few times, as long as the failures may pass."""
+    """Calls a function, with a few retries as long as failures are temporary."""
     for wait in RETRY_WAITS:
         try:
             return call()

@@ -1,10 +1,10 @@
-"""Saving a model into a folder, file by file: a reader finds the old model, the new one, or a sentence.
+"""Crash-safe saving of a model to a folder: a reader loads the old model, the new one, or gets a clear error.
 
-A save writes the whole model to a staging folder inside the folder, and then moves its files to their places. While
-files move, those that readers open first (`modules.json`, `config.json`, `adapter_config.json`) hold a sentence in
-place of a configuration, which every reader shows in its error. They become configurations again at the end,
-`modules.json` last. A save that was stopped in between is finished by whoever opens the folder with `PromptEOL`, or
-saves to it, next. Nothing but the files that saves write is touched, and nothing outside the folder.
+A save writes the whole model to a staging folder inside the folder, then moves its files to their final paths.
+Meanwhile the files that are read first (`modules.json`, `config.json`, `adapter_config.json`) contain a message in
+place of a configuration, which appears in the error of every reader. They are replaced with the new configurations at
+the end, `modules.json` last. If the process is killed in between, the next load of the folder with `PromptEOL`, or the
+next save to it, completes the move. Only files that a save writes are changed, and nothing outside the folder.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 from st_prompteol.files import is_locked, locked, put_in_place
 
-# The files that saves write: those of them that a new model does not have are removed. Whatever else lies in the
-# folder (a trainer's optimizer state, checkpoints, a README when none is written) stays.
+# The files that a save may write; those that the new model does not have are removed. All other files in the folder
+# (a trainer's optimizer state, checkpoints, a README if none is written) are kept.
 SAVED_NAMES = re.compile(
     r"(modules|config(_sentence_transformers)?|sentence_\w+_config|generation_config|adapter_config|tokenizer(_config)?"
     r"|special_tokens_map|added_tokens|vocab|(pytorch_)?model\.(safetensors|bin)\.index)\.json"
@@ -30,11 +30,11 @@ SAVED_NAMES = re.compile(
     r"|chat_template\.jinja|merges\.txt|tokenizer\.model|vocab\.txt"
 )
 MODULE_FOLDER = re.compile(r"\d+_\w+")
-_MODULE_NAMES = ("config.json", "model.safetensors", "pytorch_model.bin")  # in the folder of a module
+_MODULE_NAMES = ("config.json", "model.safetensors", "pytorch_model.bin")  # in a module's folder
 _MODULES = "modules.json"
-_ENTRIES = ("adapter_config.json", "config.json", _MODULES)  # what readers open first, in the order of moving
+_ENTRIES = ("adapter_config.json", "config.json", _MODULES)  # the files read first, in the order of moving
 _STAGING = re.compile(r"\.saving-[0-9a-f]{8}")
-_UNFINISHED = (  # without a full stop, at which sentence-transformers would divide it
+_UNFINISHED = (  # without a period, at which sentence-transformers would split it
     "A save into this folder was stopped before its end: open the folder once with PromptEOL, which finishes it, or "
     "save into it again"
 )
@@ -42,16 +42,15 @@ _UNFINISHED = (  # without a full stop, at which sentence-transformers would div
 
 @contextmanager
 def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder to save a model to, whose files go to their places in `path` when the block ends.
+    """Yields an empty staging folder to save a model to; its files are moved to `path` when the block ends.
 
-    If the block fails, the folder `path` is as it was before. Of several processes that save at once, one waits until
-    the files of the other are in place.
+    If the block fails, the folder `path` is unchanged. Concurrent saves wait for each other while files are moved.
 
     Args:
-        path: The folder to write to; made if it does not exist.
+        path: The folder to write to; created if it does not exist.
 
     Raises:
-        OSError: If something cannot be written, or `path` or a file in it is of the wrong kind.
+        OSError: If a file cannot be written, or a file is in the place of a folder or the other way round.
     """
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
@@ -61,7 +60,7 @@ def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
     staging = folder / f".saving-{secrets.token_hex(4)}"
     moving = False
     with ExitStack() as stack:
-        with locked(folder):  # those who remove what stopped saves have left wait until the staging folder is locked
+        with locked(folder):  # clean-ups of killed saves wait until the staging folder is locked
             staging.mkdir(mode=0o700)
             stack.enter_context(locked(staging))
         try:
@@ -69,7 +68,7 @@ def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield staging / "new"
             _check_places(folder, staging / "new")
             with locked(folder):
-                with suppress(FileNotFoundError):  # what was left is gone, and is replaced anyway
+                with suppress(FileNotFoundError):  # the remains are gone, and are replaced anyway
                     _finish(folder)
                 remove = _superseded(folder, staging / "new")
                 _write_notes(staging, remove)
@@ -86,13 +85,13 @@ def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def reading_from(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Makes sure that what is read from a folder is one model; a save that was stopped is finished before.
+    """Ensures that all files read from a folder belong to one model; completes an interrupted save first.
 
     Args:
-        path: The folder; a Hub id or None is passed over.
+        path: The folder; a Hub id or None is ignored.
 
     Raises:
-        OSError: If a save was stopped and cannot be finished here, or the folder is saved into meanwhile.
+        OSError: If an interrupted save cannot be completed, or another save changes the folder during the block.
     """
     if path is None or not os.path.isdir(path):
         yield
@@ -110,7 +109,7 @@ def reading_from(path: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def _stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Returns what every save changes, first and last."""
+    """Returns the inode and modification time of `modules.json`, which every save changes first and last."""
     try:
         state = os.stat(Path(path, _MODULES))
     except OSError:
@@ -119,10 +118,10 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def finish_saving(path: str | os.PathLike[str]) -> None:
-    """Puts the files of a stopped save in place, if there is one.
+    """Completes an interrupted save, if there is one.
 
     Raises:
-        OSError: If they cannot be moved, or are gone.
+        OSError: If its files cannot be moved or are gone.
     """
     folder = Path(path)
     if _unfinished(folder) is None:
@@ -138,7 +137,7 @@ def finish_saving(path: str | os.PathLike[str]) -> None:
 
 
 def remove_left_behind(path: str | os.PathLike[str]) -> None:
-    """Removes what stopped saves have left in a folder, unless the folder needs it."""
+    """Removes the remains of interrupted saves from a folder, unless they are needed to complete a save."""
     with locked(path):
         if _unfinished(Path(path)) is None:
             _remove_left_behind(Path(path))
@@ -153,7 +152,7 @@ def _finish(folder: Path) -> None:
 
 
 def _unfinished(folder: Path) -> dict[str, Any] | None:
-    """Returns what a save that was stopped has noted: its staging folder, and the old files to remove."""
+    """Returns the record of an interrupted save: its staging folder, and the old files to remove."""
     try:
         first = json.loads((folder / _MODULES).read_text(encoding="utf-8"))[0]["unfinished"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -163,7 +162,7 @@ def _unfinished(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_notes(staging: Path, remove: list[str]) -> None:
-    """Writes what readers find while files move: valid JSON, in which every reader trips over the same sentence."""
+    """Writes the files to show while others are moved: valid JSON that fails with the same message in every reader."""
     modules = {"idx": 0, "name": "0", "path": "", "type": f"sentence_transformers.{_UNFINISHED}"}
     notes: dict[str, Any] = {
         _MODULES: [{**modules, "unfinished": {"staging": staging.name, "remove": remove}}],
@@ -176,9 +175,9 @@ def _write_notes(staging: Path, remove: list[str]) -> None:
 
 
 def _move(folder: Path, staging: Path, remove: list[str]) -> None:
-    """Moves a staged model to its place. Done again after a stop at any point, it does what is left."""
+    """Moves a staged model to its final folder. Resumable: repeated after an interruption, it completes the move."""
     new, notes = staging / "new", staging / "notes"
-    mode = new.stat().st_mode & 0o666  # safetensors writes files that nobody else may read
+    mode = new.stat().st_mode & 0o666  # safetensors creates files that only their owner can read
     put_in_place(notes / _MODULES, folder / _MODULES, mode)
     for name in _ENTRIES:
         if name != _MODULES and (folder / name).exists() and ((new / name).exists() or name in remove):
@@ -189,7 +188,7 @@ def _move(folder: Path, staging: Path, remove: list[str]) -> None:
     for path in sorted(new.rglob("*")):
         place = folder / path.relative_to(new)
         if path.is_dir():
-            if place.is_symlink():  # what it leads to is not of this folder
+            if place.is_symlink():  # its target is outside this folder
                 place.unlink()
             place.mkdir(exist_ok=True)
         elif path.relative_to(new).as_posix() not in _ENTRIES:
@@ -203,7 +202,7 @@ def _move(folder: Path, staging: Path, remove: list[str]) -> None:
 
 
 def _superseded(folder: Path, new: Path) -> list[str]:
-    """Returns the files of earlier saves that the new model does not have, by their paths in the folder."""
+    """Returns the relative paths of files of earlier saves that the new model does not have."""
     names = [entry.name for entry in folder.iterdir() if SAVED_NAMES.fullmatch(entry.name) and not _is_folder(entry)]
     names += [
         f"{module}/{name}"
@@ -225,7 +224,7 @@ def _module_folders(folder: Path) -> list[str]:
 
 
 def is_saved(name: Any) -> bool:
-    """Whether a path in a folder is one that a save may remove."""
+    """Whether a save may remove the file with this relative path."""
     *parents, last = str(name).split("/")
     if not parents:
         return SAVED_NAMES.fullmatch(last) is not None
@@ -236,12 +235,12 @@ def is_saved(name: Any) -> bool:
 def _remove(folder: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     if "/" in name:
-        with suppress(OSError):  # something else is in it
+        with suppress(OSError):  # the folder is not empty
             (folder / name).parent.rmdir()
 
 
 def _check_places(folder: Path, new: Path) -> None:
-    """Raises OSError if a file is to be written where a folder is, or the other way round."""
+    """Raises OSError if a folder exists at the path of a new file, or the other way round."""
     for path in sorted(new.rglob("*")):
         place = folder / path.relative_to(new)
         if path.is_dir() and place.exists() and not place.is_dir():

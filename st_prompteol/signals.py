@@ -1,4 +1,4 @@
-"""Ending in order when the process is told to: a scheduler, `docker stop` and `kill` send SIGTERM."""
+"""A clean exit on SIGTERM, which schedulers, `docker stop` and `kill` send."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-TERMINATED = 128 + signal.SIGTERM  # as a shell reports it
+TERMINATED = 128 + signal.SIGTERM  # exit status in a shell
 
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM raise SystemExit(143) within, so that temporary files are removed on the way out.
+    """Makes SIGTERM raise SystemExit(143) inside the block, so that temporary files are removed.
 
-    For the entry of a program; outside the main thread, which alone may handle signals, it does nothing.
+    For the entry point of a program. It has no effect outside the main thread, because only that can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -24,11 +24,11 @@ def ending_on_sigterm() -> Iterator[None]:
     owner = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a worker that was forked: what is to be removed is its parent's
+        if os.getpid() != owner:  # a forked worker: its parent removes the files
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # ignore further signals
         raise SystemExit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -1,24 +1,24 @@
-"""A saved `config.json` that transformers 4 and 5 read alike, or that the ones which cannot refuse to open.
+"""Rewrites `config.json` so that transformers 4 and 5 read the same values, or incompatible versions fail to load it.
 
-transformers 5 writes `rope_parameters` and `dtype` where transformers 4 reads `rope_theta`, `rope_scaling` and
-`torch_dtype`; what transformers 4 does not find it silently takes from its defaults, and every embedding is wrong.
+transformers 5 writes `rope_parameters` and `dtype`, but transformers 4 reads `rope_theta`, `rope_scaling` and
+`torch_dtype`. For missing keys transformers 4 silently uses its defaults, and every embedding is wrong.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# What a key must hold for an older transformers to stop with these words in its error. `pruned_heads` has whole
-# numbers as keys in transformers 4 and is unknown to 5; `torch_dtype` is not looked at by 4.56 and later if there is
-# a `dtype`, and is the name of something in torch before.
+# Values that make older versions of transformers fail with this text in the error. transformers 4 expects integer keys
+# in `pruned_heads`, which 5 ignores; 4.56 and later ignore `torch_dtype` if there is a `dtype`, and earlier versions
+# look up its value in torch.
 _FAILS_BELOW_5: dict[str, Any] = {"pruned_heads": {"this model needs transformers 5 or later": []}}
 _FAILS_BELOW_4_56: dict[str, Any] = {"torch_dtype": "this model needs transformers 4.56 or later"}
 
-# For what the default attention leaves out in transformers 4 and 5 up to 5.20, under the names that they read: 4 and
-# 5.0 the second one, later ones the first.
+# For features that the default attention ignores in transformers 4 and 5 up to 5.20. Versions 4 and 5.0 read the
+# second key, later ones the first.
 _EAGER = {"attn_implementation": "eager", "_attn_implementation_internal": "eager"}
 
-# The model types that `benchmarks/old_transformers.py` compared; Gemma 3 and GPT-NeoX have words of their own.
+# The model types that `benchmarks/old_transformers.py` compared; Gemma 3 and GPT-NeoX have their own keys.
 _WITHOUT_ROPE = set("bloom gpt2 gpt_neo gptj opt".split())
 _WITH_ROPE = set("falcon gemma gemma2 granite llama mistral olmo olmo2 qwen2 qwen3 smollm3 starcoder2".split())
 _WITH_PARTIAL_ROPE = set("glm4 nemotron phi phi3 stablelm".split())
@@ -32,7 +32,7 @@ _OLD_ROPE_KEYS = {
     "rope_local_base_freq",
     "sliding_window_pattern",
 }
-_SCALING_KEYS = {  # of the rope types that transformers 4 computes as 5 does
+_SCALING_KEYS = {  # for the rope types that transformers 4 and 5 compute alike
     "linear": {"factor"},
     "dynamic": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -42,26 +42,27 @@ _PHI3_SCALING_KEYS = {"short_factor", "long_factor"}
 
 
 class _OnlyInFive(Exception):
-    """A configuration that transformers 4 has no words for, computes otherwise, or that was never compared."""
+    """A configuration that transformers 4 cannot express or computes differently, or that was never compared."""
 
 
 def spell_for_all(config: dict[str, Any]) -> dict[str, Any]:
-    """Adds to a configuration saved by transformers 5 the keys that transformers 4 reads in their place.
+    """Adds the corresponding keys of transformers 4 to a configuration saved by transformers 5.
 
-    What was compared, by hidden states, opens in transformers 4.48 and later (or the first one that knows the model
-    type) and in 5. Where 4.48 would compute something else and 4.56 would not, opening fails below 4.56; everything
-    else fails below 5: a model type that was never compared, a rope type or per-layer rope without old words.
+    Model types whose hidden states were compared load in transformers 4.48 and later (or the first version that knows
+    the model type) and in 5. If 4.48 would compute different values but 4.56 would not, loading fails below 4.56.
+    Everything else fails below 5: model types that were never compared, and rope types or per-layer ropes that old
+    keys cannot express.
 
-    The result is the same for a configuration that has both spellings already: the old keys are made anew from the
-    new ones. One that differs from its result was edited in one spelling only. Of such a file transformers 5 takes
-    `rope_scaling` and `rope_theta` if it has a `rope_scaling` (Gemma 3: that, but no `rope_theta`), and
-    `rope_parameters` otherwise; 4 takes the old keys.
+    A configuration with both sets of keys gives the same result, because the old keys are recomputed from the new
+    ones. If the result differs from the input, only one set was edited. From such a file transformers 5 reads
+    `rope_scaling` and `rope_theta` if there is a `rope_scaling` (Gemma 3: that, but no `rope_theta`), and
+    `rope_parameters` otherwise; 4 reads the old keys.
 
     Args:
-        config: The `config.json` that `save_pretrained` of transformers 5 wrote, as a dict; it stays as it is.
+        config: The content of the `config.json` written by `save_pretrained` of transformers 5; it is not changed.
 
     Returns:
-        The dict to write in its place.
+        The new content of the file.
     """
     spelled = {key: value for key, value in config.items() if key not in {"pruned_heads", *_EAGER}}
     if isinstance(config.get("rope_parameters"), dict):
@@ -78,10 +79,10 @@ def spell_for_all(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _old_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what transformers 4 reads and 5 did not write.
+    """Returns the keys that transformers 4 reads and 5 does not write.
 
     Raises:
-        _OnlyInFive: If there is no such thing.
+        _OnlyInFive: If old keys cannot express the configuration.
     """
     family = config.get("model_type")
     if config.get("dtype") is None or config.get("per_layer_config") or config.get("use_bidirectional_attention"):
@@ -100,7 +101,7 @@ def _old_keys(config: dict[str, Any]) -> dict[str, Any]:
         old = {"rope_theta": _take(rope, "rope_theta")}
     else:
         raise _OnlyInFive
-    if family == "gemma":  # some readers of Gemma 1 take another activation unless it stands under this name
+    if family == "gemma":  # without this key some implementations of Gemma 1 use another activation
         old["hidden_activation"] = config["hidden_act"]
     if family == "gemma2":  # for `attn_logit_softcapping`
         old |= _EAGER
@@ -110,7 +111,7 @@ def _old_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _old_gemma3_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Gemma 3 has one rope for its sliding blocks and another one, which may be scaled, for the others."""
+    """Returns the old keys of Gemma 3: one rope for sliding blocks, another, possibly scaled one for the others."""
     ropes = config.get("rope_parameters") or {}
     full, sliding = (dict(ropes.get(kind) or {}) for kind in ("full_attention", "sliding_attention"))
     old = {"rope_theta": _take(full, "rope_theta"), "rope_local_base_freq": _take(sliding, "rope_theta")}
@@ -120,12 +121,12 @@ def _old_gemma3_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma3_pattern(layer_types: list[str]) -> int:
-    """Returns which blocks are not sliding: each n-th, if they are regular, as they must be before 4.56."""
+    """Returns n if every n-th block is not sliding; before 4.56 the pattern must be regular."""
     return [*layer_types, "full_attention"].index("full_attention") + 1
 
 
 def _old_scaling(rope: dict[str, Any]) -> dict[str, Any]:
-    """Returns the `rope_scaling` for what is left of `rope_parameters`: nothing for the plain rope."""
+    """Returns the `rope_scaling` for the remaining `rope_parameters`; empty for the default rope."""
     rope = {key: value for key, value in rope.items() if key != "type" and value is not None}
     kind = rope.pop("rope_type", "default")
     if kind == "default" and not rope:
@@ -136,8 +137,8 @@ def _old_scaling(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _old_phi3_scaling(rope: dict[str, Any]) -> dict[str, Any]:
-    """Phi-3 has its own form of it in transformers 4, with these three keys and no other."""
-    rope.pop("original_max_position_embeddings", None)  # stands in the configuration itself
+    """Returns the `rope_scaling` of Phi-3, which allows exactly three keys in transformers 4."""
+    rope.pop("original_max_position_embeddings", None)  # also a key of the configuration itself
     if rope.get("rope_type") != "longrope":
         return _old_scaling(rope)
     if rope.keys() - {"type", "rope_type"} != _PHI3_SCALING_KEYS:
@@ -146,7 +147,7 @@ def _old_phi3_scaling(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same_before_4_56(config: dict[str, Any]) -> bool:
-    """Says whether transformers 4.48 to 4.55 compute what 4.56 does."""
+    """Returns whether transformers 4.48 to 4.55 compute the same as 4.56."""
     family, layer_types = config["model_type"], config.get("layer_types") or []
     ropes = config.get("rope_parameters") or {}
     if "yarn" in {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}:

@@ -1,4 +1,4 @@
-"""The saved form: module names, files and keys that sentence-transformers 3 to 6 and transformers 4 and 5 read."""
+"""The saved format: module names, files and keys that sentence-transformers 3 to 6 and transformers 4 and 5 read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
 from st_prompteol.spelling import spell_for_all
 from st_prompteol.tokens import TemplateTokenizer
 
-# Where every version of sentence-transformers finds its own modules
+# The package in which every version of sentence-transformers finds its modules
 _CLASSIC = "sentence_transformers.models"
 _CLASSIC_NAMES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm", "WeightedLayerPooling")
 _STOCK_NAMES = {"PromptEOLTransformer": "Transformer", "LastTokenPooling": "Pooling"}
-# In the order in which the switches put the vectors of several modes together
+# In the order in which the vectors of several modes are concatenated
 _POOLING_SWITCHES = {
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",
@@ -27,16 +27,16 @@ _POOLING_SWITCHES = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 _OF_QWEN2 = ("model_type", "architectures", "use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
-_SAMPLED = 1024  # numbers of a tensor that mostly show that it needs float32
+_SAMPLED = 1024  # values of a tensor to check first; they usually show whether it needs float32
 _PROBES = ("A jockey riding a horse", 'He said "no"?', "</s>")
 _DENSE_DEFAULTS = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
 def write_stock_form(folder: Path) -> None:
-    """Rewrites what sentence-transformers has just saved to `folder` with the names that older versions know too.
+    """Rewrites a model just saved by sentence-transformers with names that older versions also know.
 
     Args:
-        folder: One that nobody reads yet.
+        folder: The folder of the model, before anyone reads it.
     """
     modules = _read(folder / "modules.json")
     for module in modules:
@@ -55,15 +55,15 @@ def write_stock_form(folder: Path) -> None:
             values = _read(config)
             _write(config, {key: value for key, value in values.items() if _DENSE_DEFAULTS.get(key) != value})
     _write(folder / "modules.json", modules)
-    if (folder / "config.json").exists():  # not of an adapter
+    if (folder / "config.json").exists():  # missing for an adapter
         _write(folder / "config.json", spell_for_all(_read(folder / "config.json")))
 
 
 def stock_body(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the body to save: a Qwen2 as the Llama that it is, every other one as it is.
+    """Returns the body to save: a Qwen2 model as an equivalent Llama model, any other model unchanged.
 
-    transformers 5 opens the tokenizer of every Qwen2, whatever its files say, as a class that makes its own
-    normaliser, without the template. As a Llama with biases, that of the output being zero, it computes the same.
+    For every Qwen2 model, transformers 5 ignores the saved tokenizer class and loads one with a normalizer of its own,
+    without the template. A Llama model with biases, the output bias being zero, computes the same.
     """
     config = model.config
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
@@ -83,16 +83,16 @@ def stock_body(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, dict[str, torch.Tensor]]:
-    """Returns the `state_dict` to save, by that name, in half the bytes where that loses nothing.
+    """Returns `{"state_dict": …}` with tensors in half precision where that is lossless, or an empty dictionary.
 
-    A bfloat16 or float16 checkpoint that computes in float32 is stored as it came, and `config.json` states float32.
-    It counts as one if most of its numbers are exact in that dtype; tensors that are not, as after training, stay
-    float32.
+    A bfloat16 or float16 checkpoint that was loaded in float32 is saved in its original dtype, and `config.json`
+    states float32. A checkpoint counts as half precision if most of its values are exact in that dtype; the other
+    tensors, e.g. after training, stay float32.
 
     Args:
-        model: The body. Adapters and quantized weights are stored as they are in memory.
+        model: The body. Adapters and quantized weights are saved in their dtype in memory.
     """
-    handed_over = "save_pretrained" in vars(model)  # a trainer's, whose parameters here are one process's shards
+    handed_over = "save_pretrained" in vars(model)  # set by a trainer; parameters here are shards of one process
     if handed_over or hasattr(model, "peft_config") or getattr(model, "is_quantized", False):
         return {}
     tensors = model.state_dict()
@@ -108,7 +108,7 @@ def stored_tensors(model: PreTrainedModel) -> dict[str, dict[str, torch.Tensor]]
     dtype = max(exact, key=lambda dtype: count(exact[dtype]))
     if count(exact[dtype]) * 2 <= count(wide):
         return {}
-    narrow: dict[tuple[Any, ...], torch.Tensor] = {}  # tensors that share memory go on sharing it
+    narrow: dict[tuple[Any, ...], torch.Tensor] = {}  # tensors that share memory keep sharing it
     for name in exact[dtype]:
         place = wide[name].data_ptr(), wide[name].shape
         tensors[name] = narrow.setdefault(place, wide[name].to(dtype))
@@ -121,10 +121,10 @@ def _is_exact_in(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
 
 
 def check_tokenizer(folder: Path, tokenizer: TemplateTokenizer) -> None:
-    """Opens a saved tokenizer as everybody does, whatever the model beside it makes of its class.
+    """Checks that `AutoTokenizer` loads a saved tokenizer correctly; a model's type may override the tokenizer class.
 
     Raises:
-        ValueError: If that gives other token ids.
+        ValueError: If the token ids differ.
     """
     opened = AutoTokenizer.from_pretrained(folder)
     if any(opened(probe)["input_ids"] != tokenizer(probe)["input_ids"] for probe in _PROBES):
@@ -136,10 +136,10 @@ def check_tokenizer(folder: Path, tokenizer: TemplateTokenizer) -> None:
 
 
 def _classic_pooling(config: dict[str, Any]) -> dict[str, Any]:
-    """Spells a pooling by a switch per mode: without one that a reader knows, it takes the mean of all tokens."""
+    """Returns a pooling configuration with one switch per mode; old versions use mean pooling if they find none."""
     modes = [config["pooling_mode"]] if isinstance(config["pooling_mode"], str) else list(config["pooling_mode"])
     if modes != [mode for mode in _POOLING_SWITCHES if mode in modes]:
-        return config  # switches could not say this order
+        return config  # switches cannot express this order
     return {
         "word_embedding_dimension": config["embedding_dimension"],
         **{switch: mode in modes for mode, switch in _POOLING_SWITCHES.items()},

@@ -1,7 +1,7 @@
-"""Prompt templates: a sentence becomes the text whose last token's hidden state is its embedding.
+"""Prompt templates: the text around a sentence; the hidden state of its last token is the embedding.
 
-Standard library only. `PromptTemplate.render` is the definition; `st_prompteol.tokens` makes the same function part of
-a tokenizer.
+Uses the standard library only. `PromptTemplate.render` is the reference implementation; `st_prompteol.tokens` builds
+the same function into a tokenizer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Preprocessing = Literal["paper", "none"]
 
 HOLE = "{sentence}"
 
-# A word that follows an opening quote is closed by its counterpart; after anything else it stands bare.
+# Closing quote for a word that follows an opening quote; other words are not quoted.
 CLOSING_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "「": "」"}
 
 
@@ -28,15 +28,15 @@ def _check_characters(text: str) -> None:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One worked example in front of the sentence: a sentence and the word that stands for it.
+    """A demonstration: an example sentence with its one-word summary, placed before the sentence to embed.
 
     Args:
-        sentence: The demonstration's sentence, e.g. `"A jockey riding a horse."`; preprocessed as the template says.
-        word: The word that the template asks for, e.g. `"Equestrian"`; it stands in the prompt as it is.
+        sentence: The example sentence, e.g. `"A jockey riding a horse."`. The template's preprocessing applies.
+        word: The word that summarizes it, e.g. `"Equestrian"`. It is inserted unchanged.
 
     Raises:
-        ValueError: If either is empty or holds a line break, or the word holds a double quote, which would end the
-            quotation that the template opened.
+        ValueError: If either is empty or contains a line break, or if the word contains a double quote, which would
+            close the template's opening quote.
 
     Example:
         >>> Demonstration("A jockey riding a horse.", "Equestrian").word
@@ -63,20 +63,20 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    r"""The text around a sentence, with its demonstrations and the preprocessing of sentences.
+    r"""A prompt template: the text around a sentence, the demonstrations before it, and the sentence preprocessing.
 
     Args:
         text: The template with exactly one `{sentence}`; every other brace is literal. Defaults to PromptEOL's
             `This sentence : "{sentence}" means in one word:"` (Jiang et al. 2023, section 3.1).
-        demonstrations: Worked examples in front of the sentence (section 3.2), in this order. Defaults to none.
-        preprocessing: `"paper"` applies the paper's evaluation preprocessing: white space around a sentence and
-            around the template is stripped, a full stop is appended to a sentence that is not empty and does not end
-            in one of `. ? " '`, double quotes become single ones, and a final question mark becomes a full stop.
-            `"none"` leaves sentences as they are. Defaults to `"paper"`.
+        demonstrations: Demonstrations to place before the sentence (section 3.2), in this order. Defaults to none.
+        preprocessing: `"paper"` applies the paper's evaluation preprocessing: it strips white space around a sentence
+            and around the template, appends a period to a non-empty sentence that does not end in one of `. ? " '`,
+            replaces double quotes with single ones, and replaces a final question mark with a period. `"none"` leaves
+            sentences unchanged. Defaults to `"paper"`.
 
     Raises:
-        ValueError: If `text` holds no hole or more than one, `preprocessing` is unknown, or there are demonstrations
-            but no text after the hole that a word could follow.
+        ValueError: If `text` does not contain exactly one `{sentence}`, if `preprocessing` is unknown, or if there are
+            demonstrations but no text after `{sentence}` for their words to follow.
 
     Example:
         >>> PromptTemplate(demonstrations=(Demonstration("A jockey riding a horse.", "Equestrian"),)).render("Hi")
@@ -119,17 +119,17 @@ class PromptTemplate:
 
     @property
     def _gap(self) -> str:
-        """What separates a demonstration's word from the template: nothing after a quote or a space."""
+        """The separator between the template and a demonstration's word: empty after a quote or white space."""
         return "" if self._after[-1:] in CLOSING_QUOTES or self._after[-1:].isspace() else " "
 
     @property
     def _stop(self) -> str:
-        """What follows a demonstration's word: the quote that the template opened, if it did, and a full stop."""
+        """The text after a demonstration's word: the closing quote, if the template opens one, and a period."""
         return CLOSING_QUOTES.get(self._after[-1:], "") + "."
 
     @property
     def head(self) -> str:
-        """The text in front of every sentence, which is the demonstrations and the template up to the hole."""
+        """The text before every sentence: the demonstrations, then the template up to `{sentence}`."""
         shown = (
             self._before + self._clean(shot.sentence) + self._after + self._gap + shot.word + self._stop
             for shot in self.demonstrations
@@ -154,20 +154,20 @@ class PromptTemplate:
         return sentence[:-1] + "." if sentence[-1] == "?" else sentence
 
     def render(self, sentence: str) -> str:
-        """Returns the text that is tokenised for `sentence`, without the BOS."""
+        """Returns the full text to tokenize for `sentence`, without the BOS token."""
         return self.head + self._clean(sentence) + self.tail
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the template as plain values, ready for JSON; `from_dict` reads them back."""
+        """Returns the template as a JSON-serializable dictionary, the input of `from_dict`."""
         shots = [{"sentence": shot.sentence, "word": shot.word} for shot in self.demonstrations]
         return {"text": self.text, "demonstrations": shots, "preprocessing": self.preprocessing}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
-        """Reads what `to_dict` returned; other keys are left alone.
+        """Creates a template from the output of `to_dict`; other keys are ignored.
 
         Raises:
-            ValueError: If a value is missing, or is not one that a template takes.
+            ValueError: If a value is missing or invalid.
         """
         try:
             shots = tuple(Demonstration(shot["sentence"], shot["word"]) for shot in values["demonstrations"])
@@ -198,8 +198,8 @@ TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
 """The templates by name.
 
 PromptEOL, the prompt without its one-word limit, and the bare sentence (Jiang et al. 2023); Pretended CoT and
-Knowledge Enhancement (Zhang et al., https://arxiv.org/abs/2404.03921), whose authors read layer -2; EmbedFilter's
-(CentreChen/EmbFilter), whose authors read layer -1 and do not prepare sentences.
+Knowledge Enhancement (Zhang et al., https://arxiv.org/abs/2404.03921), which use layer -2; EmbedFilter's
+(CentreChen/EmbFilter), which uses layer -1 and no preprocessing.
 
 Example:
     >>> list(TEMPLATES)
@@ -210,10 +210,10 @@ Example:
 
 
 def get_template(template: str | PromptTemplate) -> PromptTemplate:
-    """Returns a `PromptTemplate`: one is passed through, a name is looked up, a text with a hole is wrapped.
+    """Returns a `PromptTemplate` for a template (unchanged), a name in `TEMPLATES`, or a text with one `{sentence}`.
 
     Raises:
-        ValueError: If `template` is neither the name of a template nor a text with one `{sentence}`.
+        ValueError: If `template` is neither a known name nor a text with one `{sentence}`.
     """
     if isinstance(template, PromptTemplate):
         return template

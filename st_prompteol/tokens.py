@@ -1,9 +1,9 @@
-"""A template as part of a tokenizer, and back.
+"""Templates built into tokenizers.
 
-`tokenizer.json` carries the whole template, so that every reader of that file applies it. The normaliser prepares the
-sentence as the template says, puts the template's head in front of it and the first words of the tail behind it. The
-post-processor adds the BOS in front, as the base's own does, and the rest of the tail behind: truncation never takes
-what a post-processor adds. A readable copy of the template stands in `tokenizer_config.json`.
+`tokenizer.json` contains the whole template, so every program that loads the file applies it. The normalizer
+preprocesses the sentence, prepends the template's head and appends the first words of its tail. The post-processor
+prepends the BOS token, as in the base's tokenizer, and appends the rest of the tail, because truncation never removes
+tokens of a post-processor. `tokenizer_config.json` contains a readable copy of the template.
 """
 
 from __future__ import annotations
@@ -25,59 +25,59 @@ from st_prompteol.template import HOLE, PromptTemplate
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE_KEY = "prompteol"  # of `tokenizer_config.json`: the template to read
-# The start and the end of a text in every dialect of regular expressions (`\z` is a letter to JavaScript)
+TEMPLATE_KEY = "prompteol"  # the template's key in `tokenizer_config.json`
+# Start and end of a text in every dialect of regular expressions (JavaScript reads `\z` as a letter)
 _START, _END = r"(?<![\s\S])", r"(?![\s\S])"
-_CLOSE = _END + r"(?<=[\s\S])"  # JavaScript finds the end also inside an emoji, but there no character before it
-_UNENDED = "(?<=[^.?\"'])"  # behind what the paper appends a full stop to
-# What `str.strip` takes away
+_CLOSE = _END + r"(?<=[\s\S])"  # JavaScript also finds an end inside an emoji, but no character before it
+_UNENDED = "(?<=[^.?\"'])"  # after a character to which the paper appends a period
+# The white space that `str.strip` removes
 _BLANK = r"[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _SENTENCE = {"Sequence": {"id": "A", "type_id": 0}}
-# Sentences on which a tokenizer with a template must give the ids of the rendered text: they begin and end in whatever
-# a tokenizer may join with the template's own characters
+# Test sentences on which a tokenizer with a template must return the ids of the rendered text: they begin and end with
+# characters that a tokenizer may join with those of the template
 _PROBES = (
     "A jockey riding a horse.", "7", '"Quoted"', "  spaced ", "\n", "x\n\n", "😀", "x 😀", "it's", "'", "''", "?", "!",
     "a:", "a,", "(b)", "[c]", "{d}", "<e>", "/", "\\", "-", "--", "…", "’", "”", "。", "说话", "日本語",
     "é", "e\u0301", "\t", "\u00a0", "\u3000", "▁", "▁x▁", "Ġ", "Ġx", "##a", "$A", "10%", "x=1", "Ünïcödé", "मूल",
     "שלום", "\u200b",
 )  # fmt: skip
-# Around an added word where `tokenizer.json` lists it: readers put these through the normaliser too, which then leaves
-# the template out. No text holds this character, which Unicode has reserved for such uses.
+# Marks added words in `tokenizer.json`: tokenizers also apply the normalizer to these words, which then leaves out the
+# template. Unicode reserves this character for internal use, so texts do not contain it.
 _MARK = "\ufdd0"
-_FILLERS = ["0.", "1 2 3'"]  # sentences that begin and end differently, after preprocessing too
-_BATCH = {"padding": True, "truncation": "longest_first", "return_tensors": "pt"}  # as sentence-transformers asks
+_FILLERS = ["0.", "1 2 3'"]  # sentences that begin and end differently, also after preprocessing
+_BATCH = {"padding": True, "truncation": "longest_first", "return_tensors": "pt"}  # sentence-transformers' arguments
 _NO_LIMIT = 2**31  # tokens
-_SEAMS = 6  # places at which the tail is tried to be cut
+_SEAMS = 6  # positions to try for splitting the tail
 
 
 class TemplateTokenizer(PreTrainedTokenizerFast):
-    """A tokenizer that reads every sentence in a template. Made by `TemplateTokenizer.of`.
+    """A tokenizer that puts every sentence into a template. Created by `TemplateTokenizer.of`.
 
-    Special tokens (`</s>`) are plain text in a sentence, so that no sentence breaks out of the template; in the text
-    of a template such a token is the token. Words that were added to the vocabulary are words. An empty string (with
-    the paper's preprocessing a blank one, too) is not touched by a normalizer: it becomes the BOS and the end of the
-    tail, here and in every other client.
+    Special tokens (`</s>`) in a sentence are tokenized as plain text, so that no sentence can break out of the
+    template; in the template itself they are special tokens. Words that were added to the vocabulary stay single
+    tokens. Normalizers cannot prepend to an empty string (with the paper's preprocessing also a blank one), so it is
+    encoded as BOS plus the end of the template, here and in every other client.
 
     Attributes:
-        plain: The base's tokenizer: no template, no special tokens added.
-        bos: Token ids in front of every text.
+        plain: The base's tokenizer, without template or special tokens.
+        bos: Token ids before every text.
     """
 
     plain: Tokenizer
     bos: list[int]
-    # Token ids of the demonstrations, with all in front of them, and a tokenizer of what stands behind
+    # Token ids up to the end of the demonstrations, and a tokenizer for the rest of the text
     _behind: tuple[list[int], Tokenizer] | None = None
     _shortener: Shortener | None = None
 
     @classmethod
     def of(cls, base: PreTrainedTokenizerBase) -> TemplateTokenizer:
-        """Returns the tokenizer of a base LLM, still without a template, or of a saved model, with its own.
+        """Creates the tokenizer of a base LLM (without a template yet) or of a saved model (with its template).
 
         Args:
-            base: As `AutoTokenizer` gives it. It must not be used any more.
+            base: The tokenizer as returned by `AutoTokenizer`. It must not be used afterwards.
 
         Raises:
-            ValueError: If `base` has no `tokenizer.json`, or holds another template than the one that it states.
+            ValueError: If `base` has no `tokenizer.json`, or its template differs from that in its configuration.
         """
         if not isinstance(base, PreTrainedTokenizerFast):
             raise ValueError(
@@ -92,7 +92,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         stated = base.init_kwargs.get(TEMPLATE_KEY)
         names = base.special_tokens_map.items()
         tokenizer = cls(
-            tokenizer_object=plain,  # copied there
+            tokenizer_object=plain,  # makes a copy
             name_or_path=base.name_or_path,
             model_max_length=base.model_max_length,
             model_input_names=["input_ids", "attention_mask"],
@@ -103,7 +103,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             **{name: token for name, token in names if name in cls.SPECIAL_TOKENS_ATTRIBUTES},
             **({} if stated is None else {TEMPLATE_KEY: stated}),
         )
-        if tokenizer.pad_token is None:  # the attention mask hides pads, so any token of the vocabulary serves
+        if tokenizer.pad_token is None:  # the attention mask hides padding, so any token works
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
         tokenizer.plain = plain
         tokenizer.bos = _ids_in_front(plain) if stated is None else tokenizer._take_out_template()
@@ -117,10 +117,10 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     @property
     def template(self) -> PromptTemplate | None:
-        """The template that sentences are read in, None of a base LLM's tokenizer. Assign one to change it.
+        """The prompt template, None for the tokenizer of a base LLM. Assign a `PromptTemplate` to change it.
 
         Raises:
-            ValueError: When assigned, if this tokenizer gives other token ids than for the rendered text.
+            ValueError: On assignment, if the token ids differ from those of the rendered text.
         """
         stated = self.init_kwargs.get(TEMPLATE_KEY)
         return None if stated is None else PromptTemplate.from_dict(stated)
@@ -140,9 +140,9 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         self._set_demonstrations_apart(template, probes, near, far)
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
-        """Tokenises texts as upstream does, but no more than is needed: not the same demonstrations in every row.
+        """Tokenizes texts like upstream, but reuses the token ids of the demonstrations for every row.
 
-        Of a long text that is truncated, no more is read than is kept.
+        A long text that would be truncated is shortened before it is tokenized.
         """
         length = kwargs.get("max_length") or self.model_max_length
         if kwargs.get("truncation") and length and isinstance(text, str | list):
@@ -156,7 +156,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         return super().__call__(text, *args, **kwargs)
 
     def _shorten(self, text: str, length: int) -> str:
-        """Returns so much of a text that its first `length` tokens in the template are the same."""
+        """Shortens a text without a change of its first `length` tokens in the template."""
         if not is_long(text, length):
             return text
         if self._shortener is None:
@@ -167,7 +167,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         lead = "" if template is None else self._lead(template)
 
         def prepare(beginning: str) -> str:
-            if template is not None and template.preprocessing == "paper":  # what ends the sentence may become a stop
+            if template is not None and template.preprocessing == "paper":  # may change the last character
                 beginning = beginning.strip()[:-1].replace('"', "'")
             return lead + beginning
 
@@ -186,11 +186,11 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     @property
     def _close(self) -> str:
-        """The place behind a sentence, where the tail goes."""
+        """The regular expression for the end of a sentence, where the tail is inserted."""
         return f"{_END}(?<=[^{self._mark}])" if self._mark else _CLOSE
 
     def _check_words(self, template: PromptTemplate) -> None:
-        """Raises ValueError if a word of the vocabulary is another token in a template than in the rendered text."""
+        """Raises ValueError if added words are tokenized differently in the template than in the rendered text."""
         words = list(_words(self.plain).values())
         for word in {*words[:2], *words[-2:]}:
             for probe in (f"x {word} y", f"{word}", f"a{word}b.", f"{word}{word}'s", f"x {word}\n"):
@@ -203,14 +203,14 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
                     )
 
     def _probe(self, template: PromptTemplate) -> dict[str, tuple[str, list[int]]]:
-        """Returns the rendered text of every probe and its token ids."""
+        """Returns the rendered text and the token ids of every test sentence."""
         rendered = {probe: template.render(probe) for probe in _PROBES}
         return {probe: (text, self._plain_ids(text)) for probe, text in rendered.items()}
 
     def _set_demonstrations_apart(
         self, template: PromptTemplate, probes: dict[str, tuple[str, list[int]]], near: str, far: list[int]
     ) -> None:
-        """Finds out whether the demonstrations' token ids are the same whatever the sentence, and keeps them."""
+        """Stores the token ids of the demonstrations if they do not depend on the sentence."""
         self._behind = None
         before = template.text.partition(HOLE)[0] if template.demonstrations else ""
         if not before or len(before) > len(self._lead(template)):
@@ -228,7 +228,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             self._behind = head, behind
 
     def tokenize_template(self) -> tuple[list[int], list[int]]:
-        """Returns the token ids in front of every sentence (BOS, demonstrations, template) and those behind it."""
+        """Returns the token ids before every sentence (BOS, demonstrations, template) and those after it."""
         first, second = self(_FILLERS)["input_ids"]
         front, behind = (
             [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*rows, strict=False))]
@@ -237,18 +237,18 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         return front, behind[::-1]
 
     def tokenize_plainly(self, text: str) -> list[int]:
-        """Returns the token ids of `text`, without a template, behind the BOS."""
+        """Returns the token ids of `text` without the template, with the BOS token."""
         return [*self.bos, *self._plain_ids(text)]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
-        """Saves `tokenizer.json` and `tokenizer_config.json`, in the form that transformers 4 reads too."""
-        self.backend_tokenizer.no_truncation()  # what the last call left there
+        """Saves `tokenizer.json` and `tokenizer_config.json` in a format that transformers 4 also reads."""
+        self.backend_tokenizer.no_truncation()  # set by the last call
         self.backend_tokenizer.no_padding()
         files: tuple[str, ...] = super().save_pretrained(save_directory, **kwargs)
         path = os.path.join(save_directory, "tokenizer_config.json")
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # 5's own name for it is unknown to transformers 4
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 4 does not know the name in 5
         with replacing_file(path) as staged:
             staged.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return files
@@ -258,7 +258,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         return ids
 
     def _lead(self, template: PromptTemplate) -> str:
-        """What of the head a normaliser can put in front of a sentence: the text behind its last added token."""
+        """The part of the head that a normalizer can prepend: the text after its last added token."""
         ends = (
             template.head.rfind(token.content) + len(token.content)
             for token in self.plain.get_added_tokens_decoder().values()
@@ -267,12 +267,12 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         return template.head[max(ends, default=0) :]
 
     def _steps(self, template: PromptTemplate, near: str, lead: str | None = None) -> list[dict[str, Any]]:
-        """The normalisers, as in `tokenizer.json`, that prepare a sentence and put text around it.
+        """The normalizers, as in `tokenizer.json`, that preprocess a sentence and add text around it.
 
         Args:
             template: The template.
-            near: What stands behind the sentence.
-            lead: What stands in front of it. Defaults to None: all of the head that is text.
+            near: The text to append to the sentence.
+            lead: The text to prepend. Defaults to None: the part of the head after its last added token.
         """
         steps: list[dict[str, Any]] = []
         mark = self._mark
@@ -297,10 +297,10 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     def _divide(
         self, template: PromptTemplate, probes: dict[str, tuple[str, list[int]]]
     ) -> tuple[str, list[int], list[int]]:
-        """Finds the place at which the tail can be cut so that the token ids are those of the whole text.
+        """Finds the position at which the tail can be split without a change of the token ids.
 
         Returns:
-            What of the tail stands behind the sentence as text; the token ids of the head's part that is not text; the
+            The part of the tail to append as text; the token ids of the part of the head to prepend as tokens; the
             token ids of the rest of the tail.
         """
         lead, head, tail = self._lead(template), template.head, template.tail
@@ -326,10 +326,10 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         )
 
     def _take_out_template(self) -> list[int]:
-        """Takes the template of a saved model out of the plain tokenizer, and returns the BOS in front of it.
+        """Removes the template of a saved model from the plain tokenizer, and returns the BOS token ids.
 
         Raises:
-            ValueError: If the tokenizer does something else than the template that it states.
+            ValueError: If the tokenizer does not apply the template in its configuration.
         """
         template = PromptTemplate.from_dict(self.init_kwargs[TEMPLATE_KEY])
         steps = _steps_of(self.plain)
@@ -340,7 +340,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             self.plain.normalizer = _normalizer(rest)
             self.plain.post_processor = None
             self.plain = _with_words(self.plain, lambda word: word.strip(_MARK))
-            probes = [probe for probe in _PROBES if probe.strip()]  # a blank one may become the empty string
+            probes = [probe for probe in _PROBES if probe.strip()]  # blank ones may become empty strings
             whole = [self._plain_ids(template.render(probe)) for probe in probes]
             made = [self.backend_tokenizer.encode(probe).ids for probe in probes]
             bos: list[int] = made[0][: max(0, len(made[0]) - len(whole[0]))]
@@ -353,13 +353,13 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
 
 def read_template(tokenizer: Any) -> dict[str, Any] | None:
-    """Returns what any tokenizer states as its template, as `PromptTemplate.to_dict` does, None if it has none."""
+    """Returns the template in a tokenizer's configuration, in the format of `PromptTemplate.to_dict`, or None."""
     stated: dict[str, Any] | None = getattr(tokenizer, "init_kwargs", {}).get(TEMPLATE_KEY)
     return stated
 
 
 def tokenizable(sentence: Any) -> str:
-    """Returns the sentence with lone surrogates, which no tokenizer takes, as U+FFFD; TypeError if it is no string."""
+    """Replaces lone surrogates, which tokenizers reject, with U+FFFD; raises TypeError unless given a string."""
     if not isinstance(sentence, str):
         raise TypeError(
             f"PromptEOL embeds strings, but got {sentence!r:.80} ({type(sentence).__name__}): convert or drop it."
@@ -372,7 +372,7 @@ def tokenizable(sentence: Any) -> str:
 
 
 def _read_special_tokens_as_text(plain: Tokenizer) -> None:
-    """Marks added tokens as special, except words: `split_special_tokens` makes those, and no others, text."""
+    """Marks added tokens except words as special, because `split_special_tokens` only splits special tokens."""
     words = _words(plain)
     plain.add_special_tokens(
         [
@@ -385,9 +385,9 @@ def _read_special_tokens_as_text(plain: Tokenizer) -> None:
 
 
 def _words(tokenizer: Tokenizer) -> dict[int, str]:
-    """Returns the words that were added behind a tokenizer's own vocabulary and are not special tokens, by their ids.
+    """Returns the words that were added to a tokenizer's vocabulary and are not special tokens, by their ids.
 
-    Runs of spaces, which some families add, are not among them: a template's preprocessing takes these away.
+    Excludes runs of spaces, which some model families add: the template's preprocessing removes these.
     """
     own = tokenizer.get_vocab_size(with_added_tokens=False)
     return {
@@ -398,7 +398,7 @@ def _words(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def _with_words(tokenizer: Tokenizer, spell: Callable[[str], str]) -> Tokenizer:
-    """Returns a tokenizer whose added words are spelled otherwise, itself if it has none."""
+    """Returns the tokenizer with the spelling of its added words changed; unchanged if it has none."""
     words = _words(tokenizer)
     if not words:
         return tokenizer
@@ -410,7 +410,7 @@ def _with_words(tokenizer: Tokenizer, spell: Callable[[str], str]) -> Tokenizer:
 
 
 def _ids_in_front(tokenizer: Tokenizer) -> list[int]:
-    """Returns what the tokenizer's own post-processor puts in front of a text; what it puts behind is left out."""
+    """Returns the token ids that the tokenizer's own post-processor prepends; the ones it appends are ignored."""
     bare, whole = (tokenizer.encode("x", add_special_tokens=special).ids for special in (False, True))
     start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     ids: list[int] = whole[:start]
@@ -418,10 +418,10 @@ def _ids_in_front(tokenizer: Tokenizer) -> list[int]:
 
 
 def _seams(tail: str, added_tokens: Sequence[str]) -> Iterator[int]:
-    """Yields places at which a tail may be cut, the first ones first, and its end.
+    """Yields positions at which a tail may be split, from the start, and its end.
 
-    A word begins there, in front of its space if it has one, as tokenizers do not join words; and no added token
-    stands before.
+    These are starts of words, including the space before them, because tokenizers do not join words; and they come
+    before the first added token.
     """
     end = min((tail.index(token) for token in added_tokens if token in tail), default=len(tail))
     starts = (
@@ -443,7 +443,7 @@ def _replace_text(text: str, content: str) -> dict[str, Any]:
 
 
 def _template_processing(tokenizer: Tokenizer, front: Sequence[int], far: Sequence[int]) -> dict[str, Any]:
-    """A post-processor that puts tokens around a sentence, each by itself: JavaScript knows no other way."""
+    """A post-processor that adds tokens around a sentence, one entry per token, as JavaScript requires."""
 
     def pieces(ids: Sequence[int]) -> list[dict[str, Any]]:
         return [{"SpecialToken": {"id": tokenizer.id_to_token(token), "type_id": 0}} for token in ids]
@@ -459,7 +459,7 @@ def _template_processing(tokenizer: Tokenizer, front: Sequence[int], far: Sequen
 
 
 def _parts(**parts: Any) -> Tokenizer:
-    """Makes parts of a tokenizer from what `tokenizer.json` holds of them."""
+    """Creates tokenizer components from their form in `tokenizer.json`."""
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     return Tokenizer.from_str(json.dumps({**empty, **parts}))
 
@@ -469,7 +469,7 @@ def _normalizer(steps: list[dict[str, Any]]) -> Any:
 
 
 def _steps_of(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Returns the normalisers of a tokenizer as `tokenizer.json` holds them."""
+    """Returns the normalizers of a tokenizer in their form in `tokenizer.json`."""
     alone = Tokenizer(models.BPE())
     alone.normalizer = tokenizer.normalizer
     step = json.loads(alone.to_str())["normalizer"]

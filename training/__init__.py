@@ -1,1 +1,1 @@
-"""Fine-tuning PromptEOL, run from a checkout: not part of the installed package."""
+"""Fine-tuning of PromptEOL from a checkout of the repository; not part of the installed package."""

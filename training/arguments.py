@@ -1,4 +1,4 @@
-"""The arguments of a run: the keys of a recipe, each of which is also a flag."""
+"""The arguments of a training run; each key of a recipe is also a flag."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from st_prompteol.failures import check_whole
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 DEV_METRIC = "eval_sts-dev_spearman_cosine"
-# The paper's values and this project's in place of upstream's defaults; a recipe or a flag overrides them.
+# Values of the paper and this project that replace upstream's defaults; recipes and flags override them.
 DEFAULTS = {
     "per_device_train_batch_size": 256,
     "per_device_eval_batch_size": 64,
@@ -43,7 +43,7 @@ DEFAULTS = {
     "report_to": "none",
     "hub_strategy": "end",
 }
-# Arguments of a run that are whole numbers from 1 on, or left out
+# Arguments of a run that must be positive integers if given
 _COUNTS = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "mini_batch_size",
     "early_stopping_patience", "save_total_limit",
@@ -52,7 +52,7 @@ _COUNTS = (
 
 @dataclass
 class ModelArguments:
-    """The model: a decoder LLM with a template, and what is trained on it."""
+    """Arguments of the model: the base LLM, the template and the adapter."""
 
     _argument_group_name = "model"
 
@@ -90,7 +90,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """The data: triplets to train on and STS-B dev to choose the checkpoint by."""
+    """Arguments of the data: training triplets, and STS-B dev for choosing the checkpoint."""
 
     _argument_group_name = "data"
 
@@ -136,7 +136,7 @@ class DataArguments:
 
 @dataclass
 class RunArguments(SentenceTransformerTrainingArguments):
-    """The run: everything that sentence-transformers' trainer takes, and what train.py adds."""
+    """Arguments of the run: those of sentence-transformers' trainer, and additions of train.py."""
 
     output_dir: str | None = HfArg(default=None, help="Folder of checkpoints and of the result.")
     mini_batch_size: int | None = HfArg(
@@ -172,7 +172,7 @@ class RunArguments(SentenceTransformerTrainingArguments):
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs={self.num_train_epochs} leaves nothing to train: raise it above 0.")
         self.precision_reason = prepare_arguments(self)
-        # the trainer would push every file in the folder; train.py pushes the model
+        # the trainer would push every file in the folder; train.py only pushes the model
         self.push_result, self.push_to_hub = self.push_to_hub, False
         if self.push_result and (self.hub_strategy != "end" or self.hub_always_push):
             raise ValueError(
@@ -184,11 +184,11 @@ class RunArguments(SentenceTransformerTrainingArguments):
                 "push_to_hub does not work with sharded weights, which are not whole in any process: leave it out, "
                 "and run `st-prompteol push` on the output_dir afterwards."
             )
-        # build.py turns it on: this name of the flag is deprecated in newer versions of transformers
+        # enabled in build.py, because newer versions of transformers deprecate this flag
         self.checkpoint_activations, self.gradient_checkpointing = self.gradient_checkpointing, None
         if self.dry_run:
             self.save_strategy = "no"
-        if self.dry_run or self.sharded:  # an evaluator does not see the weights of other processes
+        if self.dry_run or self.sharded:  # an evaluator cannot access the weights of other processes
             self.eval_strategy = "no"
         if self.eval_strategy == "no":
             self.eval_on_start = self.load_best_model_at_end = False
@@ -201,14 +201,14 @@ class RunArguments(SentenceTransformerTrainingArguments):
 
 
 def prepare_arguments(args: TrainingArguments) -> str:
-    """Sets the hardware's options from `args.precision`, and returns the reason for the precision.
+    """Sets the hardware options for `args.precision`, and returns the reason for the chosen precision.
 
     Raises:
-        ValueError: If there is no `output_dir`.
+        ValueError: If `output_dir` is missing.
     """
     if not args.output_dir:
         raise ValueError("A run needs an output_dir: pass --output_dir, or write the key into the recipe.")
-    args.use_cpu = args.use_cpu or not torch.accelerator.is_available()  # or upstream refuses bf16 there
+    args.use_cpu = args.use_cpu or not torch.accelerator.is_available()  # otherwise upstream rejects bf16 on a CPU
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.accelerator.is_available()
     if args.bf16 or args.fp16:
         return ""
@@ -218,7 +218,7 @@ def prepare_arguments(args: TrainingArguments) -> str:
 
 
 def choose_precision(precision: str, use_cpu: bool) -> tuple[str, str]:
-    """Returns what to compute in (`float32`, `bf16`, `fp16`) and the reason, as a clause."""
+    """Returns the compute precision (`float32`, `bf16`, `fp16`) and the reason for it, as a clause."""
     if precision != "auto":
         return precision, "as asked"
     if not use_cpu and torch.cuda.is_available():
@@ -234,7 +234,7 @@ def choose_precision(precision: str, use_cpu: bool) -> tuple[str, str]:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, RunArguments]:
-    """Reads the recipe and the flags of a fine-tuning run; see `parse_recipe`."""
+    """Parses the recipe and the flags of a training run; see `parse_recipe`."""
     model, data, run = parse_recipe((ModelArguments, DataArguments, RunArguments), argv, DEFAULTS)
     return model, data, run
 
@@ -242,16 +242,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
 def parse_recipe(
     kinds: Sequence[type], argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None
 ) -> tuple[Any, ...]:
-    """Reads `--config recipe.yaml` and the flags, which override it, into dataclasses.
+    """Parses `--config recipe.yaml` and flags, which override it, into dataclasses.
 
     Args:
         kinds: The dataclasses.
-        argv: The command line. Defaults to None: that of the process.
-        defaults: Defaults other than those of the dataclasses.
+        argv: The command line arguments. Defaults to None: those of the process.
+        defaults: Defaults that replace those of the dataclasses.
 
     Raises:
-        ValueError: If a key or flag does not exist (the message names the nearest), or a value contradicts another.
-        FileNotFoundError: If there is no such recipe.
+        ValueError: If a key or flag does not exist (the message names the closest one), or values contradict each
+            other.
+        FileNotFoundError: If the recipe does not exist.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(tuple(kinds), allow_abbrev=False, exit_on_error=False)
@@ -264,12 +265,12 @@ def parse_recipe(
             raise ValueError(_unknown("flag", flag, {f"--{name}" for name in known}))
         flags = _recipe_flags(options.config, known) if options.config else []
         return tuple(parser.parse_args_into_dataclasses([*flags, *argv])[: len(kinds)])
-    except argparse.ArgumentError as error:  # without the usage, which is longer than a screen
+    except argparse.ArgumentError as error:  # omits the very long usage
         parser.exit(2, f"train.py: {error}; run with --help for what it takes\n")
 
 
 def _recipe_flags(path: str, known: set[str]) -> list[str]:
-    """Reads a recipe as flags, so that both are checked in the same way."""
+    """Converts a recipe to flags, so that both are validated in the same way."""
     import yaml
 
     try:
@@ -290,7 +291,7 @@ def _recipe_flags(path: str, known: set[str]) -> list[str]:
 
 
 def _check_between(least: float, limit: float, **given: float) -> None:
-    """Raises ValueError for a number below the least or not below the limit, NaN among them."""
+    """Raises ValueError unless `least <= number < limit`, also for NaN."""
     for name, value in given.items():
         if not least <= value < limit:
             raise ValueError(f"{name}={value!r} is out of range: give {least} or more, below {limit}.")

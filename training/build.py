@@ -1,4 +1,4 @@
-"""The model that is trained: base LLM, quantisation, adapter or all weights; the check of what was saved."""
+"""Builds the model to train (base LLM, quantization, adapter or all weights) and checks the saved files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest ra
 
 
 def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL:
-    """Returns the base LLM in its template, frozen, with an adapter that is trained in float32.
+    """Returns the frozen base LLM with its template and a trainable adapter in float32.
 
     With `lora_r` 0 there is no adapter, and all weights are trained in float32.
 
     Raises:
-        ValueError: If there is no base LLM, the adapter or a target module does not fit it, all weights are to be
-            trained but are quantised or have an adapter, or as `PromptEOL`.
-        ImportError: If the base LLM comes quantised (GPTQ, AWQ) and the package that transformers reads it with is
-            missing.
+        ValueError: If there is no base LLM; if the adapter or a target module does not fit it; if all weights are to
+            be trained but are quantized or have an adapter; or as for `PromptEOL`.
+        ImportError: If the base LLM is quantized (GPTQ, AWQ) and the package that transformers requires is missing.
     """
     name = model_args.adapter or model_args.model_name_or_path
     if name is None:
@@ -43,12 +42,12 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
         prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
     if run_args.checkpoint_activations:
         enable = getattr(body, "activation_checkpointing_enable", body.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})  # the reentrant kind needs inputs with gradients
+        enable({"use_reentrant": False})  # the reentrant variant requires inputs with gradients
     if not train_all and not model.adapters:
         _add_adapter(model, model_args)
     body.requires_grad_(train_all)
     if not train_all:
-        body.set_adapter(body.active_adapters())  # peft marks what of an adapter of this kind is trained
+        body.set_adapter(body.active_adapters())  # peft marks the trainable parameters of this adapter type
     for parameter in body.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -62,7 +61,7 @@ def _open(name: str, model_args: ModelArguments, run_args: RunArguments) -> Prom
     if model_args.attn_implementation:
         model_kwargs["attn_implementation"] = model_args.attn_implementation
     quantization = None if model_args.quantization == "none" else model_args.quantization
-    if run_args.sharded and quantization == "nf4":  # FSDP shards what is stored as floats only
+    if run_args.sharded and quantization == "nf4":  # FSDP only shards weights stored as floats
         config = quantization_config("nf4", compute_dtype=torch.bfloat16)
         config.bnb_4bit_quant_storage = torch.bfloat16
         model_kwargs |= {"quantization_config": config, "dtype": torch.bfloat16}
@@ -83,7 +82,7 @@ def _add_adapter(model: PromptEOL, args: ModelArguments) -> None:
     targets: str | list[str] = args.lora_target_modules
     if targets == ["all-linear"]:
         targets = "all-linear"
-    else:  # peft passes over a name that matches nothing if another one matches
+    else:  # peft ignores a name without matches if another one matches
         layers = linear_layers(model[0].model)
         if unknown := [target for target in targets if target.split(".")[-1] not in layers]:
             raise ValueError(
@@ -97,7 +96,7 @@ def _add_adapter(model: PromptEOL, args: ModelArguments) -> None:
 
 @contextmanager
 def before_training(model: PromptEOL, model_args: ModelArguments, run_args: RunArguments) -> Iterator[PromptEOL]:
-    """Yields the model as it was: with its adapter off, or opened anew if it has none."""
+    """Yields the model before training: with its adapter disabled, or loaded again if it has none."""
     if not model.adapters:
         base = _open(str(model_args.model_name_or_path), model_args, run_args)
         base.template = model.template
@@ -115,7 +114,7 @@ def _embed(model: PromptEOL) -> torch.Tensor:
 
 
 def check_finite(model: PromptEOL) -> None:
-    """Raises FloatingPointError if a model's embeddings have NaN or infinite numbers."""
+    """Raises FloatingPointError if a model's embeddings contain NaN or infinity."""
     try:
         _embed(model)
     except NotFiniteError as error:
@@ -126,10 +125,10 @@ def check_finite(model: PromptEOL) -> None:
 
 
 def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_args: RunArguments) -> None:
-    """Reads what was saved back into the model, every tensor of it, and compares embeddings.
+    """Loads all saved tensors back into the model and compares embeddings.
 
     Raises:
-        ValueError: If they are not those of the trained model, or are those of the base LLM.
+        ValueError: If the embeddings differ from those of the trained model, or equal those of the base LLM.
     """
     expected = _embed(model)
     load_weights(model, path)
@@ -147,7 +146,7 @@ def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_arg
 
 
 def load_weights(model: PromptEOL, path: str) -> None:
-    """Reads the adapter in a folder, or all weights if the model has none, into the model."""
+    """Loads the adapter in a folder into the model, or all weights if the model has no adapter."""
     body = model[0].model
     if model.adapters:
         load_adapter_weights(body, path)
@@ -155,18 +154,19 @@ def load_weights(model: PromptEOL, path: str) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for file in Path(path).glob("model*.safetensors"):
         tensors |= load_file(file)
-    body.load_state_dict({name: tensors[name] for name in body.state_dict()})  # Qwen2 is saved with more biases
+    body.load_state_dict({name: tensors[name] for name in body.state_dict()})  # Qwen2 is saved with additional biases
 
 
 def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: int = -1) -> str:
-    """Saves a full model with the adapter in its weights, which must not be quantised, and returns its folder.
+    """Saves a full model with the adapter merged into its weights, and returns its folder.
 
-    It is cut above `layer`, if that is an inner one. All changes are made to `model`. With `"float16"` the file is
-    half as large; it is opened in the dtype that the model computes in, which `config.json` states.
+    The weights must not be quantized. The blocks above `layer` are removed if it is an inner layer. All changes are
+    made to `model`. With `dtype="float16"` the file is half as large; the model still loads in its compute dtype,
+    which `config.json` states.
     """
     path = str(Path(output_dir) / "merged")
     if getattr(model[0].model, "is_quantized", False):
-        model = PromptEOL(output_dir, device="cpu")  # the same adapter on the base as it was published
+        model = PromptEOL(output_dir, device="cpu")  # the same adapter on the published base
     if model.adapters:
         model.merge_adapter()
     if layer != -1:
@@ -175,7 +175,7 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: i
         model.model_card_data.change = (
             f"the blocks above hidden state {layer} were removed, which made that the last one"
         )
-    if dtype == "float16":  # what is exact in float16 is stored so
+    if dtype == "float16":  # tensors that are exact in float16 are stored in it
         for parameter in model[0].model.parameters():
             parameter.data = parameter.data.half().to(parameter.dtype)
     model.save_pretrained(path)
@@ -184,7 +184,7 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: i
 
 @contextmanager
 def saving(body: torch.nn.Module, tensors: dict[str, torch.Tensor] | None) -> Iterator[None]:
-    """Saves a body with other tensors than its own, if there are any, wherever `save_pretrained` is called."""
+    """Makes `save_pretrained` of a body save the given tensors instead of its own, if there are any."""
     if tensors is not None:
         body.save_pretrained = partial(body.save_pretrained, state_dict=tensors)
     try:

@@ -1,4 +1,4 @@
-"""Triplets to train on, from the Hub or a file, every row checked; STS-B dev to choose the checkpoint by."""
+"""Training triplets from the Hub or a file, with a check of every row; STS-B dev for choosing the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROLES = ("anchor", "positive", "negative")
-_REPLACEMENT = "\ufffd"  # what bytes decode to that are not a whole character
+_REPLACEMENT = "\ufffd"  # replaces incomplete bytes of a character when decoding
 _PLACES = ("1", "2", "3")  # the columns of a file without a header
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".json")
-# What `preprocessing` means for the template's own: in training, in evaluation
+# The template's preprocessing for each value of `preprocessing`: in training, in evaluation
 PREPROCESSING = {"paper": ("paper", "paper"), "paper-train": ("none", "paper"), "none": ("none", "none")}
 STS_BENCHMARK = "sentence-transformers/stsb"
 _SIMCSE = ("sent0", "sent1", "hard_neg")  # the columns of the paper's file, nli_for_simcse.csv
 
 
 def load_triplets(args: DataArguments, tokenizer: Tokenizer, seed: int = 0) -> Dataset | IterableDataset:
-    """Returns the training data: columns anchor, positive and, if there are hard negatives, negative.
+    """Returns the training data with the columns anchor, positive and, if there are hard negatives, negative.
 
-    Every sentence is cut to `max_sentence_tokens` of its own tokens; rows with an empty cell or one that is not text
-    are skipped and counted, or with `strict` end the run.
+    Every sentence is truncated to `max_sentence_tokens` tokens without the template. Rows with an empty or non-text
+    cell are skipped and counted; with `strict` they end the run.
 
     Raises:
-        ValueError: If there is no row, a column is missing, a file is not what its name says, or, with `strict`, for
-            the first bad row.
-        FileNotFoundError: If there is no such file.
+        ValueError: If there are no rows, a column is missing, the content of a file does not match its suffix, or for
+            the first bad row with `strict`.
+        FileNotFoundError: If the file does not exist.
     """
     columns = _find_columns(args)
     features = Features({role: Value("string") for role in columns})
@@ -64,7 +64,7 @@ def _source(args: DataArguments) -> str:
 
 
 def _read_source(args: DataArguments) -> Iterator[Row | Bad]:
-    """Yields the rows of the file, or of the Hub dataset if there is none."""
+    """Yields the rows of the file, or of the Hub dataset if no file is given."""
     if args.train_file:
         yield from read_file(args.train_file, args.columns or (), args.header)
         return
@@ -75,7 +75,7 @@ def _read_source(args: DataArguments) -> Iterator[Row | Bad]:
 
 
 def _find_columns(args: DataArguments) -> dict[str, str]:
-    """Returns role -> the source's column of it, two or three, by the first row that can be read."""
+    """Returns two or three columns of the source by role, from the first readable row."""
     problem = ""
     for row in _read_source(args):
         if isinstance(row, Row):
@@ -94,7 +94,7 @@ def _find_columns(args: DataArguments) -> dict[str, str]:
 
 
 def _read_checked(args: DataArguments, columns: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Yields the good rows, `max_train_samples` at most, and logs how many were skipped."""
+    """Yields the valid rows, at most `max_train_samples`, and logs the number of skipped rows."""
     skipped, places, count = Counter[str](), list[str](), 0
     for row in _read_source(args):
         problem = _problem_of(row, columns)
@@ -129,10 +129,10 @@ def _problem_of(row: Row | Bad, columns: dict[str, str]) -> str | None:
 
 
 def cut_sentences(sentences: list[str], tokenizer: Tokenizer, max_tokens: int) -> list[str]:
-    """Cuts sentences to their first `max_tokens` tokens, the template not counted (the paper's code: 32).
+    """Truncates sentences to their first `max_tokens` tokens without the template (the paper's code: 32).
 
-    A sentence that is short enough stays as it is, to the character. Where the cut falls into a character, of which
-    byte-level tokens hold a part each, the sentence ends with the character before.
+    Shorter sentences are unchanged. If the limit splits a character, which may consist of several byte-level tokens,
+    the sentence ends before that character.
     """
     encoded = (encoding.ids for encoding in tokenizer.encode_batch(sentences, add_special_tokens=False))
     return [
@@ -142,10 +142,10 @@ def cut_sentences(sentences: list[str], tokenizer: Tokenizer, max_tokens: int) -
 
 
 def _decode_whole(tokenizer: Tokenizer, ids: list[int], count: int) -> str:
-    """Decodes the first `count` tokens, without those at their end that hold only a part of a character."""
+    """Decodes the first `count` tokens, without tokens of an incomplete character at the end."""
     decode = partial(tokenizer.decode, skip_special_tokens=False)
     text = decode(ids[:count])
-    if text.endswith(_REPLACEMENT):  # part of a character, unless the sentence has it there
+    if text.endswith(_REPLACEMENT):  # incomplete, unless the sentence itself contains it
         whole = decode(ids)
         while text.endswith(_REPLACEMENT) and not whole.startswith(text):
             count -= 1
@@ -154,17 +154,16 @@ def _decode_whole(tokenizer: Tokenizer, ids: list[int], count: int) -> str:
 
 
 def read_file(path: str | Path, columns: Sequence[str] = (), header: bool | None = None) -> Iterator[Row | Bad]:
-    """Yields the rows of a CSV, TSV, JSON or Parquet file, or of all of a folder's Parquet files.
+    """Yields the rows of a CSV, TSV, JSON or Parquet file, or of all Parquet files in a folder.
 
     Args:
         path: The file or folder.
-        columns: The columns that will be read, if they were named. Defaults to none.
-        header: Whether a CSV or TSV file has a header. Defaults to None: found out by its content.
+        columns: The columns that will be used, if they were named. Defaults to none.
+        header: Whether a CSV or TSV file has a header. Defaults to None: detected from its content.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the format is unknown, the file as a whole is not in it, or it is not certain whether it has a
-            header.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the format is unknown, the file is not in its format, or it is unclear whether it has a header.
     """
     files = files_of(path)
     if not files or not files[0].is_file():
@@ -183,15 +182,15 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def sts_benchmark(split: str, data_dir: str | None, batch_size: int) -> EmbeddingSimilarityEvaluator:
-    """Returns upstream's evaluator for a split of STS-B: Spearman of the cosines with the scores, as `sts-dev`.
+    """Returns upstream's evaluator for a split of STS-B, e.g. named `sts-dev`: Spearman correlation of the cosines.
 
     Args:
         split: `"dev"` or `"test"`.
-        data_dir: SentEval's data folder. None: the split comes from the Hub.
-        batch_size: Sentences per forward pass.
+        data_dir: SentEval's data folder; None to load the split from the Hub.
+        batch_size: The number of sentences per forward pass.
 
     Raises:
-        FileNotFoundError: If `data_dir` does not hold it.
+        FileNotFoundError: If `data_dir` does not contain STS-B.
     """
     if data_dir is None:
         rows = load_dataset(STS_BENCHMARK, split={"dev": "validation", "test": "test"}[split])

@@ -1,4 +1,4 @@
-"""A run's failures in one sentence: a user's mistake, memory or a disk that is full."""
+"""One-sentence messages for failures of a run: user errors, out of memory, a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 @contextmanager
 def explained(script: str = "train.py") -> Iterator[None]:
-    """Ends the process with status 1 and one sentence where that says more than a traceback, by Ctrl-C with 130."""
+    """Ends the process with status 1 and a one-sentence message for known failures, or with 130 on Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -28,7 +28,7 @@ def explained(script: str = "train.py") -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str | None:
-    """Returns one sentence for what a user can fix, None for anything else."""
+    """Returns a one-sentence message for a failure that a user can fix, None for any other."""
     text = str(error)
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""The paper's loss; where the batch does not fit, gradient caching in mini-batches of sentences of similar length."""
+"""The paper's loss; for large batches with gradient caching in mini-batches of sentences of similar length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.arguments import RunArguments
 
 
 def build_loss(model: SentenceTransformer, args: RunArguments) -> torch.nn.Module:
-    """Returns the paper's loss: cosine / 0.05, cross-entropy over the batch, gathered from all processes."""
+    """Returns the paper's loss: cross-entropy of cosine / 0.05 over the batch, gathered from all processes."""
     options: dict[str, Any] = {"scale": 20.0, "gather_across_devices": args.world_size > 1}
     loss: torch.nn.Module
     if args.mini_batch_size:
@@ -29,10 +29,10 @@ def build_loss(model: SentenceTransformer, args: RunArguments) -> torch.nn.Modul
 
 
 class LengthSortedCachedLoss(CachedMultipleNegativesRankingLoss):
-    """Upstream's cached loss, with each column sorted by length while it is embedded.
+    """Upstream's cached loss, with each column sorted by length for embedding.
 
-    Upstream splits the columns into mini-batches as they come and trims each to its longest sentence: with NLI
-    triplets and mini-batches of 16, a third more tokens than of sorted columns. Loss and gradients are the same.
+    Upstream splits unsorted columns into mini-batches and trims each to its longest sentence. With NLI triplets and
+    mini-batches of 16 these have a third more tokens than with sorted columns. Loss and gradients are the same.
     """
 
     _orders: tuple[Tensor, ...] = ()
@@ -41,7 +41,7 @@ class LengthSortedCachedLoss(CachedMultipleNegativesRankingLoss):
         """Computes the loss of the columns, whose embeddings are `(batch_size, hidden_size)` each."""
         columns = list(sentence_features)
         self._orders = ()
-        if all("attention_mask" in column for column in columns):  # flash attention's rows have no padding to save
+        if all("attention_mask" in column for column in columns):  # packed batches for flash attention have no padding
             self._orders = tuple(column["attention_mask"].sum(dim=1).argsort() for column in columns)
             columns = [_permute(*pair) for pair in zip(columns, self._orders, strict=True)]
         return super().forward(columns, labels)
@@ -49,9 +49,9 @@ class LengthSortedCachedLoss(CachedMultipleNegativesRankingLoss):
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """Computes the loss of embeddings, which are put back into the order of the batch first."""
+        """Restores the order of the batch and computes the loss of the embeddings."""
         if self._orders:
-            # rows one by one: upstream goes backward several times, and `unbind` and `stack` need no saved tensors
+            # `unbind` and `stack` save no tensors, because upstream calls backward several times
             columns = zip((torch.cat(parts).unbind() for parts in reps), self._orders, strict=True)
             reps = [[torch.stack([rows[place] for place in order.argsort()])] for rows, order in columns]
         return super().calculate_loss(reps, labels, with_backward=with_backward)

@@ -1,4 +1,4 @@
-"""What a run reports: what is trained, curves beside the checkpoints, memory and speed, a forecast."""
+"""Reports of a run: trainable parameters, training curves, memory, speed and a forecast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DRY_STEPS = 2
 
 
 def describe_run(body: PreTrainedModel, args: RunArguments, has_negatives: bool) -> str:
-    """Returns what is trained: its share, the batch, the negatives of each anchor, and the precision."""
+    """Returns a description of the training: trainable share, batch, negatives per anchor and precision."""
     trained, total = body.num_parameters(only_trainable=True), body.num_parameters()
     batch = args.per_device_train_batch_size * args.world_size
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
@@ -40,7 +40,7 @@ def describe_run(body: PreTrainedModel, args: RunArguments, has_negatives: bool)
 
 
 class Speed(TrainerCallback):
-    """Measures steps, without evaluations and saves; in a dry run it ends the training after two of them."""
+    """Measures the time of steps, without evaluations and saves; ends a dry run after two steps."""
 
     def __init__(self, dry_run: bool = False) -> None:
         self.dry_run, self.durations, self._started = dry_run, list[float](), 0.0
@@ -57,12 +57,12 @@ class Speed(TrainerCallback):
 
     @property
     def seconds_per_step(self) -> float:
-        """The mean, without the first step, which warms up, where there are others."""
+        """The mean duration of a step, without the first one (warm-up) if there are others."""
         durations = self.durations[1:] or self.durations
         return sum(durations) / max(len(durations), 1)
 
     def describe(self, trainer: Any) -> str:
-        """Returns the speed and the peak memory of the steps that a trainer has run."""
+        """Returns the speed and the peak memory of a trainer's steps."""
         seconds = max(self.seconds_per_step, 1e-9)
         tokens = trainer.tokens_seen / max(len(self.durations), 1) * trainer.args.world_size
         batch = trainer.args.per_device_train_batch_size * trainer.args.world_size
@@ -77,29 +77,29 @@ class Speed(TrainerCallback):
         )
 
     def forecast(self, steps: int) -> str:
-        """Returns how long a run of so many steps will take, without evaluations."""
+        """Returns the expected duration of a run with this number of steps, without evaluations."""
         seconds = self.seconds_per_step * steps
         return f"forecast: {steps:,} steps in {seconds / 3600:.2f} h ({seconds:,.0f} s), without evaluations"
 
 
 class Console(TrainerCallback):
-    """Prints a line for each log, of the first process: step, loss, learning rate, STS-B dev, time gone and left."""
+    """Prints a line per log in the first process: step, loss, learning rate, STS-B dev, elapsed and remaining time."""
 
     def __init__(self) -> None:
         self._began, self._first_step = time.perf_counter(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the clock, and says what happens before the first step."""
+        """Starts the clock, and announces an evaluation before the first step."""
         self._began, self._first_step = time.perf_counter(), state.global_step
         if state.is_world_process_zero and args.eval_on_start:
             step = "first" if state.global_step == 0 else "next"
             print(f"step {state.global_step:,} of {state.max_steps:,}: evaluating before the {step} step", flush=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Prints what was logged; the totals at the end are described by `Speed`."""
-        told = _describe_log(logs or {}, state.log_history)
-        if told and state.is_world_process_zero:
-            line = f"step {state.global_step:,} of {state.max_steps:,}: {told}; {self._times(state)}"
+        """Prints a log; the totals at the end are described by `Speed`."""
+        description = _describe_log(logs or {}, state.log_history)
+        if description and state.is_world_process_zero:
+            line = f"step {state.global_step:,} of {state.max_steps:,}: {description}; {self._times(state)}"
             print(line, flush=True)
 
     def _times(self, state: Any) -> str:
@@ -110,24 +110,24 @@ class Console(TrainerCallback):
 
 
 def _describe_log(logs: dict[str, Any], history: list[dict[str, Any]]) -> str | None:
-    """Returns what a log of the training or of an evaluation says, None for one of totals."""
+    """Formats a log of training or evaluation; returns None for a log of totals."""
     if "loss" in logs:
         return f"loss {float(logs['loss']):.4f}, learning rate {float(logs['learning_rate']):.2e}"
     if DEV_METRIC not in logs:
         return None
     measured = [(row[DEV_METRIC], -row["step"]) for row in history if DEV_METRIC in row and row["step"]]
-    told = f"STS-B dev {100 * logs[DEV_METRIC]:.2f}"
+    score = f"STS-B dev {100 * logs[DEV_METRIC]:.2f}"
     if not measured:
-        return f"{told} before training"
+        return f"{score} before training"
     best, step = max(measured)
-    return f"{told}, best {100 * best:.2f} at step {-step:,}"
+    return f"{score}, best {100 * best:.2f} at step {-step:,}"
 
 
 class Curves(TrainerCallback):
-    """Draws `curves.png` in the run's folder, the training loss and STS-B dev over steps, if matplotlib is there."""
+    """Plots training loss and STS-B dev over steps to `curves.png` in the run's folder, if matplotlib is installed."""
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draws anew after an evaluation and at the end."""
+        """Updates the plot after an evaluation and at the end."""
         if not state.is_world_process_zero or not state.log_history or "loss" in state.log_history[-1]:
             return
         try:
@@ -146,13 +146,13 @@ class Curves(TrainerCallback):
 
 
 def describe_scores(scores: dict[str, tuple[float, float]]) -> str:
-    """Returns scores as a Markdown table, Spearman x 100, and a warning for each that training made worse.
+    """Formats scores as a Markdown table, Spearman x 100, with a warning for each score that dropped in training.
 
     Args:
-        scores: What was evaluated -> Spearman before and after training.
+        scores: Name of the evaluation -> Spearman correlation before and after training.
 
     Raises:
-        FloatingPointError: If there is no score after training, because all embeddings are equal or NaN.
+        FloatingPointError: If a score after training is undefined, because all embeddings are equal or NaN.
     """
     warnings = []
     for name, (before, after) in scores.items():
@@ -170,13 +170,13 @@ def describe_scores(scores: dict[str, tuple[float, float]]) -> str:
 
 
 def record_scores(model: PromptEOL, scores: dict[str, tuple[float, float]], chosen: bool, dataset: str) -> None:
-    """Puts the scores before and after training on the model's card, in place of the trainer's last evaluation.
+    """Adds the scores before and after training to the model's card, replacing the trainer's last evaluation.
 
     Args:
         model: The trained model.
-        scores: As `describe_scores` takes them.
-        chosen: Whether STS-B dev has chosen the checkpoint.
-        dataset: The repository of the data.
+        scores: The scores, as in `describe_scores`.
+        chosen: Whether the checkpoint was chosen by STS-B dev.
+        dataset: The repository of the dataset.
     """
     layer = "the last hidden state" if model.layer == -1 else f"hidden state {model.layer}"
     text = (

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, nothing left of a killed one, resumed with the arguments it began with."""
+"""The folder of a run: a lock for one run at a time, clean-up of killed runs, and checks for resuming."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from training.data import files_of
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two runs in one folder are not noticed
+except ImportError:  # missing on Windows, where two runs in one folder are not detected
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 RECORD, _LOCK = "run.json", ".run.lock"
-_WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)  # of an adapter, of a full model
-# The arguments of the model and the data that do not change the result, and those of the run that do
+_WEIGHTS_NAMES = (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)  # of an adapter and a full model
+# The arguments of model and data that do not affect the result, and those of the run that do
 _FREE = ("attn_implementation", "sts_data_dir", "strict", "train_file")
 _DECIDING = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps",
@@ -45,7 +45,7 @@ _DECIDING = (
 
 @contextmanager
 def claimed(output_dir: str) -> Iterator[None]:
-    """Keeps other runs out of a folder until the process ends, and removes the unfinished files of a killed run.
+    """Locks a folder against other runs until the process ends, and removes unfinished files of a killed run.
 
     Raises:
         ValueError: If another run is using the folder.
@@ -67,7 +67,7 @@ def claimed(output_dir: str) -> Iterator[None]:
 
 
 def is_complete(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer's state is its last file."""
+    """Whether a checkpoint is complete, i.e. has the trainer's state, its last file."""
     finish_saving(checkpoint)
     try:
         json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
@@ -77,27 +77,27 @@ def is_complete(checkpoint: str | Path) -> bool:
 
 
 def last_state(checkpoint: str | Path) -> TrainerState | None:
-    """Returns the trainer's state in a complete checkpoint if no step comes after it, None if the training goes on."""
+    """Returns the trainer's state in a complete checkpoint of the last step, None for an earlier checkpoint."""
     state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
     control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})  # stopped early, or by max_steps
     return state if state.global_step >= state.max_steps or control.get("should_training_stop") else None
 
 
 def is_finished(output_dir: str, checkpoint: str | None) -> bool:
-    """Whether the run in a folder came to its end, which is more than to the checkpoint of its last step.
+    """Whether the run in a folder is finished; the checkpoint of the last step alone is not enough.
 
     Args:
-        output_dir: The run's folder. From the end on it has the trainer's state, as a checkpoint has.
-        checkpoint: What the run is resumed from. After an earlier one than the last there are steps to train again.
+        output_dir: The run's folder. A finished run has the trainer's state in it, like a checkpoint.
+        checkpoint: The checkpoint to resume from. After an earlier one than the last, steps are trained again.
     """
     return is_complete(output_dir) and (checkpoint is None or last_state(checkpoint) is not None)
 
 
 def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> str | None:
-    """Returns the checkpoint to resume from: the one named, for `"auto"` the last complete one, or None to start.
+    """Returns the checkpoint to resume from: the given one, for `"auto"` the last complete one, or None to start anew.
 
     Raises:
-        ValueError: If `output_dir` has a run already and nothing says to resume it, or the checkpoint named is
+        ValueError: If `output_dir` already has a run but resuming was not requested, or the given checkpoint is
             incomplete.
     """
     entries = os.listdir(output_dir) if os.path.isdir(output_dir) else []
@@ -121,7 +121,7 @@ def find_checkpoint(output_dir: str, resume_from_checkpoint: str | None) -> str 
 def check_record(
     model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, checkpoint: str | None
 ) -> None:
-    """Records the arguments that decide a run's result; one that resumes from a checkpoint must have the same ones.
+    """Records the arguments that affect a run's result, and checks that a resumed run has the same ones.
 
     Raises:
         ValueError: If an argument has changed; the message names it.
@@ -130,7 +130,7 @@ def check_record(
         name: value for name, value in {**asdict(model_args), **asdict(data_args)}.items() if name not in _FREE
     }
     arguments |= {name: getattr(run_args, name) for name in _DECIDING}
-    if data_args.train_file is not None:  # another name for the same rows is no difference
+    if data_args.train_file is not None:  # compared by content, not by name
         files = [file for file in files_of(data_args.train_file) if file.is_file()]
         arguments["train_file"] = digest_of_files(files)[:16]
     now = json.loads(json.dumps(arguments, default=str))
@@ -141,9 +141,9 @@ def check_record(
         except (OSError, TypeError, ValueError):
             logger.warning("%r has no record of the arguments its run began with: not checked.", str(record.parent))
             before = now
-        if told := differences(before, now, "{name} was {before} and is {now}"):
+        if diff := differences(before, now, "{name} was {before} and is {now}"):
             raise ValueError(
-                f"{checkpoint!r} is of a run that began with other arguments ({told}): resume it with the same ones, "
+                f"{checkpoint!r} is of a run that began with other arguments ({diff}): resume it with the same ones, "
                 f"or begin a run in another --output_dir. If the change is intended, remove {str(record)!r}."
             )
     with replacing_file(Path(str(run_args.output_dir)) / RECORD) as staged:

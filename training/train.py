@@ -1,10 +1,10 @@
-"""Fine-tunes PromptEOL on triplets with LoRA or QLoRA, and saves an adapter that `SentenceTransformer` opens.
+"""Fine-tunes PromptEOL on triplets with LoRA or QLoRA, and saves an adapter that `SentenceTransformer` can load.
 
 python training/train.py --config training/recipes/opt-125m.yaml
 accelerate launch --num_processes 4 training/train.py --config training/recipes/opt-6.7b.yaml
 torchrun --nproc_per_node 4 training/train.py --config training/recipes/opt-6.7b.yaml
 
-Every key of a recipe is also a flag, and flags win: `--learning_rate 3e-4`. `--help` lists them.
+Every key of a recipe is also a flag, and flags override the recipe: `--learning_rate 3e-4`. `--help` lists them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is run from a checkout, not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is not installed
 
-from st_prompteol import PromptEOL  # first: it keeps the import of bitsandbytes quiet
+from st_prompteol import PromptEOL  # first, because it silences the import of bitsandbytes
 
 # isort: split
 
@@ -46,10 +46,10 @@ from training.trainer import AdapterTrainer
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments) -> PromptEOL | None:
-    """Runs a recipe from the base LLM to the saved adapter, and returns the model; None of a run that is finished."""
+    """Trains from the base LLM to the saved adapter; returns the model, None if the run is already finished."""
     say = print if run_args.process_index == 0 else lambda *_: None
     checkpoint = find_checkpoint(run_args.output_dir, run_args.resume_from_checkpoint)
-    end = Path(run_args.output_dir, TRAINER_STATE_NAME)  # what a run writes last
+    end = Path(run_args.output_dir, TRAINER_STATE_NAME)  # the last file of a run
     if run_args.resume_from_checkpoint and not run_args.dry_run and is_finished(run_args.output_dir, checkpoint):
         if run_args.process_index == 0:
             check_record(model_args, data_args, run_args, checkpoint or str(end))
@@ -61,7 +61,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         check_record(model_args, data_args, run_args, checkpoint)
         end.unlink(missing_ok=True)
 
-    # 1. the model: a base LLM, quantised or not, with an adapter on every linear layer
+    # 1. the model: a base LLM, quantized or not, with an adapter on every linear layer
     set_seed(run_args.seed)
     in_training, in_evaluation = PREPROCESSING[data_args.preprocessing]
     model = build_model(model_args, run_args)
@@ -77,7 +77,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     if run_args.push_result:
         check_push(model, **repository)
 
-    # 2. the data: triplets, and STS-B dev to choose the checkpoint by
+    # 2. the data: triplets, and STS-B dev for choosing the checkpoint
     triplets = load_triplets(data_args, model.tokenizer.plain, run_args.seed)
     batch_size = run_args.per_device_train_batch_size * run_args.world_size
     if data_args.streaming and run_args.max_steps <= 0:
@@ -94,7 +94,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     if not data_args.train_file:
         model.model_card_data.datasets = [data_args.dataset_name]
 
-    # 3. the trainer, whose loss compares each anchor to the positives and hard negatives of the global batch
+    # 3. the trainer; its loss compares each anchor with the positives and hard negatives of the global batch
     speed = Speed(run_args.dry_run)
     trainer = AdapterTrainer(
         model=model,
@@ -105,13 +105,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         data_collator=SentenceTransformerDataCollator(preprocess_with(model, in_training)),
         callbacks=[speed, Curves(), Console()],
     )
-    for upstream in (PrinterCallback, ProgressCallback):  # in whose place is `Console`
+    for upstream in (PrinterCallback, ProgressCallback):  # replaced by `Console`
         trainer.remove_callback(upstream)
     if run_args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
     say(describe_run(model.transformers_model, run_args, "negative" in triplets.column_names))
 
-    # 4. training, after which the model is that of the best checkpoint
+    # 4. training; afterwards the model has the weights of the best checkpoint
     trainer.train(resume_from_checkpoint=checkpoint)
     if speed.durations:
         say(speed.describe(trainer))
@@ -119,7 +119,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         say(speed.forecast(trainer.state.max_steps))
         return model
 
-    # 5. the result: adapter with tokenizer and template, read back as a check
+    # 5. the result: adapter with tokenizer and template, loaded again as a check
     check_finite(model)
     trainer.save_model(run_args.output_dir)
     if run_args.sharded:
@@ -138,7 +138,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
         record_scores(model, scores, run_args.load_best_model_at_end, dataset)
     model.model_card_data.write(run_args.output_dir)
 
-    # 6. what else was asked for
+    # 6. optional: a push, a merged model
     if run_args.push_result:
         say(f"pushed: {push_to_hub(model, source=run_args.output_dir, **repository)}")
     if run_args.merge:
@@ -148,25 +148,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
 
 
 def preprocess_with(model: PromptEOL, preprocessing: str) -> Callable[..., dict[str, Any]]:
-    """Returns `model.preprocess` with another preprocessing of sentences than the model's own."""
+    """Returns `model.preprocess` with the given preprocessing of sentences instead of the model's own."""
     template = replace(model.template, preprocessing=preprocessing)
     if template == model.template:
         return model.preprocess
-    transformer = copy.copy(model[0])  # the same weights, another tokenizer
+    transformer = copy.copy(model[0])  # shares the weights, with another tokenizer
     transformer.processor = copy.deepcopy(model.tokenizer)
     transformer.template = template
     return transformer.preprocess
 
 
 def dev_scores(trainer: AdapterTrainer) -> tuple[float, float]:
-    """Returns STS-B dev of the base LLM and of the kept checkpoint, as they were measured during training."""
+    """Returns the STS-B dev scores of the base LLM and of the kept checkpoint from the training log."""
     measured = [(row["step"], row[DEV_METRIC]) for row in trainer.state.log_history if DEV_METRIC in row]
     kept = trainer.state.best_metric if trainer.args.load_best_model_at_end else measured[-1][1]
     return next((score for step, score in measured if step == 0), math.nan), kept
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and trains; a mistake in it ends in one sentence."""
+    """Parses the command line and trains; user errors end with a one-sentence message."""
     level = logging.WARNING if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     quiet()

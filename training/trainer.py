@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer for an adapter or all weights: resuming, NaN, complete checkpoints."""
+"""sentence-transformers' trainer for an adapter or all weights, with checks for resuming, NaN and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from training.run_folder import is_complete, last_state
 class AdapterTrainer(SentenceTransformerTrainer):
     """Trains the adapter of a `PromptEOL`, or all its weights if it has none.
 
-    - Upstream opens a checkpoint as a second model and copies all weights, which neither fits in memory beside a large
-      base nor into a quantised one; here the trained weights alone are read.
+    - Upstream loads a checkpoint as a second model and copies all weights, which takes too much memory with a large
+      base and fails with a quantized one; here only the trained weights are loaded.
     - Upstream ignores a NaN loss and an error in loading the best checkpoint; here they end the run.
-    - Upstream leaves half a checkpoint behind when saving fails; here it is removed.
-    - Upstream trains on when it is resumed after the last step; here it loads what was trained.
+    - Upstream leaves an incomplete checkpoint if saving fails; here it is removed.
+    - Upstream continues training when resumed after the last step; here the trained weights are loaded.
     """
 
     tokens_seen: int = 0
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Computes upstream's loss and counts tokens.
+        """Computes the loss like upstream and counts tokens.
 
         Raises:
             FloatingPointError: If the loss is NaN or infinite.
@@ -44,9 +44,9 @@ class AdapterTrainer(SentenceTransformerTrainer):
         return result
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """Trains as upstream, and leaves the model without the autocast of training.
+        """Trains like upstream, and removes the autocast of training from the model afterwards.
 
-        From a checkpoint of the last step there is nothing left to train, where upstream would begin another epoch.
+        Resumed from the checkpoint of the last step, no step is trained, while upstream would start another epoch.
         """
         if resume_from_checkpoint is not None and (state := last_state(resume_from_checkpoint)):
             self.state = state
@@ -61,8 +61,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             vars(self.model).pop("forward", None)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates as upstream, but without the autocast of training, as the model will be used."""
-        forward = vars(self.model).pop("forward", None)  # accelerate's, which is that of the class within autocast
+        """Evaluates like upstream, but without the autocast of training, as in later use."""
+        forward = vars(self.model).pop("forward", None)  # accelerate's wrapper: the class's method in autocast
         try:
             return super().evaluate(*args, **kwargs)
         finally:
@@ -84,9 +84,9 @@ class AdapterTrainer(SentenceTransformerTrainer):
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if state_dict is not None:  # gathered by FSDP: the parameters themselves are one process's shards
+        if state_dict is not None:  # gathered by FSDP; the parameters are shards of one process
             state_dict = {name.removeprefix("0.model."): tensor for name, tensor in state_dict.items()}
-        if self.args.should_save:  # upstream saves in every process, and those after the first without weights
+        if self.args.should_save:  # upstream saves in every process, without weights except in the first
             with saving(self.accelerator.unwrap_model(self.model)[0].model, state_dict):
                 super()._save(output_dir)
         self.accelerator.wait_for_everyone()

@@ -1,10 +1,10 @@
-"""The playground: sentences in, and how near each other a model sees them, by two recipes side by side.
+"""The playground: compares the similarities of sentences under two recipes side by side.
 
     pip install '.[playground]'
     MODEL=tiny python app.py
 
 `MODEL` is a Hub id, a folder, or `tiny`, the default. `GRADIO_SERVER_PORT` is the port, by default the first free one
-from 7860 on. Nothing is asked from the network but the model, if it is on the Hub.
+from 7860. There are no network requests except for a model on the Hub.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from scipy.stats import spearmanr
 
 logger = logging.getLogger(__name__)
 
-SHOTS = 2  # demonstrations of a recipe that the page has room for
-KEPT = 3600  # seconds that a visitor's last result is kept
+SHOTS = 2  # maximum demonstrations per recipe
+KEPT = 3600  # seconds for which a visitor's last result is kept
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 MONOSPACE = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 THEME = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=MONOSPACE).set(
-    button_primary_background_fill="*primary_700",  # paler ones are hard to read on
+    button_primary_background_fill="*primary_700",  # text is hard to read on lighter shades
     button_primary_background_fill_hover="*primary_800",
     block_info_text_color="*neutral_500",
 )
 
-_PRIVATE = {"api_visibility": "private"}  # the page's own calls, not an API
-_DRAWN = 8  # outputs of `look`
+_PRIVATE = {"api_visibility": "private"}  # calls of the page itself, not an API
+_DRAWN = 8  # number of outputs of `look`
 
 
 @dataclass
 class Views:
-    """What the page shows of one recipe."""
+    """The views of one recipe on the page."""
 
     heat: gr.HTML
     neighbours: gr.HTML
@@ -55,7 +55,7 @@ class Views:
 
 
 def build_page(playground: Playground) -> gr.Blocks:
-    """Returns the page over a model."""
+    """Builds the page for a model."""
     with gr.Blocks(title=f"PromptEOL playground: {playground.name}", analytics_enabled=False) as page:
         gr.HTML(_intro(playground))
         with gr.Row():
@@ -106,7 +106,7 @@ def _intro(playground: Playground) -> str:
 
 
 def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.components.Component]:
-    """Builds the form of a recipe and returns its fields in the order in which `_run` takes them."""
+    """Builds the form of a recipe and returns its fields in the order of `_run`'s arguments."""
     mark = f"recipe-{name.lower()}"
     with gr.Column(scale=3, min_width=280, elem_id=mark, elem_classes="recipe"):
         gr.HTML(f"<h2>Recipe {name}</h2>")
@@ -155,7 +155,7 @@ def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.co
 
 
 def _build_views() -> tuple[gr.Checkbox, Views, Views]:
-    """Builds the tabs, each with a column per recipe, and the choice of the heat maps' colours."""
+    """Builds the tabs, each with a column per recipe, and the checkbox for a common color scale."""
     kinds: dict[str, list[Any]] = {}
     with gr.Tabs(elem_id="views"):
         for kind, title in (
@@ -190,11 +190,11 @@ def _looks(views: Views) -> list[gr.HTML]:
 
 
 def compare(playground: Playground, text: str, alike: bool, *fields: Any) -> list[Any]:
-    """Runs both recipes on the sentences, or says in one line what is wrong.
+    """Runs both recipes on the sentences, or returns a one-line error message.
 
     Returns:
-        That line, whether there are results, what `look` draws them from, the choice of a sentence to look closely at,
-        how far the recipes agree, the code of both, and what `look` draws.
+        The message, whether there are results, the input of `look`, the selection of a sentence, the agreement of the
+        recipes, the code of both, and the output of `look`.
     """
     try:
         sentences = read_sentences(text or "")
@@ -221,7 +221,7 @@ def compare(playground: Playground, text: str, alike: bool, *fields: Any) -> lis
 
 
 def _run(playground: Playground, name: str, sentences: list[str], fields: tuple[Any, ...]) -> Result:
-    """Runs the recipe of a form; what is wrong with it says which form it was."""
+    """Runs the recipe of a form; error messages name the form."""
     template, text, layer, centred, *shots = fields
     pairs = [(sentence or "", word or "") for sentence, word in zip(shots[::2], shots[1::2], strict=True)]
     try:
@@ -232,7 +232,7 @@ def _run(playground: Playground, name: str, sentences: list[str], fields: tuple[
 
 
 def _summary(pair: list[Result]) -> str:
-    """Says how far the two recipes agree on which pairs of sentences are the most alike."""
+    """Describes how far the two recipes agree on the most similar pairs of sentences."""
     upper = list(combinations(range(len(pair[0].similarities)), 2))
     one, other = ([float(result.similarities[place]) for place in upper] for result in pair)
     if len(upper) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
@@ -245,8 +245,8 @@ def _summary(pair: list[Result]) -> str:
 
 
 def look(results: tuple[list[str], list[Result]] | None, picked: int, alike: bool) -> list[Any]:
-    """Draws both recipes: the views of A and B in turn."""
-    if results is None:  # it was kept for an hour
+    """Returns the views of both recipes, alternating between A and B."""
+    if results is None:  # expired after an hour
         return [gr.skip()] * _DRAWN
     sentences, pair = results
     spans = [span_of(result.similarities) for result in pair]
@@ -269,7 +269,7 @@ def look(results: tuple[list[str], list[Result]] | None, picked: int, alike: boo
 
 
 def main() -> None:
-    """Opens the model and serves the page until Ctrl-C."""
+    """Loads the model and serves the page until Ctrl-C."""
     try:
         playground = Playground(os.environ.get("MODEL") or "tiny")
     except (ValueError, OSError) as error:

@@ -1,6 +1,6 @@
-"""The pictures of the page, as HTML and SVG: a heat map, a list of neighbours, a map, and a text with its tokens.
+"""The page's views as HTML and SVG: a heat map, a list of neighbors, a map, and a tokenized text.
 
-Every text of a visitor is escaped.
+All texts of visitors are escaped.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from reading import Token
 
-# Low to high: ColorBrewer's YlGnBu, which prints and which colour-blind readers tell apart
+# ColorBrewer's YlGnBu, low to high: suitable for printing and color-blind readers
 _SCALE = np.array([(255, 255, 217), (199, 233, 180), (65, 182, 196), (34, 94, 168), (8, 29, 88)], dtype=float)
-_WIDTH, _HEIGHT = 520, 380  # of the map, in units of the SVG
-_RADIUS, _LETTER, _LINE = 9, 6.4, 13  # of its points and its labels
+_WIDTH, _HEIGHT = 520, 380  # of the map, in SVG units
+_RADIUS, _LETTER, _LINE = 9, 6.4, 13  # of the map's points and labels
 _NEIGHBOURS = 10
 _PARTS = {
     "head": "shared head, computed once for all sentences",
@@ -35,7 +35,7 @@ def span_of(similarities: np.ndarray[Any, Any]) -> tuple[float, float]:
 def heat_map(
     similarities: np.ndarray[Any, Any], sentences: Sequence[str], picked: int, low: float, high: float
 ) -> str:
-    """Returns a table of coloured cells, `low` the palest colour and `high` the darkest; with numbers if they fit."""
+    """Returns a table with cells colored from `low` (light) to `high` (dark), with numbers if they fit."""
     count = len(sentences)
     rows = []
     for row, sentence in enumerate(sentences):
@@ -68,7 +68,7 @@ def heat_map(
 
 
 def _has_room(column: int, count: int) -> bool:
-    """Whether the number of a column is written: in a wide table every fifth one."""
+    """Whether to show a column's number; in a wide table only every fifth."""
     return count <= 16 or column == 0 or (column + 1) % 5 == 0
 
 
@@ -80,7 +80,7 @@ def _colour(place: float) -> str:
 
 
 def rank_neighbours(similarities: np.ndarray[Any, Any], picked: int) -> list[int]:
-    """Returns the other sentences, the nearest one first."""
+    """Returns the indices of the other sentences, the nearest first."""
     order = np.argsort(-similarities[picked], kind="stable")
     return [int(other) for other in order if other != picked]
 
@@ -88,7 +88,7 @@ def rank_neighbours(similarities: np.ndarray[Any, Any], picked: int) -> list[int
 def neighbour_list(
     similarities: np.ndarray[Any, Any], sentences: Sequence[str], picked: int, compared: Sequence[int] | None = None
 ) -> str:
-    """Returns the nearest neighbours of a sentence; `compared` is the order in which another recipe has them."""
+    """Returns the nearest neighbors of a sentence; `compared` is their order under the other recipe."""
     low, high = span_of(similarities)
     low = min(low, 0.0)
     items = []
@@ -105,10 +105,10 @@ def neighbour_list(
 
 
 def flatten(embeddings: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
-    """Puts embeddings on a plane by their two principal components, lengths left aside.
+    """Projects normalized embeddings to their first two principal components.
 
     Returns:
-        Points `(sentences, 2)`, and the share of the variance that the plane shows.
+        Points `(sentences, 2)`, and the explained share of the variance.
     """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     left, sizes, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
@@ -121,19 +121,19 @@ def flatten(embeddings: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], flo
 
 
 def turn_like(points: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Turns and mirrors a map so that its points lie as near as they can to those of another one."""
+    """Rotates and mirrors a map so that its points are as close as possible to those of another map."""
     left, _, right = np.linalg.svd(points.T @ others)
     turned: np.ndarray[Any, Any] = points @ (left @ right)
     return turned
 
 
 def scatter(points: np.ndarray[Any, Any], sentences: Sequence[str], picked: int, share: float) -> str:
-    """Returns a map with numbered points and labels where there is room, and a list for screens without any."""
+    """Returns a map with numbered points, with labels where they fit, and a list for small screens."""
     margin = 3 * _RADIUS
     low, high = points.min(axis=0), points.max(axis=0)
     size = np.maximum(high - low, 1e-9)
     scale = float(min((_WIDTH - 2 * margin) / size[0], (_HEIGHT - 2 * margin) / size[1]))
-    if float((high - low).max()) < 1e-6:  # all in one place
+    if float((high - low).max()) < 1e-6:  # all points coincide
         scale = 0.0
     places = (points - (low + high) / 2) * scale * (1, -1) + (_WIDTH / 2, _HEIGHT / 2)
     boxes = [(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in places]
@@ -149,7 +149,7 @@ def scatter(points: np.ndarray[Any, Any], sentences: Sequence[str], picked: int,
                 boxes.append(box)
                 labels.append(f'<text x="{left:.1f}" y="{middle + 4:.1f}">{escape(text)}</text>')
                 break
-    for index in reversed(order):  # the picked one on top
+    for index in reversed(order):  # the selected one on top
         x, y = places[index]
         mark = ' class="picked"' if index == picked else ""
         marks.append(
@@ -178,7 +178,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def token_view(tokens: Sequence[Token]) -> str:
-    """Returns the text that goes into the model, its tokens apart and its parts in colours, with their counts."""
+    """Returns the model's input text, split into tokens, with colored parts and their token counts."""
     groups, counts = [], []
     for part, group in groupby(tokens, key=lambda token: token.part):
         own = list(group)

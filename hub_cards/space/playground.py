@@ -1,4 +1,4 @@
-"""One model, opened once, for all visitors, and the code that does what the page shows."""
+"""One loaded model for all visitors, and the Python code that reproduces a result."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from recipes import OWN_MODEL, OWN_TEXT, Recipe
 from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.template import get_template
 
-MIN_TO_CENTRE = 8  # different sentences: the mean of fewer is mostly one of them
+MIN_TO_CENTRE = 8  # distinct sentences; the mean of fewer depends too much on each of them
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a recipe makes of the sentences.
+    """The result of a recipe for the sentences.
 
     Args:
         recipe: The recipe.
-        embeddings: `(sentences, embedding_dimension)`.
-        similarities: `(sentences, sentences)`.
+        embeddings: The embeddings `(sentences, embedding_dimension)`.
+        similarities: The similarities `(sentences, sentences)`.
         tokens: The tokens of each sentence in its template.
     """
 
@@ -35,10 +35,10 @@ class Result:
 
 
 class Playground:
-    """One model, opened once, for all visitors: a recipe is set for as long as its sentences are encoded.
+    """One loaded model for all visitors; a recipe is applied to it while its sentences are encoded.
 
     Args:
-        model_name_or_path: What `PromptEOL` opens.
+        model_name_or_path: The model, as in `PromptEOL`.
     """
 
     def __init__(self, model_name_or_path: str) -> None:
@@ -46,11 +46,11 @@ class Playground:
         self.model = PromptEOL(model_name_or_path)
         self.own_template, self.own_layer = self.model.template, self.model.layer
         self.layers = range(-1, -self.model[0].config.get_text_config().num_hidden_layers - 1, -1)
-        self._turn = threading.Lock()  # template and layer belong to the model, which is everybody's
+        self._turn = threading.Lock()  # template and layer are settings of the shared model
 
     @property
     def templates(self) -> list[str]:
-        """The templates that can be chosen, that of the model first."""
+        """The available templates, the model's own first."""
         own = self.own_name
         return [own, *(name for name in TEMPLATES if name != own), OWN_TEXT]
 
@@ -60,7 +60,7 @@ class Playground:
         return next((name for name, template in TEMPLATES.items() if template == self.own_template), OWN_MODEL)
 
     def describe(self) -> str:
-        """Returns the model in a few words."""
+        """Returns a short description of the model."""
         facts = self.model.describe()
         parameters, architecture = int(facts["parameters"] or 0), str(facts["architecture"]).removesuffix("Model")
         return (
@@ -69,10 +69,10 @@ class Playground:
         )
 
     def run(self, recipe: Recipe, sentences: list[str]) -> Result:
-        """Encodes the sentences by the recipe.
+        """Encodes the sentences with the recipe.
 
         Raises:
-            ValueError: If the model cannot read them so, or they are too few to be centred.
+            ValueError: If the model does not support the recipe, or there are too few sentences for centering.
         """
         if recipe.centred and len(set(sentences)) < MIN_TO_CENTRE:
             raise ValueError(
@@ -83,8 +83,8 @@ class Playground:
         if recipe.demonstrations:
             template = replace(template, demonstrations=recipe.demonstrations)
         with self._turn:
-            model = copy.copy(self.model)  # the same weights
-            model._modules = dict(model._modules)  # what stands behind them is this visitor's
+            model = copy.copy(self.model)  # shares the weights
+            model._modules = dict(model._modules)  # additional modules of this visitor
             model.template, model.layer = template, recipe.layer
             if recipe.centred:
                 model.center(sentences)
@@ -93,7 +93,7 @@ class Playground:
         return Result(recipe, embeddings, model.similarity(embeddings, embeddings).numpy(), tokens)
 
     def write_code(self, recipe: Recipe, sentences: list[str]) -> str:
-        """Returns the Python code that does the same."""
+        """Returns Python code that computes the same."""
         arguments = [_quote(self.name)]
         if recipe.template is not None and recipe.template != self.own_name:
             arguments.append(f"template={_quote(recipe.template)}")
@@ -123,6 +123,6 @@ class Playground:
 
 
 def _quote(text: str) -> str:
-    """Writes a string as Python code, in double quotes unless it holds some."""
+    """Formats a string as Python code, in double quotes unless it contains some."""
     code = repr(text)
     return code if '"' in text else f'"{code[1:-1]}"'

@@ -1,4 +1,4 @@
-"""The tokens that a model reads, and which of them are the sentence."""
+"""The input tokens of a model, and the part of the prompt that each belongs to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from st_prompteol import PromptEOLTransformer
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it stands in the text that goes into the model.
+    """A token of the model's input text.
 
     Args:
-        text: Its characters.
-        part: `"head"` for what all sentences share and is computed once, `"sentence"`, `"tail"` for the template
-            behind it, `"cut"` for the end of a sentence that is too long for the model.
+        text: The characters of the token.
+        part: `"head"` for the shared prefix, which is computed once; `"sentence"`; `"tail"` for the end of the
+            template; or `"cut"` for the truncated end of a long sentence.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Token:
 
 
 def read_tokens(transformer: PromptEOLTransformer, sentences: list[str]) -> list[list[Token]]:
-    """Returns the tokens of each sentence in the template that the model has now."""
+    """Returns the tokens of each sentence in the model's current template."""
     tokenizer = transformer.tokenizer
     head, behind = tokenizer.tokenize_template()
     tail, rows = len(behind), []
@@ -45,10 +45,10 @@ def _count_shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _texts_of(tokenizer: Any, ids: list[int], text: str) -> list[str]:
-    """Returns the characters of each token; a token that is a part of a character goes by its name."""
+    """Returns the characters of each token, or the token's name if it is a part of a character."""
     names = tokenizer.convert_ids_to_tokens(ids)
     whole = tokenizer.plain.encode(text, add_special_tokens=False)
-    if ids != [*tokenizer.bos, *whole.ids]:  # a sentence that spells an added token
+    if ids != [*tokenizer.bos, *whole.ids]:  # the sentence contains the text of an added token
         return [name.replace("▁", " ").replace("Ġ", " ") for name in names]
     spans = [*([(0, 0)] * len(tokenizer.bos)), *whole.offsets]
     return [

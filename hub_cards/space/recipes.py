@@ -1,4 +1,4 @@
-"""Sentences and recipes as they were typed; what is wrong with them is a ValueError of one sentence."""
+"""Parses sentences and recipes from the page's forms; raises ValueError with a one-sentence message."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from st_prompteol.template import get_template
 from st_prompteol.tokens import tokenizable
 
 MAX_SENTENCES = 32
-MAX_LENGTH = 300  # characters of a sentence, of a template and of a demonstration
-OWN_TEXT = "your own text"  # choices of a template besides the names in TEMPLATES
+MAX_LENGTH = 300  # characters of a sentence, a template or a demonstration
+OWN_TEXT = "your own text"  # template choices in addition to the names in TEMPLATES
 OWN_MODEL = "the model's own"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a visitor has chosen: the arguments that `PromptEOL` is opened with.
+    """A visitor's choices, which are arguments of `PromptEOL`.
 
     Args:
         template: A name in `TEMPLATES` or a text with one `{sentence}`; None for the model's own template.
-        demonstrations: Worked examples in front of every sentence; none leave the template as it is.
-        layer: Which hidden state is read.
-        centred: Whether the mean embedding of the visitor's sentences is subtracted.
+        demonstrations: Demonstrations to place before every sentence; if empty, the template keeps its own.
+        layer: The hidden state to use.
+        centred: Whether to subtract the mean embedding of the visitor's sentences.
     """
 
     template: str | None = None
@@ -32,7 +32,7 @@ class Recipe:
     centred: bool = False
 
     def describe(self) -> str:
-        """Returns the recipe in a few words."""
+        """Returns a short description of the recipe."""
         shots = len(self.demonstrations)
         words = [
             self.template or OWN_MODEL,
@@ -44,7 +44,7 @@ class Recipe:
 
 
 def read_sentences(text: str) -> list[str]:
-    """Returns the sentences of a text, one per line; blank lines are left out.
+    """Returns the sentences of a text, one per line; blank lines are skipped.
 
     Raises:
         ValueError: If there are fewer than two, more than `MAX_SENTENCES`, or one is longer than `MAX_LENGTH`.
@@ -68,14 +68,14 @@ def read_recipe(
 
     Args:
         template: A name in `TEMPLATES`, `OWN_TEXT` or `OWN_MODEL`.
-        own_text: The template's text where `template` is `OWN_TEXT`.
-        layer: Which hidden state is read.
-        centred: Whether embeddings are centred.
-        demonstrations: Sentences and words; a pair of which both are blank is left out.
+        own_text: The template's text if `template` is `OWN_TEXT`.
+        layer: The hidden state to use.
+        centred: Whether to center embeddings.
+        demonstrations: Pairs of sentence and word; pairs with both blank are skipped.
 
     Raises:
-        ValueError: If the own text has no `{sentence}`, a demonstration lacks its sentence or its word or has no place
-            in the template, or a text is longer than `MAX_LENGTH`.
+        ValueError: If the own text has no `{sentence}`, a demonstration lacks its sentence or word or does not fit the
+            template, or a text is longer than `MAX_LENGTH`.
     """
     shots = []
     for number, (sentence, word) in enumerate(demonstrations, start=1):

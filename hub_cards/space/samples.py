@@ -1,4 +1,4 @@
-"""Sentences to begin with, by what they show."""
+"""Sample sentences by topic."""
 
 EXAMPLES = {
     "Riding, cooking, money": [

@@ -1,4 +1,4 @@
-"""The model card: what a stranger needs to use and to trust a model, written by every save."""
+"""The model card, written by every save: everything that is needed to use and to trust a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model card says: upstream's record of the training, what the open model says of itself, what was measured."""
+"""The data of a model card: upstream's training record, properties of the loaded model, and evaluation results."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from st_prompteol.template import HOLE
 
 TAG = "prompteol"
 README = "README.md"
-# Without a full stop at the end of the last one, so that the preparation of sentences changes its embedding
+# The last one has no period, so that preprocessing changes its embedding
 SENTENCES = ["A jockey is riding a horse.", "Someone rides a horse.", "Interest rates go up again"]
-_PLACEHOLDER = "sentence_transformers_model_id"  # which sentence-transformers replaces when it pushes a folder
-_SAME = 0.01  # the largest difference of cosines of one model, opened in another dtype or with an adapter merged
-# Metadata of the earlier card that the new one keeps
+_PLACEHOLDER = "sentence_transformers_model_id"  # sentence-transformers replaces it when it pushes a folder
+_SAME = 0.01  # maximum difference of cosine similarities of one model in another dtype or with a merged adapter
+# Metadata of the earlier card to keep in the new one
 _KEPT = ("language", "datasets", "metrics", "widget", "co2_eq_emissions", "license_name", "license_link")
 _CHANGED = "**The numbers above were measured before {}**: they are those of the model as it was then."
 _CHANGE = "the model was changed (its template, layer, weights or what is behind the pooling)"
@@ -45,7 +45,7 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class _Embedded:
-    """The sentences of the card, embedded."""
+    """The embeddings of the card's sentences."""
 
     shape: str
     similarities: list[str]
@@ -54,27 +54,28 @@ class _Embedded:
 
 @dataclass
 class PromptEOLModelCardData(SentenceTransformerModelCardData):
-    """What the README of a saved model says, beside what `SentenceTransformerModelCardData` holds.
+    """The data of a saved model's README, in addition to those of `SentenceTransformerModelCardData`.
 
     Args:
-        language: Code of a language, or several. Defaults to none: those of an earlier card.
-        license: Identifier of a license. Defaults to None: that of an earlier card.
-        model_name: The title. Defaults to None: made of the repository or the base LLM.
-        model_id: The repository, for the code that opens the model. Defaults to None: a placeholder, which
-            sentence-transformers fills in when it pushes a folder.
-        train_datasets: As upstream; a trainer fills it. Defaults to none.
-        eval_datasets: Likewise.
-        task_name: As upstream, and not shown.
-        tags: As upstream. Defaults to upstream's and `"prompteol"`.
-        local_files_only: As upstream. Defaults to False.
-        generate_widget_examples: Whether a save embeds three sentences, to show their similarities and to find out
-            whether earlier results are still the model's. Defaults to True.
-        hardware: What the model was trained on. Defaults to None: this machine, if it was trained in this process.
-        limits: What else a user must know, in Markdown. Defaults to None.
-        change: What was done to the model after results were measured that are no longer its own, to follow "before".
-            Defaults to None: in general words.
-        base_repository: The repository of the base LLM, where it was opened from a copy in a folder. Defaults to None:
-            what the adapter, the earlier card or the model's configuration say; a folder is not named.
+        language: The language code or codes. Defaults to none: those of an earlier card.
+        license: The license identifier. Defaults to None: that of an earlier card.
+        model_name: The title. Defaults to None: derived from the repository or the base LLM.
+        model_id: The repository in the usage code. Defaults to None: a placeholder, which sentence-transformers fills
+            in when it pushes a folder.
+        train_datasets: The training datasets, filled by a trainer. Defaults to none.
+        eval_datasets: The evaluation datasets, filled by a trainer. Defaults to none.
+        task_name: The task, as in `SentenceTransformerModelCardData`; not shown.
+        tags: The tags. Defaults to those of sentence-transformers and `"prompteol"`.
+        local_files_only: Whether to avoid requests to the Hub. Defaults to False.
+        generate_widget_examples: Whether to embed three sentences when saving, to show their similarities and to check
+            whether earlier results still apply to the model. Defaults to True.
+        hardware: The hardware used for training. Defaults to None: this machine, if the model was trained in this
+            process.
+        limits: Limitations and other information for users, in Markdown. Defaults to None.
+        change: The change to the model that made earlier results outdated, phrased to follow "before". Defaults to
+            None: a general phrase.
+        base_repository: The repository of the base LLM, if it was loaded from a local copy. Defaults to None: the
+            repository in the adapter, the earlier card or the model's configuration; folders are not named.
 
     Example:
         >>> from st_prompteol import PromptEOL
@@ -90,7 +91,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     change: str | None = None
     base_repository: str | None = None
 
-    # Filled when a model is opened, by `measure`, and by a push
+    # Filled when a model is loaded, by `measure`, and by a push
     earlier: EarlierCard = field(default_factory=EarlierCard, init=False, repr=False)
     parts: dict[str, Part] = field(default_factory=dict, init=False, repr=False)
     results: dict[str, Sequence[EvalResult]] = field(default_factory=dict, init=False, repr=False)
@@ -101,7 +102,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     _embedded: _Embedded | None = field(default=None, init=False, repr=False)
 
     def register_model(self, model: Any) -> None:
-        """Takes up the card that the model was opened with; one that somebody has edited stays as it is."""
+        """Reads the card of the loaded model; a card that was edited is kept as it is."""
         super().register_model(model)
         if model._model_card_text and is_ours(model._model_card_text):
             self.earlier = read_card(model._model_card_text)
@@ -109,38 +110,38 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
 
     @property
     def trained_here(self) -> bool:
-        """Whether a trainer has changed the model since it was opened."""
+        """Whether a trainer has changed the model since it was loaded."""
         return "generated_from_trainer" in self.tags
 
     @property
     def kept_text(self) -> str | None:
-        """The card that the model was opened with, if others wrote or edited it and it is still of this model."""
+        """The card of the loaded model, if others wrote or edited it and the model has not changed since."""
         return None if self.trained_here else getattr(self.model, "_model_card_text", None)
 
     def _has_record(self) -> bool:
         return self.trained_here or bool(self.train_datasets or self.non_default_hyperparameters or self.training_logs)
 
     def measure(self, name: str, text: str, results: Sequence[EvalResult] = ()) -> None:
-        """Puts what was measured of the model, as it is now, on its card.
+        """Adds measurements of the model in its current state to its card.
 
         Args:
-            name: What is replaced when it is measured again, a word.
-            text: A heading of the third level and what belongs under it, in Markdown.
-            results: The same as entries of the metadata's `model-index`. Defaults to none.
+            name: A word that identifies the measurement; a new one with the same name replaces it.
+            text: A third-level heading and its section, in Markdown.
+            results: The measurements as entries of the metadata's `model-index`. Defaults to none.
         """
-        self.parts[name] = Part(text)  # whose cosines the next card gives
+        self.parts[name] = Part(text)  # the next card adds its cosine similarities
         self.results[name] = results
         self.states[name] = self._state()
 
     def sign(self, folder: str | os.PathLike[str]) -> None:
-        """Signs the card that a save has just written, so that the next one knows that nobody has edited it."""
+        """Signs a just saved card, so that the next save can detect whether it was edited."""
         path = Path(folder, README)
         if self.kept_text is None and path.is_file():
             text = path.read_text(encoding="utf-8")
             path.write_text(sign(text, self._embedded.cosines if self._embedded else ()), encoding="utf-8")
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the card anew into the folder of a saved model, unless others wrote or have edited the one there."""
+        """Rewrites the card in the folder of a saved model, unless others wrote or edited it."""
         path = Path(folder, README)
         if self.kept_text is None and may_write_card(path):
             self.curves, self.save_dir = Path(folder, "curves.png").is_file(), os.fspath(folder)
@@ -148,23 +149,23 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
                 staged.write_text(str(render(self.variables())), encoding="utf-8")
 
     def variables(self) -> dict[str, Any]:
-        """Returns what the card's template is rendered with, ready for JSON."""
+        """Returns the variables of the card's template, JSON-serializable."""
         given = self.model_name  # type: ignore[has-type]
         upstream = super().to_dict()
-        self.model_name, self._cached_dict = given, None  # which upstream has filled
+        self.model_name, self._cached_dict = given, None  # filled by upstream
         return self._variables(upstream)
 
     def try_to_set_base_model(self) -> None:
-        """Does nothing: which model the base is, is known without asking the Hub."""
+        """Does nothing, because the base model is known without a request to the Hub."""
 
     def run_usage_snippet(self) -> None:
-        """Embeds the card's sentences, unless `generate_widget_examples` is off."""
+        """Embeds the card's sentences, unless `generate_widget_examples` is False."""
         self._embedded = None
         if self.generate_widget_examples:
             self._embedded = self._embed()
 
     def format_eval_metrics(self) -> dict[str, Any]:
-        """Formats what evaluators measured of the kept checkpoint as upstream does, and leaves out the others."""
+        """Formats the evaluators' results for the kept checkpoint like upstream, and omits other checkpoints."""
         everything = self.eval_results_dict  # type: ignore[has-type]
         self.eval_results_dict = self._of_the_kept_checkpoint()
         try:
@@ -174,18 +175,18 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         return formatted
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what the card's template is rendered with, as upstream asks for it."""
+        """Returns the variables of the card's template, for upstream's rendering."""
         variables = self.variables()
         self._cached_dict = variables  # type: ignore[assignment]
         return variables
 
     def to_yaml(self, line_break: str | None = None) -> str:
-        """Returns the card's metadata, as upstream asks for it."""
+        """Returns the card's metadata as YAML, for upstream's rendering."""
         variables, self._cached_dict = self._cached_dict or self.variables(), None
         return ModelCardData(**variables["metadata"]).to_yaml(line_break=line_break)
 
     def _variables(self, upstream: dict[str, Any]) -> dict[str, Any]:
-        """Returns the variables of the card's template, ready for JSON."""
+        """Returns the variables of the card's template, JSON-serializable."""
         model, body = self.model, self.model[0].model
         template, known = model.template, {} if self.trained_here else self.earlier.metadata
         adapter = adapter_config(model)
@@ -246,7 +247,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         }
 
     def _measured(self, upstream: dict[str, Any]) -> tuple[list[dict[str, Any]], list[EvalResult]]:
-        """Returns the parts of the section on results, and the results that are of the model as it is now."""
+        """Returns the parts of the results section, and the results of the model in its current state."""
         parts = {} if self.trained_here else dict(self.earlier.parts)
         found: dict[tuple[Any, ...], EvalResult] = {}
         if not self.trained_here and self._is_same(self.earlier.cosines):
@@ -276,7 +277,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         return shown, list(found.values())
 
     def _state(self) -> tuple[Any, ...]:
-        """Returns what is known of the model without embedding anything."""
+        """Returns the model's state as far as it is known without computing embeddings."""
         model = self.model
         return model.template, model.layer, tuple(map(id, model)), tuple(model.adapters), model.truncate_dim
 
@@ -286,7 +287,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         return _CHANGED.format(escape(self.change or _CHANGE)) if self._embedded else _UNCHECKED
 
     def _is_same(self, cosines: Cosines) -> bool:
-        """Whether these are cosines of the model as it is now, as far as that is known."""
+        """Whether these cosine similarities are those of the model in its current state, as far as known."""
         now = self._embedded.cosines if self._embedded else ()
         return len(now) == len(cosines) > 0 and all(
             abs(one - other) <= _SAME for one, other in zip(now, cosines, strict=True)
@@ -303,13 +304,13 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         )
 
     def _of_the_kept_checkpoint(self) -> dict[Any, dict[str, Any]]:
-        """Returns what was measured by those evaluators whose last measurement is of the checkpoint that was kept."""
+        """Returns the results of the evaluators whose last evaluation was of the kept checkpoint."""
 
         def last_step(evaluator: Any) -> int | None:
             name = getattr(evaluator, "primary_metric", None)
             return next((row["Step"] for row in reversed(self.training_logs) if name in row), None)
 
-        steps = (None, -1, self.best_model_step)  # -1: measured after the training
+        steps = (None, -1, self.best_model_step)  # -1: evaluated after training
         return {
             evaluator: metrics
             for evaluator, metrics in (self.eval_results_dict or {}).items()
@@ -317,7 +318,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         }
 
     def _saved_dtype(self) -> dict[str, str]:
-        """Returns the dtype that the saved configuration states, by which everybody opens the model."""
+        """Returns the dtype in the saved configuration, with which the model is loaded by default."""
         try:
             config = json.loads(Path(self.save_dir or "", "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -333,7 +334,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         return f"PromptEOL on {base}" if base else "PromptEOL sentence embeddings"
 
     def find_base(self) -> str | None:
-        """Returns the repository of the base LLM, None if nobody else could open it."""
+        """Returns the repository of the base LLM, None if others could not load it."""
         adapter = adapter_config(self.model)
         known = None if self.trained_here else self.earlier.metadata.get("base_model")
         names = [self.base_model, self.model[0].config.name_or_path]
@@ -358,7 +359,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
 
 
 def render(variables: Mapping[str, Any]) -> ModelCard:
-    """Returns the signed card that `PromptEOLModelCardData.variables` describes."""
+    """Renders and signs a card from the output of `PromptEOLModelCardData.variables`."""
     data = ModelCardData(**variables["metadata"])
     path = str(PromptEOLModelCardData.template_path)
     others = {name: value for name, value in variables.items() if name != "metadata"}
@@ -367,7 +368,7 @@ def render(variables: Mapping[str, Any]) -> ModelCard:
 
 
 def may_write_card(path: Path) -> bool:
-    """Whether a README may be replaced: not one that others wrote or have edited."""
+    """Whether a README may be replaced, i.e. was not written or edited by others."""
     try:
         return is_ours(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -377,7 +378,7 @@ def may_write_card(path: Path) -> bool:
 
 
 def is_repository(name: str) -> bool:
-    """Whether this could be the name of a repository."""
+    """Whether a name is a valid repository name."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -386,7 +387,7 @@ def is_repository(name: str) -> bool:
 
 
 def as_own_data(data: SentenceTransformerModelCardData) -> PromptEOLModelCardData:
-    """Returns card data of upstream's class as this package's, with all that its author can set."""
+    """Converts card data of upstream's class to this package's, with all fields that an author can set."""
     if isinstance(data, PromptEOLModelCardData):
         return data
     given = {one.name: getattr(data, one.name) for one in fields(data) if one.init}
@@ -413,5 +414,5 @@ def _describe_adapter(adapter: PeftConfig) -> list[str]:
 
 
 def key_of(result: EvalResult) -> tuple[Any, ...]:
-    """Returns what two results of the same measurement share."""
+    """Returns a key that is equal for two results of the same measurement."""
     return result.dataset_type, result.dataset_name, result.dataset_config, result.dataset_split, result.metric_type

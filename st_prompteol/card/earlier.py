@@ -1,8 +1,8 @@
-"""The card that a model was opened with: what was measured, how it was trained, and whether anybody has edited it.
+"""The card of a loaded model: its results, its training section, and whether it was edited.
 
-A card of ours ends in a signature, a hash of its text. Parts that only the card knows stand between marks, so that
-they go into the next card as they are. Signature and marks are definitions of links that nothing links to, which no
-reader of Markdown shows.
+Cards of this package end with a signature, which is a hash of the text. Parts that exist only in the card are enclosed
+in marks and copied to the next card. Signature and marks are unused link definitions, which Markdown renderers do not
+show.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _SIGNATURE = re.compile(r"\n\[//\]: # \(st_prompteol((?: -?[\d.]+)*) sha256:([0-
 _PART = re.compile(
     r"^\[//\]: # \(part (\w+)((?: -?[\d.]+)*)\)\n\n(.*?)\n\n\[//\]: # \(end \1\)$", re.MULTILINE | re.DOTALL
 )
-_REPOSITORY = re.compile(r'SentenceTransformer\("[^"\n]*"')  # which sentence-transformers' own push fills in
+_REPOSITORY = re.compile(r'SentenceTransformer\("[^"\n]*"')  # filled in by sentence-transformers' own push
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a card that goes into the next one.
+    """A part of a card to copy to the next one.
 
     Args:
         text: The part, in Markdown.
-        cosines: Those of the model that it was measured with, see `PromptEOLModelCardData.cosines`. Empty if unknown.
+        cosines: The cosine similarities of the measured model, see `PromptEOLModelCardData.cosines`. Empty if unknown.
     """
 
     text: str
@@ -39,13 +39,13 @@ class Part:
 
 @dataclass(frozen=True)
 class EarlierCard:
-    """What a card of ours says that its model does not.
+    """The information in a card that its model does not contain.
 
     Args:
         metadata: The metadata, without results.
-        results: The results in it.
-        cosines: Those of the model that the card was written for. Empty if unknown.
-        parts: The parts that go into the next card, by name.
+        results: The results in the metadata.
+        cosines: The cosine similarities of the card's model. Empty if unknown.
+        parts: The parts to copy to the next card, by name.
     """
 
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -60,12 +60,12 @@ def sign(text: str, cosines: Cosines) -> str:
 
 
 def write_cosines(cosines: Cosines) -> str:
-    """Returns cosines as a signature and the mark of a part have them."""
+    """Formats cosine similarities for a signature or the mark of a part."""
     return "".join(f" {cosine:.4f}" for cosine in cosines)
 
 
 def is_ours(text: str) -> bool:
-    """Whether a card was written by this package, and nobody has edited it since."""
+    """Whether a card was written by this package and not edited since."""
     signature = _SIGNATURE.search(_plain(text))
     return signature is not None and signature[2] == _digest(text)
 

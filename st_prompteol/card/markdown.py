@@ -1,4 +1,4 @@
-"""Text that others chose, made harmless for Markdown: names, templates, sentences, numbers."""
+"""Escaping of untrusted text for Markdown: names, templates, sentences, numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def one_line(text: object) -> str:
 
 
 def one_line_each(value: Any) -> Any:
-    """Returns metadata with every text in it on one line."""
+    """Returns metadata with line breaks removed from every text."""
     if isinstance(value, dict):
         return {one_line_each(key): one_line_each(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -23,7 +23,7 @@ def one_line_each(value: Any) -> Any:
 
 
 def escape(text: object) -> str:
-    """Returns text that Markdown shows as it is, in a paragraph, a heading, a table or the text of a link."""
+    """Escapes text so that Markdown shows it literally, in a paragraph, a heading, a table or a link text."""
     plain = re.sub(r"([\\`*_\[\]|~])", r"\\\1", one_line(text))
     plain = re.sub(r"^(\d*)([#+=.)-])(?=[\s#=-]|$)", r"\1\\\2", plain)  # no heading, list or rule
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -31,7 +31,7 @@ def escape(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """Returns text as inline code, also inside a table."""
+    """Formats text as inline code, also inside a table."""
     plain = one_line(text).replace("|", "\\|")
     ticks = "`" * (_longest_run(plain) + 1)
     pad = " " if plain.startswith("`") or plain.endswith("`") or not plain else ""
@@ -39,7 +39,7 @@ def code(text: object) -> str:
 
 
 def fence(text: str, language: str = "text") -> str:
-    """Returns text as a block of code, whatever backticks it holds."""
+    """Formats text as a code block, also if it contains backticks."""
     plain = _CONTROLS.sub(" ", text.replace("\r\n", "\n"))
     ticks = "`" * max(_longest_run(plain) + 1, 3)
     return f"{ticks}{language}\n{plain}\n{ticks}"

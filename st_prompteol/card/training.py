@@ -1,4 +1,4 @@
-"""The part of a card on training: data, loss, hyperparameters, logs, as upstream's callbacks recorded them."""
+"""The training section of a card: data, loss, hyperparameters and logs, as recorded by upstream's callbacks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from st_prompteol.card.markdown import code, escape, fence, one_line
 from st_prompteol.output import to_markdown
 
 _FIRST = ("Epoch", "Step", "Training Loss", "Validation Loss")
-_LOCAL = ("resume_from_checkpoint",)  # hyperparameters that say only where files lay
-_LONGEST = 300  # characters of a sentence that is shown
+_LOCAL = ("resume_from_checkpoint",)  # hyperparameters that are only local paths
+_LONGEST = 300  # maximum characters of a shown sentence
 
 
 def describe_training(data: Any, upstream: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the card's template says about a training in this process, everything escaped.
+    """Returns the escaped template variables for a training in this process.
 
     Args:
-        data: The model's card data, which a trainer has filled.
-        upstream: The variables that upstream makes of it.
+        data: The model's card data, filled by a trainer.
+        upstream: The variables that upstream derives from it.
     """
     return {
         "datasets": [
@@ -50,7 +50,7 @@ def describe_training(data: Any, upstream: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_evaluators(measured: Mapping[Any, Mapping[str, Any]]) -> str:
-    """Returns what evaluators of sentence-transformers measured, in Markdown.
+    """Formats the results of sentence-transformers' evaluators as Markdown.
 
     Args:
         measured: Evaluator -> metric -> value.
@@ -102,7 +102,7 @@ def _describe_examples(examples: Mapping[str, Sequence[Any]]) -> str | None:
 
 
 def _describe_logs(rows: Sequence[Mapping[str, Any]], kept_step: int | None) -> str | None:
-    rows = [row for row in rows if row.get("Step", 0) >= 0]  # -1: measured after the training, see the evaluators
+    rows = [row for row in rows if row.get("Step", 0) >= 0]  # -1: evaluated after training, see the evaluators
     if not rows:
         return None
     names = [*_FIRST, *dict.fromkeys(name for row in rows for name in row if name not in _FIRST)]
@@ -115,7 +115,7 @@ def _describe_logs(rows: Sequence[Mapping[str, Any]], kept_step: int | None) -> 
 
 
 def _table(lines: Sequence[Sequence[str]], text_columns: Sequence[str]) -> str:
-    """Writes a table of escaped cells."""
+    """Formats a table of escaped cells."""
     return to_markdown([[cell.replace("\\|", "|") for cell in line] for line in lines], text_columns).strip()
 
 
@@ -129,5 +129,5 @@ def _shorten(value: Any) -> str:
 
 
 def _plain(column: str) -> str:
-    """Returns a column's name without the tags that upstream puts around it."""
+    """Removes upstream's tags from a column name."""
     return column.removeprefix("<code>").removesuffix("</code>")

@@ -1,4 +1,4 @@
-"""The command `st-prompteol`: each command parses, calls one library function, shows the result."""
+"""The command line `st-prompteol`: each command parses its arguments, calls one function and prints the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`st-prompteol candidates`: demonstrations for a search to try."""
+"""`st-prompteol candidates`: builds candidate demonstrations for a search."""
 
 from __future__ import annotations
 

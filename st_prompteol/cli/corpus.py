@@ -1,4 +1,4 @@
-"""`st-prompteol corpus`: files of any number and size to a folder of Parquet files."""
+"""`st-prompteol corpus`: encodes any number of files of any size to a folder of Parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`st-prompteol encode`: a file of sentences to a file of embeddings."""
+"""`st-prompteol encode`: encodes a file of sentences to a file of embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`st-prompteol evaluate`: the paper's tasks and MTEB."""
+"""`st-prompteol evaluate`: evaluates on the paper's tasks and MTEB."""
 
 from __future__ import annotations
 

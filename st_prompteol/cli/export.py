@@ -1,4 +1,4 @@
-"""`st-prompteol export`: a folder that plain SentenceTransformer opens."""
+"""`st-prompteol export`: saves a model for plain SentenceTransformer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`st-prompteol info`: what a model runs with."""
+"""`st-prompteol info`: prints the properties of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from st_prompteol.cli.options import Model, open_model, takes_model_options
 from st_prompteol.cli.terminal import show_table
 
-_UNLIMITED = 10**30  # the max_seq_length of a tokenizer that states none
+_UNLIMITED = 10**30  # max_seq_length of a tokenizer without a limit
 
 
 @takes_model_options

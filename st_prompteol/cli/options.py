@@ -1,4 +1,4 @@
-"""What the commands share: the options of a model, how it is opened, how a mistake is shown."""
+"""Shared by the commands: model options, loading, and the display of errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_model_options(
     device_map: Annotated[str | None, typer.Option(help="How to spread the model over devices, e.g. auto.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
 ) -> dict[str, Any]:
-    """Returns what `PromptEOL` is opened with by the options that were given."""
+    """Returns the arguments of `PromptEOL` for the given options."""
     options: dict[str, Any] = {
         "template": template,
         "layer": layer,
@@ -81,7 +81,7 @@ def read_model_options(
 
 
 def takes_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `read_model_options`, whose result it gets as `model_options`."""
+    """Adds the options of `read_model_options` to a command and passes their result as `model_options`."""
     added = inspect.signature(read_model_options, eval_str=True).parameters
     signature = inspect.signature(command, eval_str=True)
 
@@ -98,7 +98,7 @@ def takes_model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """Shows a user's mistake as one sentence on stderr with exit code 2, and an interruption with 130."""
+    """Prints a user error as one sentence on stderr with exit code 2; exits with 130 on an interruption."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -122,7 +122,7 @@ def shows_mistakes(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def shown_files() -> Iterator[None]:
-    """Shows on stderr what the library logs about the files that it reads: at the end, and not beside a mistake."""
+    """Prints the library's log messages about input files on stderr: at the end, and not after a user error."""
 
     class Echo(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -147,35 +147,35 @@ def shown_files() -> Iterator[None]:
 
 
 def refuse_unused(context: typer.Context, reason: str, *names: str) -> None:
-    """Raises ValueError for options that were given although they have no effect.
+    """Raises ValueError for given options that have no effect.
 
     Args:
-        context: The command's.
-        reason: When they have none.
-        *names: The options, as the parameters are called.
+        context: The context of the command.
+        reason: The condition under which they have no effect.
+        *names: The parameter names of the options.
     """
     given = [name for name in names if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     if given:
         options = {name: next(iter(one.opts)) for one in context.command.params if (name := one.name)}
-        told = " and ".join(options[name] for name in given)
-        raise ValueError(f"{told} {'has' if len(given) == 1 else 'have'} no effect {reason}: leave it out.")
+        listed = " and ".join(options[name] for name in given)
+        raise ValueError(f"{listed} {'has' if len(given) == 1 else 'have'} no effect {reason}: leave it out.")
 
 
 def quiet() -> None:
-    """Turns upstream's notices and weight-loading bars off: what a user should know is printed here."""
-    # what these say when they are imported, and of a name that a sentence of ours is about
+    """Disables upstream's log messages and loading bars; the commands print all relevant information themselves."""
+    # messages on import, and about names for which we print our own message
     for name in ("bitsandbytes", "sentence_transformers.util.file_io", "torchao", "torch.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
-    hub_logging.set_verbosity(logging.ERROR)  # without a connection a line for every try
+    hub_logging.set_verbosity(logging.ERROR)  # logs a line per attempt without a connection
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def open_model(model: str, model_options: dict[str, Any]) -> PromptEOL:
-    """Opens a model as `PromptEOL` does, quietly."""
+    """Loads a `PromptEOL` without upstream's messages."""
     quiet()
     from st_prompteol.model import PromptEOL
 

@@ -1,4 +1,4 @@
-"""`st-prompteol push`: a model with its card on the Hub."""
+"""`st-prompteol push`: pushes a model with its card to the Hub."""
 
 from __future__ import annotations
 

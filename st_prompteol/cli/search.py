@@ -1,4 +1,4 @@
-"""`st-prompteol search`: the best template, layer, centring and demonstration for a model."""
+"""`st-prompteol search`: finds the best template, layer, centering and demonstration for a model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def search(
     from st_prompteol import recipes
     from st_prompteol.output import import_figure
 
-    import_figure()  # before hours of work rather than after them
+    import_figure()  # fail before hours of work, not after them
     tried = [] if candidates is None else recipes.read_candidates(candidates)
     scored = recipes.sts_b_dev(data_dir) if pairs is None else recipes.read_pairs(pairs, header)
     folder = Path(output_dir)

@@ -1,4 +1,4 @@
-"""`st-prompteol serve`: an endpoint for OpenAI's clients."""
+"""`st-prompteol serve`: serves embeddings to OpenAI's clients."""
 
 from __future__ import annotations
 

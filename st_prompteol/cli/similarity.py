@@ -1,4 +1,4 @@
-"""`st-prompteol similarity`: sentences compared with each other."""
+"""`st-prompteol similarity`: compares sentences with each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables for a person, on a terminal of any width, in a pipe and in a log; how the command ends where that breaks."""
+"""Tables on a terminal of any width, in a pipe or in a log; handling of broken and closed output streams."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typer.core import TyperGroup
 
 from st_prompteol.signals import ending_on_sigterm
 
-BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE has ended
+BROKEN_PIPE = 141  # exit status in a shell after SIGPIPE
 
 
 class Commands(TyperGroup):
-    """The commands, whose process ends in order whatever becomes of its streams and whoever stops it."""
+    """The command group, with a clean exit on broken output streams and signals."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Runs a command."""
@@ -32,7 +32,7 @@ class Commands(TyperGroup):
 
 
 def show_table(lines: Sequence[Sequence[str]], text_columns: int = 1) -> None:
-    """Prints a table to stdout as `st_prompteol.output.to_text` lays it out, in blocks that fit a terminal."""
+    """Prints a table to stdout in the layout of `st_prompteol.output.to_text`, in blocks that fit the terminal."""
     from st_prompteol.output import to_text
 
     for line in to_text(lines, text_columns, _terminal_width()):
@@ -40,7 +40,7 @@ def show_table(lines: Sequence[Sequence[str]], text_columns: int = 1) -> None:
 
 
 def fits(lines: Sequence[Sequence[str]], text_columns: int) -> bool:
-    """Whether a table can be shown in one block."""
+    """Whether a table fits the terminal in one block."""
     from st_prompteol.output import to_text
 
     width = _terminal_width()
@@ -48,7 +48,7 @@ def fits(lines: Sequence[Sequence[str]], text_columns: int) -> bool:
 
 
 def end_by_broken_pipe() -> None:
-    """Ends quietly, as nobody reads what is printed any more: `| head` has had its lines."""
+    """Exits silently when the reader of stdout has closed the pipe, e.g. `| head`."""
     _discard_output()
     raise SystemExit(BROKEN_PIPE)
 
@@ -59,7 +59,7 @@ def _terminal_width() -> int | None:
 
 @contextmanager
 def _reporting_lost_output() -> Iterator[None]:
-    """Writes what is still buffered before Python does, which would print an error of its own."""
+    """Flushes buffered output before Python does, which would print its own error."""
     try:
         try:
             yield
@@ -75,7 +75,7 @@ def _reporting_lost_output() -> Iterator[None]:
 
 
 def _discard_output() -> None:
-    """Sends what stdout and stderr still hold nowhere."""
+    """Discards the buffered output of stdout and stderr."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
@@ -87,7 +87,7 @@ def _discard_output() -> None:
 
 
 def _hold_standard_streams() -> None:
-    """Opens the standard streams that the caller has closed, so that no file of ours gets their number."""
+    """Reopens standard streams that the caller has closed, so that other files do not get their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""The Hub: model cards, and pushes that are checked before and after."""
+"""The Hugging Face Hub: model cards, and pushes with checks before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a model that is published: the one that a save writes, with what its author, the Hub and results add."""
+"""The card of a published model: the saved card, with additions of the author, the Hub and evaluation results."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def build_model_card(
     source: str | None = None,
     token: str | bool | None = None,
 ) -> ModelCard:
-    """Writes the card of a model that is to be published.
+    """Creates the card of a model to publish.
 
-    It is the card that `model.save_pretrained` writes, with the repository's name and what the options and the base
-    model's card add. Of a card that others wrote or have edited the text stays, and the metadata are completed.
+    The card is the one that `model.save_pretrained` writes, with the repository's name and additions from the options
+    and the base model's card. If others wrote or edited the card, its text is kept and its metadata is completed.
 
     Args:
-        model: The model. If it was trained in this process, the trainer's record says how; if it was opened, the card
-            that it was saved with does.
-        repo_id: The repository that the card is for.
-        options: What the author adds, and where the results are. Defaults to None: nothing.
-        source: The folder or repository that holds the model as it is now, by which its results and its training
-            curves are found. Defaults to None: what it was opened from.
-        token: As in `huggingface_hub`. Defaults to None.
+        model: The model. The training is described by the trainer's record if the model was trained in this process,
+            and by the card that it was saved with if it was loaded.
+        repo_id: The repository of the card.
+        options: The author's additions, and the location of results. Defaults to None: no additions.
+        source: The folder or repository of the model in its current state, which locates its results and training
+            curves. Defaults to None: where the model was loaded from.
+        token: The access token of the Hub, as in `huggingface_hub`. Defaults to None.
 
     Returns:
         The card; `str(card)` is the README.
 
     Raises:
-        ValueError: If the results are of another model.
-        FileNotFoundError: If the results' folder does not exist.
+        ValueError: If the results belong to another model.
+        FileNotFoundError: If the results folder does not exist.
 
     Example:
         >>> card = build_model_card(PromptEOL("tiny"), "user/my-model", CardOptions(license="apache-2.0"))
@@ -68,11 +68,11 @@ def build_model_card(
 
 
 def render_card(facts: CardFacts, results: ModelResults | None) -> ModelCard:
-    """Renders a card from what is known, without the model or the Hub.
+    """Renders a card from collected facts, without the model or the Hub.
 
     Args:
-        facts: Everything but the results.
-        results: The results. None: no table.
+        facts: Everything in the card except the results.
+        results: The results; None for a card without a table.
     """
     variables = facts.variables if results is None else _with_results(facts, results)
     if facts.kept_text is None:
@@ -86,7 +86,7 @@ def render_card(facts: CardFacts, results: ModelResults | None) -> ModelCard:
 
 
 def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
-    """Returns the variables of a card with the results of `st-prompteol evaluate` in place of earlier ones."""
+    """Returns the card's variables, with earlier results replaced by those of `st-prompteol evaluate`."""
     variables = facts.variables
     data = ModelCardData(**variables["metadata"])
     known = [one for one in data.eval_results or () if not one.dataset_name.startswith(SOURCES)]
@@ -105,6 +105,6 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
 def _describe(facts: CardFacts, results: ModelResults) -> str:
     own = Row(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
     published = published_rows([Row(facts.base, "", {})]) if facts.base else []
-    base = [replace(row, model=facts.base or row.model) for row in results.base]  # which a folder may have stood for
-    told = _INTRODUCTION + _MTEB * any("(MTEB)" in task for task in results.own) + _PUBLISHED * bool(published)
-    return f"{told}\n\n{to_markdown(table([own, *base, *published]), text_columns=('model', 'method'))}".rstrip()
+    base = [replace(row, model=facts.base or row.model) for row in results.base]  # the row may name a folder
+    text = _INTRODUCTION + _MTEB * any("(MTEB)" in task for task in results.own) + _PUBLISHED * bool(published)
+    return f"{text}\n\n{to_markdown(table([own, *base, *published]), text_columns=('model', 'method'))}".rstrip()

@@ -1,4 +1,4 @@
-"""A clean process, in which this package cannot be imported, to check what a stranger would get."""
+"""A clean process without this package, to check that plain sentence-transformers computes the same embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from st_prompteol.model import PromptEOL
 from st_prompteol.quantization import came_quantized
 
-# Preprocessing, quotes, truncation and odd characters must have the same effect in both processes
+# Preprocessing, quotes, truncation and special characters must have the same effect in both processes
 SENTENCES = [
     "A jockey riding a horse.",
     "What is this",
@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 
 class CleanProcess:
-    """A process that opens models with plain `SentenceTransformer`; use it as a context, at whose end it ends."""
+    """A process that loads models with plain `SentenceTransformer`; a context manager that ends it."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="st_prompteol-")
@@ -80,26 +80,26 @@ class CleanProcess:
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> str | None:
-        """Returns what is wrong with a folder or repository, None if it embeds as the model in memory does.
+        """Compares a folder or repository with the model in memory; returns the problem, None if embeddings are equal.
 
         Args:
             model: The model in memory.
-            expected: What `embed` returns for it, `(len(SENTENCES), embedding_dimension)`.
+            expected: The result of `embed` for the model, `(len(SENTENCES), embedding_dimension)`.
             name: The folder or repository.
-            revision: Its commit. Defaults to None.
-            token: As in `huggingface_hub`. Defaults to None.
+            revision: The commit of the repository. Defaults to None.
+            token: The access token of the Hub, as in `huggingface_hub`. Defaults to None.
         """
         body = model[0].model
         is_quantized = getattr(body, "is_quantized", False)
-        model_kwargs: dict[str, Any] = {}  # no dtype: a stranger passes none
+        model_kwargs: dict[str, Any] = {}  # no dtype, as in a plain `SentenceTransformer(name)`
         options = {"model_name_or_path": name, "device": str(model.device), "token": token, "revision": revision}
         if model.adapters:
             if is_quantized and not came_quantized(body):
                 model_kwargs["quantization_config"] = _plain(body.config.quantization_config)
-            if revision is not None:  # sentence-transformers passes `revision` to the adapter's files, not its weights
+            if revision is not None:  # sentence-transformers does not pass `revision` to the adapter's weights
                 model_kwargs["adapter_kwargs"] = {"revision": revision}
         elif revision is not None:
-            # A full model is read into a cache that ends with this process; a base LLM would be downloaded again.
+            # A temporary cache for a full model; with an adapter, the base LLM would be downloaded again.
             options["cache_folder"] = self._folder.name
         answer = self._ask({**options, "model_kwargs": model_kwargs, "sentences": SENTENCES})
         if "error" in answer:

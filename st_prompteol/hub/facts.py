@@ -1,4 +1,4 @@
-"""Everything in a published card but the results: what a save writes, with what the author and the Hub say."""
+"""Everything in a published card except the results: the saved card, with additions of the author and the Hub."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from st_prompteol.model import PromptEOL
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything in a card but the results, ready for JSON.
+    """Everything in a card except the results, JSON-serializable.
 
     Args:
-        repo_id: The repository that the card is for.
-        variables: The variables of the card's template, the metadata among them.
-        base: The repository of the base LLM. None if it is not on the Hub.
+        repo_id: The repository of the card.
+        variables: The variables of the card's template, including the metadata.
+        base: The repository of the base LLM; None if it is not on the Hub.
         evaluated_base: The name under which the base LLM was evaluated.
-        run: What results of the model as it is now are filed under. None for a model that was trained since it was
-            opened: no results can belong to it.
-        kept_text: The card that others wrote or edited, whose text stays. Defaults to None: there is none.
-        stated: The metadata that the author gives, in front of those of a card that stays. Defaults to none.
+        run: The key of results of the model in its current state; None for a model trained since it was loaded, to
+            which no results can belong.
+        kept_text: A card that others wrote or edited, whose text is kept. Defaults to None: no such card.
+        stated: Metadata from the author, which takes precedence over that of a kept card. Defaults to none.
     """
 
     repo_id: str
@@ -47,17 +47,17 @@ class CardFacts:
 
     @classmethod
     def from_json(cls, text: str) -> CardFacts:
-        """Reads what `to_json` returned."""
+        """Creates facts from the output of `to_json`."""
         content = json.loads(text)
         return cls(**{**content, "run": Run(**content["run"]) if content["run"] else None})
 
 
 def run_of(model: PromptEOL, source: str | None = None) -> Run | None:
-    """Returns what results of a model are filed under, None if it was trained since it was opened.
+    """Returns the key under which results of a model are stored, None if it was trained since it was loaded.
 
     Args:
         model: The model.
-        source: The folder or repository that holds it as it is now. Defaults to None: what it was opened from.
+        source: The folder or repository of the model in its current state. Defaults to None: where it was loaded from.
     """
     if source is None and model.model_card_data.trained_here:
         return None
@@ -75,19 +75,19 @@ def collect_facts(
     run: Run | None,
     token: str | bool | None = None,
 ) -> CardFacts:
-    """Collects everything in a model's card but the results.
+    """Collects everything in a model's card except the results.
 
     Args:
         model: The model.
-        repo_id: The repository that the card is for.
-        options: What the author adds.
-        source: As in `run_of`; `curves.png` is looked for there. Defaults to None.
-        saved_in: The folder that holds the model as it is published. Defaults to None: it is not saved yet.
-        run: What `run_of` returned.
-        token: As in `huggingface_hub`. Defaults to None.
+        repo_id: The repository of the card.
+        options: The author's additions.
+        source: As in `run_of`; the folder is also searched for `curves.png`. Defaults to None.
+        saved_in: The folder with the files to publish. Defaults to None: not saved yet.
+        run: The result of `run_of`.
+        token: The access token of the Hub, as in `huggingface_hub`. Defaults to None.
 
     Raises:
-        ValueError: If `repo_id` cannot be the name of a repository.
+        ValueError: If `repo_id` is not a valid repository name.
     """
     check_repository(repo_id)
     data = copy.copy(model.model_card_data)
@@ -112,11 +112,11 @@ def collect_facts(
 
 
 def _card_data_of(base: str | None, token: str | bool | None) -> dict[str, Any]:
-    """Returns the metadata of the base model's card, nothing if it has none or cannot be reached."""
+    """Returns the metadata of the base model's card, empty if there is none or it cannot be loaded."""
     if base is None:
         return {}
     try:
         card_data = HfApi(token=token).model_info(base, timeout=10).card_data
-    except Exception:  # offline, gated or gone: a license that is not known is left out
+    except Exception:  # offline, gated or deleted: an unknown license is left out
         return {}
     return one_line_each(card_data.to_dict()) if card_data else {}  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the author of a model adds to its card."""
+"""The author's additions to a model card."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from st_prompteol.card.data import is_repository
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What the author of a model adds to its card.
+    """The author's additions to a model card.
 
     Args:
-        base_model: The repository of the base LLM, needed where the adapter or the model was made from a copy in a
-            folder. Defaults to None: what the adapter, an earlier card or the model's configuration say; a local
-            folder is not named.
-        license: Identifier of a licence, e.g. `"apache-2.0"`. Defaults to None: that of an earlier card, or else of
-            the base model.
-        language: Codes of languages, e.g. `"en"`. Defaults to None: those of an earlier card.
-        datasets: Repositories of training data. Defaults to None: those of an earlier card.
-        hardware: What the model was trained on. Defaults to None: this machine, if it was trained in this process.
-        limits: What else a user must know, in Markdown. Defaults to None.
-        results_dir: Where `st-prompteol evaluate` has put its results. Defaults to None: no table.
+        base_model: The repository of the base LLM, required if the adapter or model was trained from a local copy.
+            Defaults to None: the repository in the adapter, an earlier card or the model's configuration; local
+            folders are not named.
+        license: The license identifier, e.g. `"apache-2.0"`. Defaults to None: that of an earlier card or of the base
+            model.
+        language: The language codes, e.g. `"en"`. Defaults to None: those of an earlier card.
+        datasets: The repositories of the training data. Defaults to None: those of an earlier card.
+        hardware: The hardware used for training. Defaults to None: this machine, if the model was trained in this
+            process.
+        limits: Limitations and other information for users, in Markdown. Defaults to None.
+        results_dir: The results folder of `st-prompteol evaluate`. Defaults to None: no table.
 
     Raises:
-        ValueError: If one of them is not valid in a card's metadata.
+        ValueError: If a value is not valid in a card's metadata.
 
     Example:
         >>> options = CardOptions(license="apache-2.0", language="en", limits="English only.")
@@ -55,11 +56,11 @@ class CardOptions:
 
     @property
     def languages(self) -> list[str] | None:
-        """The codes of languages as a list, None if there are none."""
+        """The language codes as a list, None if there are none."""
         return [self.language] if isinstance(self.language, str) else list(self.language or ()) or None
 
 
 def check_repository(name: str) -> None:
-    """Raises ValueError for what cannot be the name of a repository."""
+    """Raises ValueError if a name is not a valid repository name."""
     if not is_repository(name):
         raise ValueError(f"{name!r} cannot be the name of a repository: write it as user/name.")

@@ -1,4 +1,4 @@
-"""Pushing a model: its folder is checked, sent in one commit, and checked again from the Hub."""
+"""Pushing a model: checks its folder, uploads it in one commit, and checks it again from the Hub."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from st_prompteol.retries import RETRY_WAITS, retrying
 
 logger = logging.getLogger(__name__)
 
-# What is pushed from the folder that a model was opened from, beside what a save writes
+# Additional files to push from the folder that a model was loaded from
 _COMPANIONS = ("curves.png", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 
 
 @dataclass(frozen=True)
 class PushReport:
-    """What a push has done, or what a dry run would do.
+    """The result of a push or a dry run.
 
     Args:
         repo_id: The repository.
-        files: Its files, name -> bytes.
-        url: The page of the commit or pull request. Defaults to None: a dry run has none.
-        commit: The commit. Defaults to None: a dry run has none.
-        merged: The report of the merged model. Defaults to None: none was asked for.
+        files: The files, name -> size in bytes.
+        url: The URL of the commit or pull request. Defaults to None, for a dry run.
+        commit: The commit hash. Defaults to None, for a dry run.
+        merged: The report of the merged model. Defaults to None: not requested.
 
     Example:
         >>> report = PushReport("user/my-model", {"model.safetensors": 6_691_176})
@@ -63,7 +63,7 @@ class PushReport:
     merged: PushReport | None = None
 
     def __str__(self) -> str:
-        """The page of the commit, or how much would be sent."""
+        """The URL of the commit, or the number and size of files in a dry run."""
         return self.url or f"{len(self.files)} files, {sum(self.files.values()):,} bytes would go to {self.repo_id}"
 
 
@@ -85,41 +85,42 @@ def push_to_hub(
     commit_message: str | None = None,
     merge_to: str | None = None,
 ) -> PushReport:
-    """Publishes a model: a full one, or the adapter with tokenizer and template.
+    """Pushes a model to the Hub: a full model, or the adapter with tokenizer and template.
 
-    Before anything is sent, the files are opened by plain `SentenceTransformer` in a clean process and must embed as
-    the model in memory does; afterwards the same is done from the Hub, at the new commit. There is one commit: a
-    reader sees the old state or the new one. A failed push can be repeated.
+    Before the upload, the files are loaded with plain `SentenceTransformer` in a clean process, and their embeddings
+    must be those of the model in memory. The same check is repeated from the Hub at the new commit. A push is a single
+    commit, so readers see either the old or the new state. A failed push can be repeated.
 
     Args:
-        model: The model, or the folder or repository to open it from.
-        repo_id: The repository, `user/name` or `organisation/name`; made if it does not exist.
-        card: What the author adds to the card; results in `results_dir` are pushed as `.eval_results` too. Defaults to
-            None: nothing.
-        source: As in `build_model_card`; a licence and curves in that folder are pushed, too. Defaults to None.
-        token: As in `huggingface_hub`. Defaults to None: the one that is logged in.
-        private: Whether a new repository is private. Defaults to None: as the account says.
-        revision: Branch to push to, made if it does not exist. Defaults to None: `main`.
-        tag: Tag to put on the commit. Defaults to None.
+        model: The model, or the folder or repository to load it from.
+        repo_id: The repository, `user/name` or `organization/name`; created if it does not exist.
+        card: The author's additions to the card; results in `results_dir` are also pushed as `.eval_results`. Defaults
+            to None: no additions.
+        source: As in `build_model_card`; a license and curves in that folder are also pushed. Defaults to None.
+        token: The access token of the Hub, as in `huggingface_hub`. Defaults to None: the token of the logged-in user.
+        private: Whether a new repository is private. Defaults to None: the default of the account.
+        revision: The branch to push to; created if it does not exist. Defaults to None: `main`.
+        tag: A tag for the commit. Defaults to None.
         create_pr: Whether to open a pull request instead of pushing. Defaults to False.
-        dry_run: Whether to check and list only; without a connection the repository is not looked at. Defaults to
-            False.
-        force: Whether to replace a model of another kind. Defaults to False.
+        dry_run: Whether to only check and list the files; without a connection the repository is not checked. Defaults
+            to False.
+        force: Whether to replace a model of another type. Defaults to False.
         exist_ok: Whether the repository may exist. Defaults to True.
-        replace_model_card: Whether a README in the repository is replaced. Defaults to True.
-        commit_message: Title of the commit. Defaults to None.
-        merge_to: Repository for the full model with the adapter merged, as well. Defaults to None. The model in memory
-            is merged then.
+        replace_model_card: Whether to replace a README in the repository. Defaults to True.
+        commit_message: The title of the commit. Defaults to None.
+        merge_to: A repository for the full model with the adapter merged, pushed in addition. The model in memory is
+            then merged. Defaults to None.
 
     Returns:
-        What was pushed.
+        A report of the push.
 
     Raises:
-        ValueError: If the files do not embed as the model does, arguments contradict each other, metadata are invalid,
-            results are of another model, or a file holds a secret.
-        PermissionError: If there is no token, or it may not write there.
-        FileExistsError: If the repository holds another kind of model, the tag exists, or someone else just pushed.
-        ConnectionError: If the Hub cannot be reached, or is in trouble for longer than a few tries.
+        ValueError: If the embeddings of the files differ, arguments contradict each other, metadata is invalid,
+            results belong to another model, or a file contains a secret.
+        PermissionError: If there is no token, or it has no write access.
+        FileExistsError: If the repository contains another type of model, the tag exists, or the branch has changed
+            since it was read.
+        ConnectionError: If the Hub cannot be reached, or requests still fail after a few retries.
 
     Example:
         >>> card = CardOptions(license="apache-2.0", language="en")
@@ -142,14 +143,14 @@ def push_to_hub(
         raise ValueError(f"{push.name!r} has no adapter to merge: leave out merge_to={merge_to!r}.")
     if merge_to == repo_id:
         raise ValueError(f"{repo_id!r} cannot hold both the adapter and the merged model: give merge_to another name.")
-    # what costs little is checked before anything that costs much
+    # cheap checks come before expensive ones
     new_base = _new_base(model, push.name, card.base_model, token)
     push, state = push.check(is_adapter=bool(model.adapters))
     merged, merged_state = push, None
     if merge_to is not None:
         merged, merged_state = replace(push, repo_id=merge_to).check(is_adapter=False)
-    run = run_of(model, source)  # results are filed under it, also those of the merged model
-    read_results(card.results_dir, run, None)  # raises for what is no folder, or holds no result of this model
+    run = run_of(model, source)  # the key of the results, also for the merged model
+    read_results(card.results_dir, run, None)  # raises if the folder is missing or has no results of this model
     with CleanProcess() as clean:
         report = push.run(state, new_base, run, clean)
         if merge_to is None:
@@ -166,10 +167,10 @@ def check_push(
     private: bool | None = None,
     revision: str | None = None,
 ) -> None:
-    """Raises what a push would raise whatever the weights are, so that it is met before they are trained.
+    """Raises all errors of a push that do not depend on the weights, for a check before training.
 
     Args:
-        model: The model, with its adapter on it.
+        model: The model with its adapter.
         repo_id: As in `push_to_hub`.
         token: As in `push_to_hub`. Defaults to None.
         private: As in `push_to_hub`. Defaults to None.
@@ -203,18 +204,18 @@ class _Push:
 
     @property
     def name(self) -> str:
-        """What errors call the model."""
+        """The name of the model in errors."""
         return self.source or str(self.model[0].config.name_or_path)
 
     @property
     def api(self) -> HfApi:
-        """The client."""
+        """The Hub client."""
         return HfApi(token=self.token)
 
     def check(self, *, is_adapter: bool) -> tuple[_Push, ModelInfo | None]:
-        """Returns the push with the repository's whole name, and the state of the repository, None for a new one.
+        """Returns the push with the full repository name, and the state of the repository, None for a new one.
 
-        It raises for what must not be pushed to. In a dry run without a connection the repository counts as new.
+        Raises an error if the repository must not be pushed to. In a dry run without a connection it counts as new.
         """
         push = self
         try:
@@ -235,7 +236,7 @@ class _Push:
     def run(
         self, state: ModelInfo | None, new_base: dict[str, str] | None, run: Run | None, clean: CleanProcess
     ) -> PushReport:
-        """Writes, checks and sends the folder, and checks what is on the Hub then."""
+        """Writes, checks and uploads the folder, then checks the files on the Hub."""
         with explain_push(self.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
             folder = Path(temporary, "model")
             self.write_folder(folder, new_base, run)
@@ -279,7 +280,7 @@ class _Push:
         return replace(report, url=str(commit.pr_url if self.create_pr else commit.commit_url), commit=commit_id)
 
     def write_folder(self, folder: Path, new_base: dict[str, str] | None, run: Run | None) -> None:
-        """Saves the model with its card, its results and the files that belong to it."""
+        """Saves the model with its card, results and additional files."""
         self.model.save(str(folder), create_model_card=False)
         config_file = folder / "adapter_config.json"
         if new_base and config_file.is_file():
@@ -305,7 +306,7 @@ class _Push:
                 shutil.copyfile(companion, folder / name)
 
     def _with_namespace(self) -> _Push:
-        """Puts the user's name in front of a bare one; raises PermissionError without a token that may write."""
+        """Adds the user's name to a repository name without one; raises PermissionError without write access."""
         if self.dry_run and "/" in self.repo_id:
             return self
         try:
@@ -341,13 +342,13 @@ class _Push:
         try:
             self.api.create_tag(self.repo_id, tag=str(self.tag), revision=commit)
         except Exception as error:
-            # a push that is repeated finds its own tag
+            # a repeated push finds its own tag
             if status_of(error) != 409 or self._tagged() != commit:
                 raise
 
 
 def _new_base(model: PromptEOL, name: str, base_model: str | None, token: str | bool | None) -> dict[str, str] | None:
-    """Returns what adapters shall name as their base; raises ValueError if only this machine has the one they name."""
+    """Returns the base model to write into `adapter_config.json`; raises ValueError if it is only a local folder."""
     if base_model is not None:
         with explain_opening(base_model):
             commit = retrying(lambda: HfApi(token=token).model_info(base_model)).sha

@@ -20,20 +20,20 @@ from st_prompteol.evaluation.score_table import SHORT_NAMES, Row
 from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from st_prompteol.extras import missing_extra
 
-SOURCES = ("SentEval ", "MTEB ")  # which the names of data sets in a card's metadata begin with
+SOURCES = ("SentEval ", "MTEB ")  # prefixes of dataset names in a card's metadata
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
-# Settings of a run that change what is measured by no more than rounding, or only name it. Weights are compared by the
-# revision, as their bytes depend on the dtype that the model was opened in.
+# Settings of a run that change scores only by rounding, or only name it. Weights are compared by revision, because
+# their bytes depend on the dtype in which the model was loaded.
 _FREE_SETTINGS = ("method", "dtype", "weights")
 
 
 @dataclass(frozen=True)
 class ModelResults:
-    """The results that belong in a card.
+    """The results for a card.
 
     Args:
         own: Task -> content of the results file, for the model itself.
-        base: Rows of its base model.
+        base: Rows of the base model.
     """
 
     own: Mapping[str, Mapping[str, Any]]
@@ -46,13 +46,13 @@ def read_results(
     """Reads the results of a model and of its base.
 
     Args:
-        results_dir: The `--results-dir` of `st-prompteol evaluate`. None: there are no results.
-        run: The model as it is now. None for one that was trained since it was opened.
-        base_model: The base model, as it was evaluated. None: there are no rows of it.
+        results_dir: The `--results-dir` of `st-prompteol evaluate`; None if there are no results.
+        run: The key of the model in its current state; None for a model trained since it was loaded.
+        base_model: The base model, as it was evaluated; None for no rows of it.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If no result belongs to this model as it is now.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If no result belongs to this model in its current state.
     """
     if results_dir is None:
         return None
@@ -90,7 +90,7 @@ def read_results(
 
 
 def eval_results(results: ModelResults) -> list[EvalResult]:
-    """Returns the results as entries of a card's `model-index`, scores x100."""
+    """Returns the results as entries of a card's `model-index`, with scores x100."""
     entries = []
     for task, content in results.own.items():
         dataset, is_similarity = _dataset(task, content), _is_similarity(task, content)
@@ -114,7 +114,7 @@ def eval_results(results: ModelResults) -> list[EvalResult]:
 
 
 def eval_result_files(results: ModelResults) -> dict[str, str]:
-    """Returns the files of `.eval_results/`, name -> YAML, one for each dataset, as the Hub reads them."""
+    """Returns the files of `.eval_results/` in the Hub's format, name -> YAML, one per dataset."""
     files: dict[str, list[EvalResultEntry]] = {}
     for task, content in results.own.items():
         dataset, settings = _dataset(task, content), content.get("settings", {})
@@ -146,7 +146,7 @@ def _dataset(task: str, content: Mapping[str, Any]) -> dict[str, str]:
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in _FREE_SETTINGS}
-    kept["adapters"] = bool(settings.get("adapters"))  # not by what they are called
+    kept["adapters"] = bool(settings.get("adapters"))  # adapters are not compared by name
     comparable: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return comparable
 
@@ -158,9 +158,9 @@ def _senteval_results(results_dir: str | os.PathLike[str]) -> Iterator[dict[str,
 
 
 def _mteb_results(results_dir: str | os.PathLike[str], run: Run) -> Iterator[dict[str, Any]]:
-    """Yields what mteb wrote for a model, `<model>/<revision>/<task>.json`, in the form of our results."""
+    """Yields mteb's results for a model, `<model>/<revision>/<task>.json`, in the format of our results."""
     for path in sorted(Path(results_dir, "mteb").rglob("*.json")):
-        # the identity stands behind the revision where the files alone do not say it
+        # the fingerprint follows the revision where the files alone do not determine it
         if path.parent.name not in (run.revision, f"{run.revision}-{run.identity}"):
             continue
         content = _read(path, ("task_name", "scores"))

@@ -1,4 +1,4 @@
-"""One commit: what must not go into it, the state that it replaces, and trying again."""
+"""Uploading a folder in one commit: checks of its content and of the repository, and retries."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from st_prompteol.card.data import TAG
 from st_prompteol.retries import may_pass, retrying, was_turned_away
 from st_prompteol.saving import is_saved
 
-# Files of models of any kind
+# Files of models of any type
 _OF_A_MODEL = re.compile(r"\.(safetensors|bin|pt|pth|gguf|onnx|h5|msgpack|py)$|^config\.json$")
 _HF_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """Returns the files of a folder: path relative to it -> bytes."""
+    """Returns the files of a folder, relative path -> size in bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def check_no_secrets(folder: Path, token: str | bool | None) -> None:
-    """Raises ValueError, without showing it, if a file other than the weights holds a Hugging Face token."""
+    """Raises ValueError if a file other than the weights contains a Hugging Face token, without showing the token."""
     own = token if isinstance(token, str) else get_token()
     for name in files_of(folder):
         if name.endswith(".safetensors"):
             continue
         content = (folder / name).read_bytes()
-        text = content + b"\n" + content.replace(b"\0", b"")  # as UTF-16 and 32 write ASCII
+        text = content + b"\n" + content.replace(b"\0", b"")  # ASCII in UTF-16 and UTF-32
         is_own = own and own.encode() in text
         if is_own or _HF_TOKEN.search(text):
             raise ValueError(
@@ -41,7 +41,7 @@ def check_no_secrets(folder: Path, token: str | bool | None) -> None:
 
 
 def look(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo | None:
-    """Returns what the Hub says about a repository's branch, None if there is no such repository or branch."""
+    """Returns the Hub's information about a repository's branch, None if there is no such repository or branch."""
     try:
         return retrying(lambda: api.model_info(repo_id, revision=revision))
     except GatedRepoError:
@@ -56,7 +56,7 @@ def names_in(state: ModelInfo | None) -> list[str]:
 
 
 def check_kind(repo_id: str, state: ModelInfo, is_adapter: bool) -> None:
-    """Raises FileExistsError if a repository holds another kind of model than is about to be pushed."""
+    """Raises FileExistsError if a repository contains another type of model than the one to push."""
     names = names_in(state)
     if not any(map(_OF_A_MODEL.search, names)):
         return
@@ -82,21 +82,21 @@ def commit_folder(
     message: str,
     keep_card: bool = False,
 ) -> CommitInfo:
-    """Puts a folder into a repository, and removes what is left of an older model, in one commit.
+    """Uploads a folder to a repository and removes the files of an older model, in one commit.
 
-    A failure leaves the repository as it was, and the same call can be made again.
+    A failure leaves the repository unchanged, and the call can be repeated.
 
     Args:
-        api: The client.
+        api: The Hub client.
         folder: The folder.
-        repo_id: The repository, which exists.
-        revision: The branch, made if it does not exist. Defaults to None: `main`.
+        repo_id: The repository, which must exist.
+        revision: The branch; created if it does not exist. Defaults to None: `main`.
         create_pr: Whether to open a pull request instead. Defaults to False.
-        message: The commit's title.
-        keep_card: Whether a README in the repository stays. Defaults to False.
+        message: The title of the commit.
+        keep_card: Whether to keep a README in the repository. Defaults to False.
 
     Returns:
-        What `huggingface_hub` says about the commit.
+        The commit information of `huggingface_hub`.
     """
 
     def attempt() -> CommitInfo:
@@ -113,10 +113,10 @@ def commit_folder(
             create_pr=create_pr,
             parent_commit=state.sha if state else None,
             ignore_patterns="README.md" if keep_card and "README.md" in present else None,
-            delete_patterns=[name for name in present if _is_of_a_model(name)],  # those that are not sent again
+            delete_patterns=[name for name in present if _is_of_a_model(name)],  # except the uploaded ones
         )
 
-    # If the answer to a request for a pull request is lost, nobody knows whether it was opened.
+    # If the response to a request for a pull request is lost, it is unknown whether it was opened.
     return retrying(attempt, was_turned_away if create_pr else may_pass)
 
 

@@ -28,22 +28,22 @@ from st_prompteol.server.protocol import (
     write_answer,
 )
 
-_MOST_BYTES = 32 << 20  # of a body: 2,048 passages of 16,000 letters
-_BODY_SECONDS = 60  # that a client may take to send it
+_MOST_BYTES = 32 << 20  # maximum size of a request body: 2,048 passages of 16,000 letters
+_BODY_SECONDS = 60  # time limit for sending the body
 
 
 def make_app(
     model: PromptEOL, name: str, *, batch_size: int, normalize: bool, max_inputs: int, api_key: str | None
 ) -> FastAPI:
-    """Returns an application that answers as OpenAI's embeddings API does.
+    """Returns an application that implements OpenAI's embeddings API.
 
     Args:
-        model: The model, which no one else may use meanwhile.
-        name: What requests call it.
-        batch_size: Sentences per forward pass.
-        normalize: Whether every embedding is scaled to length 1.
-        max_inputs: Sentences that one request may hold.
-        api_key: What requests must show as a bearer token. None: nothing.
+        model: The model; it must not be used elsewhere at the same time.
+        name: The name of the model in requests.
+        batch_size: The number of sentences per forward pass.
+        normalize: Whether to normalize embeddings to length 1.
+        max_inputs: The maximum number of sentences per request.
+        api_key: The bearer token that requests must send; None for no authentication.
     """
     batcher = Batcher(_embedder(model, batch_size, normalize=normalize), batch_size)
     dimension = model.get_embedding_dimension()
@@ -88,7 +88,7 @@ def make_app(
         if asked.dimensions is not None:
             shortened = shorten_embeddings(embedded.embeddings, asked.dimensions, unit_length=unit_length)
             embedded = embedded._replace(embeddings=shortened)
-        if len(sentences) == 1:  # not worth a thread
+        if len(sentences) == 1:  # too little work for a thread
             body = write_answer(embedded, name, asked.encoding_format)
         else:
             body = await run_in_threadpool(write_answer, embedded, name, asked.encoding_format)
@@ -117,7 +117,7 @@ def make_app(
 
 
 def _embedder(model: PromptEOL, batch_size: int, *, normalize: bool) -> Callable[[list[str]], Embedded]:
-    """Returns what embeds sentences: ValueError is a sentence's fault, RuntimeError is not."""
+    """Returns a function that embeds sentences; it raises ValueError for invalid sentences, otherwise RuntimeError."""
     prompt = model.prompts.get(model.default_prompt_name or "")
 
     def embed(sentences: list[str]) -> Embedded:
@@ -155,7 +155,7 @@ async def _read_body(request: Request) -> bytes:
 
 
 async def _unless_gone(request: Request, work: Awaitable[Embedded]) -> Embedded:
-    """Awaits something, and cancels it when the client disconnects."""
+    """Awaits the result, and cancels the work when the client disconnects."""
     working = asyncio.ensure_future(work)
     gone = asyncio.create_task(_disconnection(request))
     try:
@@ -175,15 +175,15 @@ async def _disconnection(request: Request) -> None:
 
 async def _answer_refusal(request: Request, error: Any) -> Response:
     detail = error.detail
-    if not isinstance(detail, dict):  # no such route, or not with this method
+    if not isinstance(detail, dict):  # unknown route or method
         detail = {"message": f"{detail}: {request.method} {request.url.path:.200}"}
     return JSONResponse(error_body(error.status_code, **detail), error.status_code, error.headers)
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
-    message = "The server failed to answer; its log says why."  # uvicorn writes it there
+    message = "The server failed to answer; its log says why."  # uvicorn writes the log
     return JSONResponse(error_body(500, message), 500)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # as nginx calls it
+    return Response(status_code=499)  # nginx's code for a closed connection

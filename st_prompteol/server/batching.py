@@ -1,4 +1,4 @@
-"""Batches sentences of concurrent requests: one thread computes, and what arrives meanwhile is the next batch."""
+"""Batches sentences of concurrent requests: one thread computes, and requests that arrive meanwhile are batched."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Embedded(NamedTuple):
 
 @dataclass(eq=False)
 class _Request:
-    """Sentences that wait for their embeddings; `taken` of them are computed or being computed."""
+    """A waiting request; the first `taken` sentences are already computed or being computed."""
 
     sentences: list[str]
     answer: asyncio.Future[Embedded]
@@ -36,7 +36,7 @@ class _Request:
         return self.taken == len(self.sentences)
 
     def add(self, outcome: Embedded | Exception) -> None:
-        if self.answer.done():  # the client has gone
+        if self.answer.done():  # the client has disconnected
             return
         if isinstance(outcome, Exception):
             self.answer.set_exception(outcome)
@@ -47,16 +47,16 @@ class _Request:
 
 
 class Batcher:
-    """Computes sentences of concurrent requests together, at most `batch_size` at a time.
+    """Embeds sentences of concurrent requests together, at most `batch_size` at a time.
 
-    There is no delay: an idle batcher starts with the first request, and requests that arrive while it computes form
-    the next batch. A request that does not fit into a batch continues behind those that wait, so a short one never
-    waits for all of a long one. A request whose client has gone is dropped. When a batch fails, its requests are
-    computed one by one, so that only those at fault fail.
+    There is no delay: an idle batcher starts with the first request, and requests that arrive during a computation
+    form the next batch. The rest of a request that does not fit into a batch is queued behind the waiting ones, so a
+    short request never waits for a whole long one. Requests of disconnected clients are dropped. If a batch fails, its
+    requests are computed one by one, so that only invalid ones fail.
 
     Args:
-        compute: Embeds a list of sentences. It is called in a thread of its own, one call at a time.
-        batch_size: Sentences per call.
+        compute: Embeds a list of sentences. It is called in a separate thread, one call at a time.
+        batch_size: The number of sentences per call.
     """
 
     def __init__(self, compute: Callable[[list[str]], Embedded], batch_size: int) -> None:
@@ -65,13 +65,13 @@ class Batcher:
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
 
     async def encode(self, sentences: list[str]) -> Embedded:
-        """Returns the embeddings of one request's sentences; raises what `compute` raised for them."""
+        """Returns the embeddings of one request's sentences; re-raises the exception of `compute`."""
         request = _Request(sentences, asyncio.get_running_loop().create_future())
         self._waiting.put_nowait(request)
-        return await request.answer  # cancelled together with the task that waits here
+        return await request.answer  # canceled together with the awaiting task
 
     async def run(self) -> None:
-        """Computes batches until it is cancelled."""
+        """Computes batches until it is canceled."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "encode") as thread:
             while True:

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API: what a request may hold, the answer, and how errors look."""
+"""OpenAI's embeddings API: the format of requests, responses and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from st_prompteol.server.batching import Embedded
 
 
 class EmbeddingRequest(BaseModel):
-    """The body of `POST /v1/embeddings`; `user` has no effect, as the server keeps no record of users."""
+    """The body of `POST /v1/embeddings`; `user` has no effect, because the server does not record users."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,21 +33,21 @@ def refuse(
     code: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> HTTPException:
-    """Returns the exception that answers a request with an error."""
+    """Returns the exception for an error response."""
     return HTTPException(status, {"message": message, "param": param, "code": code}, headers)
 
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Returns the body of an error, as OpenAI's clients read it."""
+    """Returns the body of an error response in OpenAI's format."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def read_request(body: bytes) -> EmbeddingRequest:
-    """Reads the body of a request.
+    """Parses the body of a request.
 
     Raises:
-        HTTPException: With status 400, if it is not JSON or not such a request.
+        HTTPException: With status 400, if the body is not JSON or not a valid request.
     """
     try:
         return EmbeddingRequest.model_validate_json(body)
@@ -69,10 +69,10 @@ def read_sentences(value: Any, most: int) -> list[str]:
 
     Args:
         value: A string, or a list of strings.
-        most: How many there may be.
+        most: The maximum number of sentences.
 
     Raises:
-        HTTPException: With status 400, for anything else.
+        HTTPException: With status 400, for any other input.
     """
     sentences = [value] if isinstance(value, str) else value
     if not isinstance(sentences, list):
@@ -111,15 +111,15 @@ def _json_type(value: Any) -> str:
 
 
 def shorten_embeddings(embeddings: np.ndarray, dimensions: int, *, unit_length: bool) -> np.ndarray:
-    """Keeps the first numbers of each embedding, as `truncate_dim` of sentence-transformers does.
+    """Truncates embeddings to their first dimensions, like `truncate_dim` of sentence-transformers.
 
     Args:
-        embeddings: `(count, embedding_dimension)`.
-        dimensions: How many numbers to keep.
-        unit_length: Whether to scale what is kept to length 1, as OpenAI does, whose embeddings have that length.
+        embeddings: The embeddings `(count, embedding_dimension)`.
+        dimensions: The number of dimensions to keep.
+        unit_length: Whether to normalize the truncated embeddings to length 1, like OpenAI.
 
     Returns:
-        `(count, dimensions)`.
+        The truncated embeddings `(count, dimensions)`.
     """
     kept = embeddings[:, :dimensions]
     if unit_length:
@@ -128,7 +128,7 @@ def shorten_embeddings(embeddings: np.ndarray, dimensions: int, *, unit_length: 
 
 
 def write_answer(embedded: Embedded, model: str, encoding_format: str | None) -> bytes:
-    """Returns the body of the answer; `base64` holds little-endian float32 numbers."""
+    """Returns the body of the response; `base64` encodes little-endian float32 values."""
     rows = np.ascontiguousarray(embedded.embeddings, dtype="<f4")
     encode = (lambda row: base64.b64encode(row).decode()) if encoding_format == "base64" else np.ndarray.tolist
     data = (

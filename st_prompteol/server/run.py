@@ -1,4 +1,4 @@
-"""Running the server: its address, its signals, its end."""
+"""Running the server: address, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def serve(
     api_key: str | None = None,
     show: Callable[[str], None] = print,
 ) -> None:
-    """Serves a model until SIGTERM or SIGINT, then answers the requests under way and returns.
+    """Serves a model until SIGTERM or SIGINT, then completes the running requests and returns.
 
     Args:
-        open_model: Opens the model; called when the address is known to be free.
-        name: What requests call the model.
-        host: Address to listen at.
-        port: Port to listen at; 0 for any that is free.
-        batch_size: Sentences per forward pass, of one request or of several.
-        normalize: Whether every embedding is scaled to length 1.
-        max_inputs: Sentences that one request may hold.
-        api_key: What requests must show as a bearer token. Defaults to None: nothing.
-        show: Gets a line with the server's address. Defaults to `print`.
+        open_model: Loads the model; called after the address was found to be free.
+        name: The name of the model in requests.
+        host: The address to listen on.
+        port: The port to listen on; 0 for any free port.
+        batch_size: The number of sentences per forward pass, from one or several requests.
+        normalize: Whether to normalize embeddings to length 1.
+        max_inputs: The maximum number of sentences per request.
+        api_key: The bearer token that requests must send. Defaults to None: no authentication.
+        show: Receives a line with the server's address. Defaults to `print`.
 
     Raises:
         ImportError: If fastapi or uvicorn is missing.
@@ -62,7 +62,7 @@ def serve(
         def stop(*_: Any) -> None:
             server.should_exit = True
 
-        # uvicorn raises a signal again after its clean end: these handlers make the exit code 0
+        # uvicorn raises a signal again after its shutdown; with these handlers the exit code is 0
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             listener.listen(server.config.backlog)
@@ -70,7 +70,7 @@ def serve(
                 f"{name!r} is served at {_url(listener)}/v1, {'without an' if api_key is None else 'with an'} API key"
             )
             server.run(sockets=[listener])
-        except OSError as error:  # another server that was starting at the same time
+        except OSError as error:  # another server started at the same time
             raise _explained(error, host, port) from error
         finally:
             for number, handler in before.items():
@@ -78,7 +78,7 @@ def serve(
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Reserves the address without listening, so that clients are refused until the model is open."""
+    """Reserves the address without listening, so that connections are refused until the model is loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
