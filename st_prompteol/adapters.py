@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
@@ -168,8 +169,11 @@ def _is_scaled(layer: Any, name: str) -> bool:
     """Whether the LoRA scaling was changed after the adapter was created, e.g. by `scale_layer`."""
     if name not in getattr(layer, "lora_alpha", {}):
         return False
-    rank = layer.r[name]
-    stated = layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
+    rank, alpha = layer.r[name], layer.lora_alpha[name]
+    if isinstance(layer, AdaLoraLayer):
+        stated = alpha if alpha > 0 else rank
+    else:
+        stated = alpha / (rank**0.5 if layer.use_rslora.get(name) else rank)
     return not isclose(layer.scaling[name], stated, rel_tol=1e-6)
 
 
