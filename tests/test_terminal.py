@@ -224,7 +224,7 @@ def test_any_terminal_will_do(changed: dict[str, str]) -> None:
     shown = os.read(outer, 10_000).decode()
     assert done.returncode == 0, done.stderr
     assert shown.count("1.0000") == 2
-    assert ("\\xfc" if "PYTHONIOENCODING" in changed else "ü") in shown
+    assert "ü" in shown  # click writes UTF-8 where Python would write ASCII
 
 
 @pytest.mark.slow
