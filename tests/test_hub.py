@@ -475,6 +475,7 @@ finally:
         pytest.param("adapter", 16, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_server_that_fails_at_any_request_leaves_the_old_state_or_the_new_one(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path, what: str, requests: int
 ) -> None:

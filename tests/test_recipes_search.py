@@ -146,6 +146,7 @@ def test_halving_spends_less_and_ends_on_all_pairs(model: PromptEOL) -> None:
     assert result.winner.score == pytest.approx(score_of(model, result.winner.recipe, pairs), abs=0.05)
 
 
+@pytest.mark.slow
 def test_candidates_are_tried_with_two_templates_where_their_difference_is_noise(
     model: PromptEOL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +207,7 @@ def test_embeddings_of_several_layers_are_those_of_encode(causal_lms: dict[str, 
             assert_alike(found[layer], expected)
 
 
+@pytest.mark.slow
 def test_more_shots_are_added_while_they_gain(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, candidates = make_pairs(60), make_candidates(5)
     one = search(model, pairs, candidates, **OLD, exhaustive=True)
@@ -230,6 +232,7 @@ def test_more_shots_are_added_while_they_gain(model: PromptEOL, monkeypatch: pyt
     assert [len(step.recipe.demonstrations) for step in result.steps] == list(range(1, len(result.steps) + 1))
 
 
+@pytest.mark.slow
 def test_devices_share_the_work(causal_lms: dict[str, str], tmp_path: Path) -> None:
     pairs, candidates = make_pairs(40), make_candidates(8)
     alone = search(PromptEOL(causal_lms["opt"]), pairs, candidates, layers=[-1, -2])

@@ -386,6 +386,7 @@ def test_a_published_adapter_is_trained_further(
     assert np.abs(before.encode(SENTENCES) - after.encode(SENTENCES)).max() > 0
 
 
+@pytest.mark.slow
 def test_all_weights_are_trained_and_saved_small(
     words: Words, world: dict[str, str], causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
 ) -> None:
@@ -439,6 +440,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(
     assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-4")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_a_sentence_and_leaves_no_half_of_a_checkpoint(words: Words, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
@@ -556,6 +558,7 @@ def test_gathered_weights_are_saved_by_the_first_process(
         torch.testing.assert_close(tensor, gathered[f"0.model.{part}"])
 
 
+@pytest.mark.slow
 def test_a_stream_trains_and_stops_early(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = words("--streaming", "--max_steps", "60")
     script.main([*argv, "--learning_rate", "0.1", "--early_stopping_patience", "1", "--preprocessing", "paper-train"])
