@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ except ImportError:  # missing on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+# The target is a mount point, or its folder may not be changed: it can only be overwritten
+_IN_PLACE = (errno.EBUSY, errno.EPERM, errno.EACCES, errno.EROFS)
 
 
 @contextmanager
@@ -35,8 +38,17 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         yield target
         return
-    staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    with open(staged, "xb") as file:
+    staged = _beside(target)
+    try:
+        file = open(staged, "xb")
+    except OSError:
+        if not os.access(target, os.W_OK):
+            raise
+        with tempfile.TemporaryDirectory() as folder:  # the file is writable, its folder is not
+            yield Path(folder, "staged")
+            shutil.copyfile(Path(folder, "staged"), target)
+        return
+    with file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         try:
             if not _lock(file.fileno(), wait=True):
@@ -46,7 +58,14 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             put_in_place(staged, target, mode)
         finally:
             staged.unlink(missing_ok=True)
-    remove_staged(target.parent, f".{target.name}.")
+    remove_staged(target.parent, staged.name[:-12])
+
+
+def _beside(target: Path) -> Path:
+    """Returns the path of a new staged file: `.<name>.<8 hexadecimal digits>.tmp`, with a hash of a long name."""
+    is_long = len(os.fsencode(target.name)) > 240  # of at most 255 bytes
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest() if is_long else target.name
+    return target.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
 
 
 def put_in_place(staged: Path, target: Path, mode: int) -> None:
@@ -58,7 +77,7 @@ def put_in_place(staged: Path, target: Path, mode: int) -> None:
         if error.errno == errno.EXDEV:  # the target's folder is another file system
             with replacing_file(target) as beside:
                 shutil.copyfile(staged, beside)
-        elif error.errno == errno.EBUSY:  # the target is a mount point and can only be overwritten
+        elif error.errno in _IN_PLACE and os.access(target, os.W_OK):
             shutil.copyfile(staged, target)
         else:
             raise
@@ -66,10 +85,14 @@ def put_in_place(staged: Path, target: Path, mode: int) -> None:
 
 
 def remove_staged(folder: Path, prefix: str) -> None:
-    """Removes the staged files of killed processes in a folder, by the prefix of their names."""
-    for name in os.listdir(folder):
-        if name.startswith(prefix) and re.fullmatch(r"\.[0-9a-f]{8}\.tmp", name[-13:]):
-            with suppress(FileNotFoundError, IsADirectoryError), open(folder / name, "rb") as file:
+    """Removes the staged files of killed processes in a folder, by the prefix of their names, if permitted."""
+    names: list[str] = []
+    with suppress(PermissionError):  # a folder that can be written to, but not listed
+        names = os.listdir(folder)
+    for name in names:
+        is_staged = name.startswith(prefix) and re.fullmatch(r"\.[0-9a-f]{8}\.tmp", name[-13:])
+        if is_staged and os.path.isfile(folder / name):  # opening a pipe would wait
+            with suppress(OSError), open(folder / name, "rb") as file:  # gone, or another user's
                 if _lock(file.fileno(), wait=False):  # a running writer holds the lock
                     os.unlink(folder / name)
 
@@ -130,7 +153,7 @@ def _take_owner_and_mode(staged: Path, target: Path, mode: int) -> None:
 def create_file(path: str | os.PathLike[str], content: bytes) -> bool:
     """Creates a file atomically; returns False if it already exists, so only one of several processes succeeds."""
     target = Path(path)
-    staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    staged = _beside(target)
     try:
         staged.write_bytes(content)
         os.link(staged, target)
@@ -190,7 +213,7 @@ def read_json_lines(path: str | os.PathLike[str], check: Callable[[Any], object]
             try:
                 row = json.loads(line)
                 check(row)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 if line.strip():
                     logger.warning("%s, line %d, was cut short and is left out.", os.fspath(path), number)
                 continue

@@ -46,7 +46,7 @@ def identify(model: SentenceTransformer) -> dict[str, Any]:
         "template": _templates(model),
         "layer": getattr(first, "layer", None),
         "modules": [[type(module).__name__, _settings(module, is_first=module is first)] for module in model],
-        "config": digest(_plain(config), _NAMES),
+        "config": digest([digest(_plain(config), _NAMES), _computation(body)]),
         "tokenizer": digest(_tokenizer(model.tokenizer)),
         "max_seq_length": model.max_seq_length,
         "truncate_dim": model.truncate_dim,
@@ -94,6 +94,16 @@ def _adapters(body: Any) -> dict[str, str]:
     active = {adapter for _, is_off, names, *_ in layers if not is_off for adapter in names}
     configs = {name: digest(_plain(body.peft_config[name]), _ADAPTER_NAMES) for name in sorted(active)}
     return {**configs, "layers": digest(layers)}
+
+
+def _computation(body: Any) -> list[Any]:
+    """Returns the numbers and activations of the body's modules, which may be changed apart from the configuration."""
+    return [
+        [name, None if next(module.parameters(), None) is not None else type(module).__name__, numbers]
+        for name, module in (body.named_modules() if body is not None else ())
+        if (numbers := {key: value for key, value in vars(module).items() if isinstance(value, float)})
+        or next(module.parameters(), None) is None
+    ]
 
 
 def _digest_of_weights(model: torch.nn.Module) -> str:

@@ -244,6 +244,12 @@ class PromptEOL(SentenceTransformer):
             embeddings = np.asarray(pooled.encode(list(sentences or ())), dtype=np.float64)
             mean, deviation = embeddings.mean(axis=0), embeddings.std(axis=0)
         shift = torch.from_numpy(np.asarray(mean, dtype=np.float64))
+        dimension = modules[places[0]][1].get_embedding_dimension()
+        if shift.shape != (dimension,) or not shift.isfinite().all():
+            raise ValueError(
+                f"A mean embedding of this model has {dimension} finite numbers, got the shape {tuple(shift.shape)} "
+                f"with {int((~shift.isfinite()).sum())} that are NaN or infinite: compute it with this model."
+            )
         factor = torch.ones_like(shift)
         if scale:
             factor /= torch.from_numpy(np.where(deviation > 0, deviation, 1.0))

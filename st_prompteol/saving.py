@@ -145,10 +145,11 @@ def remove_left_behind(path: str | os.PathLike[str]) -> None:
 
 def _finish(folder: Path) -> None:
     if (stopped := _unfinished(folder)) is not None:
-        if not (folder / stopped["staging"] / "new" / _MODULES).is_file():
+        staging = folder / stopped["staging"]
+        if not (_is_folder(staging) and (staging / "new" / _MODULES).is_file()):
             raise FileNotFoundError(f"its files in {stopped['staging']} are gone")
-        _write_notes(folder / stopped["staging"], stopped["remove"])
-        _move(folder, folder / stopped["staging"], stopped["remove"])
+        _write_notes(staging, stopped["remove"])
+        _move(folder, staging, stopped["remove"])
 
 
 def _unfinished(folder: Path) -> dict[str, Any] | None:

@@ -93,3 +93,9 @@ def test_a_change_of_what_was_centred_is_told(causal_lms: dict[str, str], caplog
 def test_a_mean_needs_sentences(causal_lms: dict[str, str], sentences: list[str]) -> None:
     with pytest.raises(ValueError, match="different sentences says nothing: give some hundred sentences"):
         PromptEOL(causal_lms["opt"]).center(sentences)
+
+
+@pytest.mark.parametrize("mean", [np.zeros(3), np.zeros((1, 32)), np.full(32, np.nan)])
+def test_a_mean_is_one_finite_embedding(causal_lms: dict[str, str], mean: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="A mean embedding of this model has 32 finite numbers"):
+        PromptEOL(causal_lms["opt"]).center(mean=mean)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -104,6 +105,17 @@ def test_an_adapter_s_scaling_is_part_of_it(causal_lms: dict[str, str]) -> None:
         identities.append(identify(model))
     assert identities[0]["weights"] == identities[1]["weights"]
     assert identities[0]["adapters"] != identities[1]["adapters"]
+
+
+@pytest.mark.parametrize("change", ["eps", "scaling", "activation_fn"])
+def test_a_number_or_activation_of_the_body_is_part_of_it(causal_lms: dict[str, str], change: str) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    identity, embedding = identify(model), model.encode("A man sings.")
+    for module in list(model[0].model.modules()):
+        if hasattr(module, change):
+            setattr(module, change, torch.nn.Tanh() if change == "activation_fn" else getattr(module, change) * 100)
+    assert not np.allclose(model.encode("A man sings."), embedding, atol=1e-6)
+    assert identify(model) != identity
 
 
 def test_weights_that_hold_nothing_are_said(causal_lms: dict[str, str]) -> None:

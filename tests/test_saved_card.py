@@ -447,3 +447,20 @@ def test_a_card_that_cannot_be_written_does_not_lose_the_model(
         model.save_pretrained(str(tmp_path / "model"))
     assert "Skipping model card creation" in caplog.text
     assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode("x").shape
+
+
+@pytest.mark.parametrize("change", ["max_seq_length", "prompt"])
+def test_numbers_are_marked_when_another_option_has_changed(
+    causal_lms: dict[str, str], tmp_path: Path, change: str
+) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    result = EvalResult("similarity", "a/b", "B", "spearman", 1.0, dataset_split="test")
+    model.model_card_data.measure("mine", "### Mine\n\n1", [result])
+    if change == "prompt":
+        model.prompts["query"], model.default_prompt_name = "query: ", "query"
+    else:
+        model.max_seq_length = 20
+    model.save_pretrained(str(tmp_path))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "measured before the model was changed" in card
+    assert "model-index" not in card

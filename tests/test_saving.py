@@ -6,6 +6,7 @@ included, as if the process were gone. A few real kills stand beside it.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -213,6 +214,19 @@ def test_one_that_cannot_be_finished_says_what_to_do(
         PromptEOL(str(tmp_path))
     model.save_pretrained(str(tmp_path))
     assert PromptEOL(str(tmp_path)).template == model.template
+
+
+def test_no_files_are_taken_from_behind_a_link(bases: dict[str, str], tmp_path: Path) -> None:
+    model, folder, away = PromptEOL(bases["llama"]), tmp_path / "model", tmp_path / "away"
+    model.save_pretrained(str(away / "new"))
+    folder.mkdir()
+    (folder / ".saving-0123abcd").symlink_to(away)
+    note = {"unfinished": {"staging": ".saving-0123abcd", "remove": []}}
+    (folder / "modules.json").write_text(json.dumps([note]), encoding="utf-8")
+    before = sorted(away.rglob("*"))
+    model.save_pretrained(str(folder))
+    assert sorted(away.rglob("*")) == before
+    assert PromptEOL(str(folder)).template == model.template
 
 
 def test_files_keep_their_mode_and_group_and_the_folder_its_own(bases: dict[str, str], tmp_path: Path) -> None:

@@ -279,7 +279,10 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     def _state(self) -> tuple[Any, ...]:
         """Returns the model's state as far as it is known without computing embeddings."""
         model = self.model
-        return model.template, model.layer, tuple(map(id, model)), tuple(model.adapters), model.truncate_dim
+        prompt = model.prompts.get(model.default_prompt_name)
+        changeable = model.template, model.layer, model.max_seq_length, model.truncate_dim, prompt
+        active = model[0].model.active_adapters() if model.adapters else []
+        return *changeable, tuple(map(id, model)), tuple(model.adapters), tuple(active)
 
     def _note(self, cosines: Cosines) -> str | None:
         if self._is_same(cosines):
