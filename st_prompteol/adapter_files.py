@@ -93,6 +93,14 @@ def read_adapter(
         if name.startswith(prefix) and ".modules_to_save." not in name and ".original_module." not in name  # copies
     }
     if not tensors:
+        parts = {part for name in raw for part in name.split(".")}
+        layers = {name for name, _ in model.named_children()}
+        if not raw or parts & layers or any(map(str.isdigit, parts)) or not all(map(torch.is_tensor, raw.values())):
+            raise ValueError(
+                f"No tensor of the adapter {adapter_name_or_path!r} ({', '.join(sorted(raw)[:2]) or 'it has none'}) "
+                f"belongs to a layer of {model.name_or_path!r} ({type(model).__name__}): save it again by peft's "
+                "save_pretrained(), and open it on the base model that it was trained on."
+            )
         raise ValueError(
             f"The adapter {adapter_name_or_path!r} adapts nothing that an embedding reads ("
             f"{', '.join(sorted(raw)[:2])}): its embeddings are those of {model.name_or_path!r}, so open that."

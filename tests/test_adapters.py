@@ -317,3 +317,21 @@ def test_gradients_after_an_evaluation_are_those_before_it(quantizable: str, qua
         scale = max(gradient.abs().max().item() for gradient in first.values())
         for name, gradient in gradients(reference).items():
             torch.testing.assert_close(first[name] / scale, gradient / scale, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("names", ["another prefix", "within a dictionary", "of another architecture", "none"])
+def test_tensors_that_belong_to_no_layer_are_not_said_to_adapt_the_head(
+    causal_lms: dict[str, str], tmp_path: Path, names: str
+) -> None:
+    folder = tmp_path / "adapter"
+    publish_adapter(causal_lms["llama"], folder, binary=True)
+    tensors = torch.load(folder / "adapter_model.bin")
+    forms = {
+        "another prefix": {f"module.{name}": tensor for name, tensor in tensors.items()},  # DistributedDataParallel's
+        "within a dictionary": {"state_dict": tensors},
+        "of another architecture": {name.replace("model.layers", "transformer.h"): t for name, t in tensors.items()},
+        "none": {},
+    }
+    torch.save(forms[names], folder / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"No tensor of the adapter .* belongs to a layer of .* \(LlamaModel\)"):
+        PromptEOL(str(folder))

@@ -314,3 +314,10 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as thread:
         thread.submit((tmp_path / "a.tsv").write_bytes, content)
         assert read_pairs(tmp_path / "a.tsv") == [("a", "b", 1.0)]
+
+
+@pytest.mark.parametrize("count", [2, 9000])  # the longer line is longer than what the kind is detected from
+def test_an_array_on_a_single_line_is_read_under_the_name_of_json_lines(tmp_path: Path, count: int) -> None:
+    path, rows = tmp_path / "rows.jsonl", [{"text": f"sentence {number}"} for number in range(count)]
+    path.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    assert [row.cells for row in read_rows(path)] == rows

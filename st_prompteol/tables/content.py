@@ -121,7 +121,8 @@ def kind_of(head: bytes, name: str) -> Kind:
     text = head.removeprefix(b"\xef\xbb\xbf")
     is_json = suffix in (".json", ".jsonl") or suffix not in KINDS
     if (_ARRAY if is_json else _ARRAY_OF_OBJECTS).match(text):
-        return "JSON" if suffix != ".jsonl" or not _is_json(text, list) else "JSON lines"
+        is_lines = suffix == ".jsonl" and _is_json(text, list) and b"\n" in text.strip()
+        return "JSON lines" if is_lines else "JSON"
     if suffix == ".jsonl" or (_OBJECT.match(text) and _is_json(text, dict)):
         return "JSON lines"
     if suffix == ".json" and text.strip():
