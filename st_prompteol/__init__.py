@@ -54,15 +54,18 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Suppresses log messages of bitsandbytes and torchao about missing kernels while upstream imports them.
+    """Suppresses log messages about bitsandbytes and torchao while upstream imports them.
 
-    They would be the first output of every process, although only quantized models need these kernels.
+    They would be the first output of every process: about missing kernels, although only quantized models need these,
+    and torch's about a call in torchao.
     """
 
     def is_no_advice(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Failed to load ")
+        message = record.getMessage()
+        return not message.startswith("Failed to load ") and "register_constant() on Enum" not in message
 
-    loggers = [logging.getLogger(name) for name in ("bitsandbytes.backends.cpu.ops", "torchao")]
+    names = ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree")
+    loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
         logger.addFilter(is_no_advice)
     try:

@@ -341,7 +341,7 @@ def test_mistakes_are_named_before_anything_is_encoded(
     monkeypatch.setitem(sys.modules, "ray", None)
     mistakes: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"source": "in.csv", "column": "title"}, ValueError, "in.csv' has no column 'title': choose one of 'id', 't"),
-        ({"source": "in.jsonl", "column": None}, ValueError, "has no column None: choose one of 'id', 'text'"),
+        ({"source": "in.jsonl", "column": None}, ValueError, "in.jsonl' has 2 columns: choose one of 'id', 'text'"),
         ({"source": "in.txt"}, ValueError, "read as one sentence a line, so it has no column 'text'"),
         ({"keep": ["title"]}, ValueError, "has no column 'title': choose one of 'id', 'text'"),
         ({"column": "id"}, ValueError, "column 'id' of .* holds int32, not text"),

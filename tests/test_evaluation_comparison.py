@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from st_prompteol import PromptEOL, PromptTemplate
 from st_prompteol.cli import app
-from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Run, run_tasks
+from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Comparison, Run, run_tasks
 from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import MaskTokenPooling, apply_decoder_methods, apply_encoder_methods
 from st_prompteol.evaluation.runner import expand_tasks
@@ -303,3 +303,8 @@ def test_an_ensemble_is_the_mean_over_templates_and_is_not_saved(
     code, out, err = evaluate(causal_lms["opt"], *options)
     assert code == 0, err
     assert "mean of knowledge and pretended-cot" in out
+
+
+def test_an_unknown_task_is_found_before_the_data_is_downloaded() -> None:
+    with pytest.raises(ValueError, match="Unknown task 'NOPE': choose from STS12"):
+        Comparison(tasks=("STSBenchmark", "NOPE")).check()

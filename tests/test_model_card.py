@@ -155,6 +155,9 @@ def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_pa
     (parsed,) = parse_eval_result_entries(yaml.safe_load(text))
     assert (name, parsed.dataset_id) == ("sts12-sts.yaml", "mteb/sts12-sts")
     assert (parsed.task_id, parsed.value) == ("STS12", 62.5)
+    changed = PromptEOL(saved, layer=-2)  # in memory: the plain revision's results are the published model's
+    with pytest.raises(ValueError, match="holds no result of"):
+        read_results(tmp_path, run_of(changed, saved), None)
 
 
 def test_a_base_that_was_a_folder_goes_by_its_repository(

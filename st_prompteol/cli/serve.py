@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import BatchSize, Model, Normalize, open_model, takes_model_options
+from st_prompteol.cli.options import BatchSize, Model, Normalize, open_model, quiet, takes_model_options
 
 
 @takes_model_options
@@ -29,6 +29,7 @@ def serve(
     normalize: Normalize = False,
 ) -> None:
     """Serve embeddings to OpenAI's clients; requests that wait are computed together."""
+    quiet()
     from st_prompteol.server.run import serve as run_server
 
     run_server(

@@ -19,7 +19,14 @@ from st_prompteol.evaluation.mteb import evaluate_mteb
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
 from st_prompteol.evaluation.score_table import Row
-from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult, check_tasks
+from st_prompteol.evaluation.senteval import (
+    STS_DEV_TASK,
+    STS_TASKS,
+    TRANSFER_TASKS,
+    TaskResult,
+    check_names,
+    check_tasks,
+)
 from st_prompteol.failures import check_whole, explain_opening
 from st_prompteol.model import PromptEOL
 from st_prompteol.output import FIGURES, TABLES, check_output, duration
@@ -64,8 +71,9 @@ class Comparison:
         """Raises ValueError or FileNotFoundError for problems that would otherwise appear after hours of work."""
         check_whole(batch_size=self.batch_size)
         if self.tasks:
-            folder = senteval_folder(self.data_dir)
-            check_tasks(folder, expand_tasks(self.tasks), (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS))
+            known = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
+            tasks = check_names(expand_tasks(self.tasks), known)  # before data is downloaded for them
+            check_tasks(senteval_folder(self.data_dir), tasks, known)
         if output is not None:
             check_output(output, TABLES)
         if plot is not None:

@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,19 @@ def _select(mteb: Any, names: Sequence[str]) -> list[Any]:
 
 def _revision(model: SentenceTransformer, name: str, revision: str | None) -> str:
     """Returns a revision that only models with the same embeddings share among all models of the same name."""
-    found, identity = revision_of(name, revision), identify(model)
-    return found if identity == _identity_as_published(type(model), name, found) else f"{found}-{digest(identity)[:8]}"
+    return revision_in_results(type(model), name, revision_of(name, revision), identify(model))
+
+
+def revision_in_results(kind: type[SentenceTransformer], name: str, found: str, identity: Mapping[str, Any]) -> str:
+    """Returns the revision under which results of a model stand: its own if it embeds as published.
+
+    Args:
+        kind: The class with which the published model is opened.
+        name: The model's repository or folder.
+        found: Its commit, or the hash of its files.
+        identity: The result of `identify`.
+    """
+    return found if identity == _identity_as_published(kind, name, found) else f"{found}-{digest(identity)[:8]}"
 
 
 def _identity_as_published(kind: type[SentenceTransformer], name: str, revision: str) -> dict[str, Any] | None:

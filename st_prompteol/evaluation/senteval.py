@@ -104,12 +104,18 @@ def check_tasks(data_dir: str | Path, tasks: Iterable[str], known: tuple[str, ..
         ValueError: If a task is not in `known`.
         FileNotFoundError: If a file is missing.
     """
+    chosen = check_names(tasks, known)
+    for task in chosen:
+        task_files(data_dir, task)
+    return chosen
+
+
+def check_names(tasks: Iterable[str], known: tuple[str, ...]) -> list[str]:
+    """Returns the tasks as a list; raises ValueError if one is not in `known`."""
     chosen = list(tasks)
     for task in chosen:
         if task not in known:
             raise ValueError(f"Unknown task {task!r}: choose from {', '.join(known)}.")
-    for task in chosen:
-        task_files(data_dir, task)
     return chosen
 
 

@@ -15,10 +15,12 @@ from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from st_prompteol.card.markdown import escape, one_line
 from st_prompteol.evaluation.data import REPOSITORY
+from st_prompteol.evaluation.mteb import revision_in_results
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.score_table import SHORT_NAMES, Row
 from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from st_prompteol.extras import missing_extra
+from st_prompteol.model import PromptEOL
 
 SOURCES = ("SentEval ", "MTEB ")  # prefixes of dataset names in a card's metadata
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
@@ -159,9 +161,15 @@ def _senteval_results(results_dir: str | os.PathLike[str]) -> Iterator[dict[str,
 
 def _mteb_results(results_dir: str | os.PathLike[str], run: Run) -> Iterator[dict[str, Any]]:
     """Yields mteb's results for a model, `<model>/<revision>/<task>.json`, in the format of our results."""
-    for path in sorted(Path(results_dir, "mteb").rglob("*.json")):
-        # the fingerprint follows the revision where the files alone do not determine it
-        if path.parent.name not in (run.revision, f"{run.revision}-{run.identity}"):
+    folders = (run.revision, f"{run.revision}-{run.identity}")
+    paths = [path for path in sorted(Path(results_dir, "mteb").rglob("*.json")) if path.parent.name in folders]
+    if not paths:
+        return
+    # the fingerprint follows the revision where the files alone do not determine it
+    identity = {name: value for name, value in run.settings.items() if name != "method"}
+    folder = revision_in_results(PromptEOL, run.model, run.revision, identity)
+    for path in paths:
+        if path.parent.name != folder:
             continue
         content = _read(path, ("task_name", "scores"))
         if not content:

@@ -92,10 +92,12 @@ def known(name: str, column: str | None, columns: Sequence[str]) -> str:
     """Returns the column to read, for None the only column; ValueError if it is missing or duplicate."""
     if column is None and len(columns) == 1:
         return columns[0]
-    if column is None or column not in columns:
-        raise ValueError(
-            f"{name!r} has no column {column!r}: choose one of {', '.join(map(repr, columns)) or 'none at all'}."
-        )
+    choices = f"choose one of {', '.join(map(repr, columns)) or 'none at all'}"
+    if column is None:
+        several = f"{len(columns)} columns: {choices} with column (--column)"
+        raise ValueError(f"{name!r} has {several if columns else 'no column: write a header and rows'}.")
+    if column not in columns:
+        raise ValueError(f"{name!r} has no column {column!r}: {choices}.")
     check_single(name, [column], columns)
     return column
 
