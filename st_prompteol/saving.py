@@ -194,11 +194,14 @@ def _move(folder: Path, staging: Path, remove: list[str]) -> None:
             place.mkdir(exist_ok=True)
         elif path.relative_to(new).as_posix() not in _ENTRIES:
             put_in_place(path, place, mode)
-    for name in _ENTRIES:
+    *configs, modules = _ENTRIES
+    for name in configs:
         if (new / name).exists():
             put_in_place(new / name, folder / name, mode)
-        elif name in remove:
+    for name in configs:  # afterwards: without any of them, readers would miss the sentence
+        if name in remove:
             _remove(folder, name)
+    put_in_place(new / modules, folder / modules, mode)
     shutil.rmtree(staging, ignore_errors=True)
 
 

@@ -129,7 +129,7 @@ class PromptTemplate:
 
     @property
     def head(self) -> str:
-        """The text before every sentence: the demonstrations, then the template up to `{sentence}`."""
+        """The text before every sentence, which is the demonstrations and the template up to `{sentence}`."""
         shown = (
             self._before + self._clean(shot.sentence) + self._after + self._gap + shot.word + self._stop
             for shot in self.demonstrations

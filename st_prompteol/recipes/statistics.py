@@ -33,7 +33,7 @@ class Gain:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval contains zero: on other pairs the difference could have the opposite sign."""
+        """Whether the interval contains zero, so that the difference could have the opposite sign on other pairs."""
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
