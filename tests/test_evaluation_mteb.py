@@ -55,14 +55,14 @@ print("ANSWER" + json.dumps({"unknown": unknown, **{k: scores(v) for k, v in
 ALL_TASKS = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "Banking77Classification"]
 
 
-# With stories260k, which tells few of Banking77's classes apart, the classifier of MTEB, which stops before it has
-# converged, differs by 0.02 points between plain sentence-transformers with batches of 32 and of 8.
+# Classification is among the long tests: MTEB's classifier stops before it has converged, so differences of embeddings in
+# the seventh digit move its accuracy, on some processors by 0.02 points for Banking77, also between two batch sizes.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "tasks"),
     [
         ("stories", ["STS16"]),
-        (TINY, ["STSBenchmark", "Banking77Classification"]),
+        (TINY, ["STSBenchmark", "SICK-R"]),
         pytest.param(TINY, ALL_TASKS, marks=pytest.mark.long),
     ],
 )
