@@ -55,8 +55,8 @@ print("ANSWER" + json.dumps({"unknown": unknown, **{k: scores(v) for k, v in
 ALL_TASKS = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "Banking77Classification"]
 
 
-# Classification is among the long tests: MTEB's classifier stops before it has converged, so differences of embeddings in
-# the seventh digit move its accuracy, on some processors by 0.02 points for Banking77, also between two batch sizes.
+# Classification is among the long tests: the classifier of MTEB stops before it has converged, so differences in the
+# seventh digit of embeddings move its accuracy, on some processors by 0.02 points for Banking77.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "tasks"),
