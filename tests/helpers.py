@@ -6,11 +6,12 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from sentence_transformers.util import batch_to_device
 from threadpoolctl import threadpool_limits
@@ -122,6 +123,11 @@ def build_causal_lm(
             torch.nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.3)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def quick(names: Iterable[str], *kept: str) -> list[Any]:
+    """Parameters of a test: those kept are in `make test`, the others are slow tests."""
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:

@@ -45,7 +45,14 @@ def peft_oracle(base: str, adapter: str, texts: list[str]) -> np.ndarray[Any, An
 
 @pytest.mark.parametrize(
     ("architecture", "binary"),
-    [("opt", True), *((name, False) for name in ("opt-350m", "gpt2", "gpt-neox", "llama", "qwen3", "gemma2"))],
+    [
+        ("opt", True),
+        ("gpt2", False),
+        *(
+            pytest.param(name, False, marks=pytest.mark.slow)
+            for name in ("opt-350m", "gpt-neox", "llama", "qwen3", "gemma2")
+        ),
+    ],
 )
 def test_the_published_form_equals_peft_on_the_causal_lm_and_is_saved_with_its_tokenizer(
     causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str, binary: bool

@@ -18,7 +18,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, OPTC
 from st_prompteol import TINY, PromptEOL
 from st_prompteol.hub import push_to_hub
 
-from .helpers import ARCHITECTURES, JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, grouped, sized
+from .helpers import (
+    ARCHITECTURES,
+    JOCKEY,
+    SENTENCES,
+    PlainProcess,
+    assert_alike,
+    build_causal_lm,
+    grouped,
+    quick,
+    sized,
+)
 from .test_adapters import publish_adapter
 from .test_cli import run
 
@@ -73,7 +83,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layer", [-2, -3])
-@pytest.mark.parametrize("architecture", CUTTABLE)
+@pytest.mark.parametrize("architecture", quick(CUTTABLE, "opt", "llama", "gemma3"))
 def test_the_last_layer_is_what_the_inner_one_was(
     odd_norms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str, layer: int
 ) -> None:

@@ -166,7 +166,8 @@ def every(step: int, source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [20, pytest.param(1, marks=pytest.mark.long)])
 def test_stories260k_on_the_real_tasks(stories, shared, tmp_path, step):
     """The oracle reads the files itself and asks scipy; mean pooling of the bare sentences."""
     folder = every(step, shared / "senteval", tmp_path)

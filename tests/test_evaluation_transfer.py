@@ -65,7 +65,7 @@ def noisy_classes(n, dim, n_classes, seed=0):
     return features.astype(np.float32), labels
 
 
-@pytest.mark.parametrize("n_classes", [2, 6])
+@pytest.mark.parametrize("n_classes", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_batched_training_equals_training_one_by_one(n_classes):
     x, y = noisy_classes(330, 12, n_classes)
     rows = np.random.default_rng(1).permutation(330)
@@ -173,6 +173,7 @@ def best_l2(x, y, parts, n_classes, grid=GRID):
 
 
 @pytest.mark.usefixtures("four_folds")
+@pytest.mark.slow
 def test_nested_folds(tmp_path, monkeypatch):
     assert list(transfer.L2_GRID) == GRID
     monkeypatch.setattr(transfer, "L2_GRID", tuple(WIDE_GRID))

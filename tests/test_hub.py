@@ -492,6 +492,7 @@ def test_a_server_that_fails_at_any_request_leaves_the_old_state_or_the_new_one(
     assert min(result["old"], result["new"]) >= least
 
 
+@pytest.mark.slow
 def test_branches_pull_requests_and_another_model_in_the_place(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
@@ -518,6 +519,7 @@ def test_branches_pull_requests_and_another_model_in_the_place(
     assert close(result["opened"], result["model"])
 
 
+@pytest.mark.slow
 def test_results_of_a_model_from_the_hub_are_found_by_its_commit(hub: Any, client: Client, tmp_path: Path) -> None:
     result = client.run(
         """
@@ -534,6 +536,7 @@ def test_results_of_a_model_from_the_hub_are_found_by_its_commit(hub: Any, clien
     assert result["folder"].startswith(f"results/tiny__llama/{commit[:18]}/PromptEOL-")
 
 
+@pytest.mark.slow
 def test_a_quantised_model_is_published_as_such_and_opens(
     hub: Any, client: Client, causal_lms: dict[str, str]
 ) -> None:
@@ -551,6 +554,7 @@ def test_a_quantised_model_is_published_as_such_and_opens(
 
 
 @pytest.mark.parametrize(("save", "kind"), [(save_bitsandbytes, "nf4"), (save_compressed, "W4A16")])
+@pytest.mark.slow
 def test_an_adapter_on_a_base_that_comes_quantised(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path, save: Any, kind: str
 ) -> None:
@@ -580,6 +584,7 @@ def test_an_adapter_on_a_base_that_comes_quantised(
         assert "compressed-tensors pack-quantized, opened as floats): call merge_adapter() and push" in result["error"]
 
 
+@pytest.mark.slow
 def test_an_adapter_stays_with_the_base_it_was_made_on_when_that_moves(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
@@ -644,6 +649,7 @@ def test_xet_and_a_private_repository_without_its_token(
     assert opened["without"] != "nothing was wrong"
 
 
+@pytest.mark.slow
 def test_a_dataset_is_encoded(hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     texts = sentences(30)
@@ -660,6 +666,7 @@ def test_a_dataset_is_encoded(hub: Any, client: Client, causal_lms: dict[str, st
     assert read(tmp_path / "out")["text"].to_pylist() == texts
 
 
+@pytest.mark.slow
 def test_senteval_s_archive_is_fetched_once(hub: Any, client: Client, tmp_path: Path) -> None:
     archive(tmp_path / "senteval.tar", downstream__STS__x="1", downstream__MR__y="2")
     hub.seed("dataset", "princeton-nlp/datasets-for-simcse", tmp_path)
@@ -709,6 +716,7 @@ def test_no_link_leads_a_push_out_of_the_folder(causal_lms: dict[str, str], tmp_
         push._Push(model, "alice/x", source=str(tmp_path / "model")).write_folder(tmp_path / "folder", None, None)
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_connection_and_leaves_out_what_no_save_writes(
     client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ from .helpers import (
     assert_alike,
     build_causal_lm,
     build_tokenizer,
+    quick,
 )
 from .test_template import ODD_TEXT, templates
 
@@ -39,7 +40,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", quick(ARCHITECTURES, "opt", "llama", "gpt2", "gemma3"))
 def test_a_saved_model_opens_without_this_package(
     causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str
 ) -> None:

@@ -29,7 +29,7 @@ from st_prompteol.fast.check import mixes_rows
 from st_prompteol.identity import identify
 from st_prompteol.recipes import LocalLM
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, build_senteval, dequantised
+from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, build_senteval, dequantised, quick
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # gptqmodel's
 BLOCK = 32  # numbers that share a scale
@@ -214,8 +214,8 @@ def distance(one: Any, other: Any) -> float:
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")  # to the oracle
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("architecture", ["llama", "opt"])
+@pytest.mark.parametrize("name", quick(FORMATS, "nf4", "int8", "torchao int8", "W4A16"))
+@pytest.mark.parametrize("architecture", quick(["llama", "opt"], "llama"))
 def test_embeddings_are_those_of_the_causal_lm(
     checkpoints: Callable[[str, str], Path], architecture: str, name: str
 ) -> None:
@@ -236,7 +236,7 @@ def test_embeddings_are_those_of_the_causal_lm(
     assert mixes_rows(model[0].model) is (name == "int8")
 
 
-@pytest.mark.parametrize("name", [pytest.param("nf4", marks=pytest.mark.slow), "torchao int8", "W4A16", "fp8"])
+@pytest.mark.parametrize("name", quick(["nf4", "torchao int8", "W4A16", "fp8"], "W4A16", "fp8"))
 def test_saved_it_is_the_same_everywhere(
     checkpoints: Callable[[str, str], Path], tmp_path: Path, plain: PlainProcess, name: str
 ) -> None:
@@ -249,7 +249,7 @@ def test_saved_it_is_the_same_everywhere(
         assert PromptEOL(str(tmp_path)).describe()["quantization"] == FORMATS[name][2]
 
 
-@pytest.mark.parametrize("name", ["nf4", "torchao int8", "W4A16", "fp8", "gptq", "awq"])
+@pytest.mark.parametrize("name", quick(["nf4", "torchao int8", "W4A16", "fp8", "gptq", "awq"], "nf4", "W4A16"))
 def test_an_adapter_is_trained_on_it_with_right_gradients(
     bases: dict[str, Path], checkpoints: Callable[[str, str], Path], tmp_path: Path, name: str
 ) -> None:
@@ -361,7 +361,7 @@ def write_gguf(base: Path, path: Path, kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of its reader
-@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", quick(["F32", "Q8_0", "Q4_0"], "Q8_0"))
 def test_a_gguf_file_is_opened_as_floats(
     bases: dict[str, Path], tmp_path: Path, plain: PlainProcess, kind: str
 ) -> None:

@@ -21,7 +21,7 @@ from st_prompteol.cli import app
 from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, summarize, write_candidates
 from st_prompteol.recipes.measure import encode_layers
 
-from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike
+from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, quick
 
 LETTERS = [one + other for one in "abcdefghij" for other in "abcdefghij"]
 OLD: dict[str, Any] = {"templates": ["prompteol"], "layers": [-1], "center": False}  # demonstrations alone
@@ -75,7 +75,7 @@ def model(causal_lms: dict[str, str]) -> PromptEOL:
     return PromptEOL(causal_lms["llama"])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "opt-350m"])
+@pytest.mark.parametrize("architecture", quick(["llama", "opt-350m"], "llama"))
 def test_the_winner_is_that_of_a_plain_loop_and_saved_with_the_model(
     causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str
 ) -> None:
@@ -131,6 +131,7 @@ def test_the_five_templates_take_a_pass_each(model: PromptEOL, monkeypatch: pyte
     assert any(trial.recipe.center for trial in result.trials)
 
 
+@pytest.mark.slow
 def test_halving_spends_less_and_ends_on_all_pairs(model: PromptEOL) -> None:
     pairs, lines = make_pairs(100), []
     result = search(model, pairs, make_candidates(30), **OLD, show=lines.append)
@@ -192,7 +193,7 @@ def test_everything_is_measured_once_and_only_for_the_same_search(causal_lms: di
     assert names | {"pairs", "score", "encodings", "seconds"} <= set(row)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "mistral", "gemma2"])
+@pytest.mark.parametrize("architecture", quick(["gpt2", "mistral", "gemma2"], "gpt2"))
 def test_embeddings_of_several_layers_are_those_of_encode(causal_lms: dict[str, str], architecture: str) -> None:
     sentences = [*dict.fromkeys(SENTENCES), "a very long one, " * 40]
     model = PromptEOL(causal_lms[architecture], max_seq_length=200)

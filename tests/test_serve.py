@@ -130,6 +130,7 @@ def count_tokens(model: PromptEOL, sentences: list[str]) -> int:
 # ---- OpenAI's client, on a process
 
 
+@pytest.mark.slow
 def test_openais_client_gets_what_encode_returns(server: Server, model: PromptEOL) -> None:
     expected = model.encode(SENTENCES)
     client = server.client()
@@ -147,6 +148,7 @@ def test_openais_client_gets_what_encode_returns(server: Server, model: PromptEO
     assert_same(one[0].embedding, expected[0])
 
 
+@pytest.mark.slow
 def test_base64_holds_the_same_numbers_as_a_list(server: Server) -> None:
     answers = [
         httpx2.post(
@@ -159,6 +161,7 @@ def test_base64_holds_the_same_numbers_as_a_list(server: Server) -> None:
         assert np.frombuffer(base64.b64decode(packed["embedding"]), dtype="<f4").tolist() == row["embedding"]
 
 
+@pytest.mark.slow
 def test_many_at_once_get_their_own_embeddings(server: Server, model: PromptEOL) -> None:
     sentences = [f"{number} birds sing" + " and sing" * (number % 7) for number in range(64)]
     requests = [sentences[start : start + 1 + start % 3] for start in range(len(sentences))]
@@ -175,6 +178,7 @@ def test_many_at_once_get_their_own_embeddings(server: Server, model: PromptEOL)
             assert_same(row.embedding, expected[sentence])
 
 
+@pytest.mark.slow
 def test_models_and_health(server: Server) -> None:
     client = server.client()
     (listed,) = client.models.list().data
@@ -215,6 +219,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
 
 
 @pytest.mark.parametrize(("body", "param", "message"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.slow
 def test_a_bad_request_is_one_sentence_with_status_400(
     server: Server, body: dict[str, Any], param: str | None, message: str
 ) -> None:
@@ -247,6 +252,7 @@ def test_a_bad_request_is_one_sentence_with_status_400(
         ("GET", "/v2", {}, b"", 404, "Not Found: GET /v2"),
     ],
 )
+@pytest.mark.slow
 def test_errors_have_openais_form(
     server: Server, method: str, path: str, headers: dict[str, str], content: bytes, status: int, message: str
 ) -> None:
@@ -256,6 +262,7 @@ def test_errors_have_openais_form(
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_sentence_of_ten_megabytes_is_cut_as_encode_cuts_it(server: Server, model: PromptEOL) -> None:
     text = "birds sing " * 900_000
     answer = server.client().embeddings.create(model="org/tiny", input=text)
@@ -263,6 +270,7 @@ def test_a_sentence_of_ten_megabytes_is_cut_as_encode_cuts_it(server: Server, mo
     assert answer.usage.prompt_tokens == model.max_seq_length
 
 
+@pytest.mark.slow
 def test_a_connection_is_kept_and_requests_may_be_pipelined(server: Server) -> None:
     connection = HTTPConnection("127.0.0.1", server.port)
     for _ in range(3):
@@ -480,6 +488,7 @@ def test_mistakes_are_one_sentence_before_the_model_is_opened(monkeypatch: pytes
         assert error.count("\n") == 1, error
 
 
+@pytest.mark.slow
 def test_what_the_page_shows_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs/publishing.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```text\n(from openai import .*?)^```", page, flags=re.MULTILINE | re.DOTALL)

@@ -31,7 +31,7 @@ from st_prompteol.fast.rows import PackedRows
 from st_prompteol.modules import PromptEOLTransformer
 from st_prompteol.pooling import LastTokenPooling
 
-from .helpers import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, features_of, grouped, sized
+from .helpers import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, features_of, grouped, quick, sized
 from .test_adapters import publish_adapter
 from .test_fast import assert_right
 
@@ -82,7 +82,9 @@ def lms(causal_lms: dict[str, str], tmp_path: Path) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize("layer", [-1, -2, -3])
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WIDE])
+@pytest.mark.parametrize(
+    "architecture", quick([*ARCHITECTURES, *WIDE], "opt", "opt-350m", "llama", "gpt2", "gemma2-wide")
+)
 def test_embeddings_are_those_without_it(
     lms: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, architecture: str, layer: int
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_public_name_tells_its_parameters_and_shows_an_example(name: str) -> N
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if ">>> " in (ROOT / file).read_text(encoding="utf-8")])
+@pytest.mark.slow
 def test_examples_print_what_they_say(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_senteval(tmp_path / "senteval")
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -118,7 +118,8 @@ def senteval_sentences() -> list[str]:
 
 
 BOTH = pytest.mark.parametrize("preprocessing", ["paper", "none"])
-NAMES = ["tiny", *(pytest.param(name, marks=pytest.mark.shared) for name in list(FOLDERS)[1:])]
+MARKS = {"stories260k": [pytest.mark.shared, pytest.mark.slow], "llama3": [pytest.mark.shared, pytest.mark.slow]}
+NAMES = ["tiny", *(pytest.param(name, marks=MARKS.get(name, pytest.mark.shared)) for name in list(FOLDERS)[1:])]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config
 
-from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval
+from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval, quick
 from .test_adapters import publish_adapter
 from .test_training_loss import run_two, start
 
@@ -371,6 +371,7 @@ def test_a_run_says_that_it_made_the_model_worse() -> None:
         describe_scores({"STS-B dev": (0.5, float("nan"))})
 
 
+@pytest.mark.slow
 def test_a_published_adapter_is_trained_further(
     words: Words, causal_lms: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -568,7 +569,7 @@ def test_a_stream_trains_and_stops_early(words: Words, tmp_path: Path, capsys: p
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft says that it sets it right
-@pytest.mark.parametrize("target", ["all-linear", "c_attn"])
+@pytest.mark.parametrize("target", quick(["all-linear", "c_attn"], "c_attn"))
 def test_layers_of_gpt2_are_trained(words: Words, tmp_path: Path, target: str) -> None:
     script.main(words("--lora_target_modules", target, "--max_steps", "2", "--eval_strategy", "no", base="gpt2"))
     model = PromptEOL(str(tmp_path / "run"))

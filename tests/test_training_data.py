@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from .helpers import build_tokenizer
+from .helpers import build_tokenizer, quick
 
 pytest.importorskip("datasets")
 
@@ -130,7 +130,7 @@ def test_a_missing_file_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["opt", "llama2", "llama3"])
+@pytest.mark.parametrize("name", quick(["opt", "llama2", "llama3"], "opt", "llama2"))
 def test_sentences_are_cut_to_the_reference_s_tokens(shared: Path, name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
     sentences = sts_benchmark("dev", str(shared / "senteval"), 64).sentences1[-400:]
@@ -150,7 +150,7 @@ LANGUAGES = [
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["opt", "llama2", "llama3"])
+@pytest.mark.parametrize("name", quick(["opt", "llama2", "llama3"], "opt", "llama2"))
 def test_a_cut_ends_at_a_whole_character(shared: Path, name: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name).backend_tokenizer
     broken = 0
