@@ -247,7 +247,7 @@ CHANGES: dict[str, Callable[[PromptEOL], Any]] = {
 }
 
 
-@pytest.mark.parametrize("shots", [0, 4])
+@pytest.mark.parametrize("shots", [pytest.param(0, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("change", CHANGES)
 def test_it_is_never_stale(
     causal_lms: dict[str, str], monkeypatch: pytest.MonkeyPatch, change: str, shots: int

@@ -145,14 +145,14 @@ def test_whatever_text(sentence: str, text: str) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FOLDERS))
 @BOTH
 @pytest.mark.parametrize(
     ("every", "shots"),
     [
-        pytest.param(500, 1, id="few"),
-        pytest.param(10, 1, id="some", marks=pytest.mark.slow),
-        *(pytest.param(1, n, id=f"all-{n}", marks=[pytest.mark.slow, pytest.mark.long]) for n in (0, 1, 16)),
+        pytest.param(10, 1, id="some"),
+        *(pytest.param(1, n, id=f"all-{n}", marks=pytest.mark.long) for n in (0, 1, 16)),
     ],
 )
 def test_sentences_of_senteval_and_odd_ones(name: str, shots: int, preprocessing: Any, every: int) -> None:
