@@ -182,6 +182,10 @@ def test_results_of_another_model_are_refused(measured: tuple[str, Path], tmp_pa
     with pytest.raises(ValueError, match=r"holds no result of .* as it is now"):
         build_model_card(model, "alice/model", options, source=saved)
     model = PromptEOL(saved)
+    model[0].model.embed_tokens.weight.data[3] += 1.0  # edited in memory, the folder is as it was
+    with pytest.raises(ValueError, match=r"holds no result of .* as it is now"):
+        build_model_card(model, "alice/model", options, source=saved)
+    model = PromptEOL(saved)
     model.add_adapter(lora_config(r=4))  # the results are those of its base
     with pytest.raises(ValueError, match="holds no result of"):
         build_model_card(model, "alice/model", options)
