@@ -42,7 +42,7 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         file = open(staged, "xb")
     except OSError:
-        if not os.access(target, os.W_OK):
+        if not is_allowed(target, os.W_OK):
             raise
         with tempfile.TemporaryDirectory() as folder:  # the file is writable, its folder is not
             yield Path(folder, "staged")
@@ -53,7 +53,8 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             if not _lock(file.fileno(), wait=True):
                 file.close()  # Windows cannot rename an open file
-            _take_owner_and_mode(staged, target, mode)  # before content is written that others may not read
+            # before content is written that others may not read; writable, also in place of a read-only file
+            _take_owner_and_mode(staged, target, mode, and_also=stat.S_IWUSR)
             yield staged
             put_in_place(staged, target, mode)
         finally:
@@ -77,11 +78,37 @@ def put_in_place(staged: Path, target: Path, mode: int) -> None:
         if error.errno == errno.EXDEV:  # the target's folder is another file system
             with replacing_file(target) as beside:
                 shutil.copyfile(staged, beside)
-        elif error.errno in _IN_PLACE and os.access(target, os.W_OK):
+        elif error.errno in _IN_PLACE and _can_overwrite(target):
             shutil.copyfile(staged, target)
         else:
             raise
         staged.unlink()
+
+
+def can_put(target: Path) -> bool:
+    """Whether `put_in_place` may write a file: a new one, or one that can be replaced or overwritten."""
+    if os.path.lexists(target):
+        return can_remove(target) or _can_overwrite(target)
+    return is_allowed(target.parent, os.W_OK | os.X_OK)
+
+
+def can_remove(path: Path) -> bool:
+    """Whether a file may be removed, which depends on its folder: modes, a sticky bit, an immutable file."""
+    try:
+        # Never removes a file: Linux first checks the permissions, as for `unlink`, and then that it is a folder.
+        os.rmdir(path)
+    except OSError as error:
+        return error.errno not in _IN_PLACE
+    return True
+
+
+def _can_overwrite(target: Path) -> bool:
+    return is_allowed(target, os.W_OK) and not target.is_symlink()  # the target of a link may be anywhere
+
+
+def is_allowed(path: Path, mode: int) -> bool:
+    """Whether this user may access a path, with `mode` as in `os.access`."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def remove_staged(folder: Path, prefix: str) -> None:
@@ -114,10 +141,13 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def is_locked(folder: str | os.PathLike[str]) -> bool:
-    """Returns whether a process holds the lock of a folder; True if locks are not supported."""
+    """Returns whether a process holds the lock of a folder; True if that is unknown."""
     if fcntl is None:
         return True
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # another user's
+        return True
     try:
         return not _lock(descriptor, wait=False)
     finally:
@@ -135,7 +165,7 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
-def _take_owner_and_mode(staged: Path, target: Path, mode: int) -> None:
+def _take_owner_and_mode(staged: Path, target: Path, mode: int, *, and_also: int = 0) -> None:
     try:
         old = os.lstat(target)
     except FileNotFoundError:
@@ -147,7 +177,7 @@ def _take_owner_and_mode(staged: Path, target: Path, mode: int) -> None:
                 os.chown(staged, -1, old.st_gid)
                 os.chown(staged, old.st_uid, -1)
     with suppress(OSError):
-        os.chmod(staged, mode)
+        os.chmod(staged, mode | and_also)
 
 
 def create_file(path: str | os.PathLike[str], content: bytes) -> bool:

@@ -176,6 +176,9 @@ class PromptEOL(SentenceTransformer):
             self.fast = self.fast and fast
         if demonstrations and template is None:
             self.template = replace(self.template, demonstrations=tuple(demonstrations))
+        others = kwargs.get("truncate_dim"), kwargs.get("prompts")
+        if not any((template, demonstrations, layer, quantization, max_seq_length, *others)):
+            self.model_card_data.remember_state()
 
     @property
     def template(self) -> PromptTemplate:
@@ -485,10 +488,13 @@ class PromptEOL(SentenceTransformer):
         if path is None:
             return
         check_weights(self)
-        create_model_card = create_model_card and may_write_card(Path(path, README))
+        card = Path(path, README)
+        is_kept = create_model_card and not may_write_card(card)
         with saving_into(path) as folder:
-            super().save(str(folder), model_name, create_model_card, train_datasets)
+            super().save(str(folder), model_name, create_model_card and not is_kept, train_datasets)
             write_stock_form(folder)
+            if is_kept:
+                self.model_card_data.check_results(card, folder)
 
     def _create_model_card(self, path: str, *args: Any, **kwargs: Any) -> None:
         super()._create_model_card(path, *args, **kwargs)

@@ -19,10 +19,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import is_locked, locked, put_in_place
+from st_prompteol.files import can_put, can_remove, is_allowed, is_locked, locked, put_in_place
 
-# The files that a save may write; those that the new model does not have are removed. All other files in the folder
-# (a trainer's optimizer state, checkpoints, a README if none is written) are kept.
+# The files of a model. If the folder has one, those that the new model does not have are removed. All other files in
+# the folder (a trainer's optimizer state, checkpoints, a README if none is written) are kept.
 SAVED_NAMES = re.compile(
     r"(modules|config(_sentence_transformers)?|sentence_\w+_config|generation_config|adapter_config|tokenizer(_config)?"
     r"|special_tokens_map|added_tokens|vocab|(pytorch_)?model\.(safetensors|bin)\.index)\.json"
@@ -32,6 +32,8 @@ SAVED_NAMES = re.compile(
 MODULE_FOLDER = re.compile(r"\d+_\w+")
 _MODULE_NAMES = ("config.json", "model.safetensors", "pytorch_model.bin")  # in a module's folder
 _MODULES = "modules.json"
+_READ_WITH_TOKENIZERS = ("added_tokens.json", "special_tokens_map.json")  # by transformers, beside tokenizer.json
+_VOCABULARIES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model")
 _ENTRIES = ("adapter_config.json", "config.json", _MODULES)  # the files read first, in the order of moving
 _STAGING = re.compile(r"\.saving-[0-9a-f]{8}")
 _UNFINISHED = (  # without a period, at which sentence-transformers would split it
@@ -50,13 +52,19 @@ def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: The folder to write to; created if it does not exist.
 
     Raises:
-        OSError: If a file cannot be written, or a file is in the place of a folder or the other way round.
+        OSError: If a file cannot be written, replaced or removed, or a file is in the place of a folder or the other
+            way round.
     """
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{os.fspath(path)!r} is a file, but a model is saved into a folder: name one.")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    if not is_allowed(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"A save lists and changes the files in {os.fspath(path)!r}, which you may not: allow it (chmod u+rwx), "
+            "or name another folder."
+        )
     staging = folder / f".saving-{secrets.token_hex(4)}"
     moving = False
     with ExitStack() as stack:
@@ -68,9 +76,10 @@ def saving_into(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield staging / "new"
             _check_places(folder, staging / "new")
             with locked(folder):
-                with suppress(FileNotFoundError):  # the remains are gone, and are replaced anyway
+                with suppress(FileNotFoundError, PermissionError):  # the remains are gone, or another user's
                     _finish(folder)
                 remove = _superseded(folder, staging / "new")
+                _check_permissions(folder, staging / "new", remove)
                 _write_notes(staging, remove)
                 moving = True
                 _move(folder, staging, remove)
@@ -206,8 +215,12 @@ def _move(folder: Path, staging: Path, remove: list[str]) -> None:
 
 
 def _superseded(folder: Path, new: Path) -> list[str]:
-    """Returns the relative paths of files of earlier saves that the new model does not have."""
+    """Returns the relative paths of files of the folder's model that the new model does not have."""
     names = [entry.name for entry in folder.iterdir() if SAVED_NAMES.fullmatch(entry.name) and not _is_folder(entry)]
+    if not set(_ENTRIES) & set(names):  # no model, so these files are of something else
+        names = [name for name in names if name in _READ_WITH_TOKENIZERS]
+    elif _has_whole_tokenizer(folder):
+        names = [name for name in names if name not in _VOCABULARIES]
     names += [
         f"{module}/{name}"
         for module in _module_folders(folder)
@@ -215,8 +228,17 @@ def _superseded(folder: Path, new: Path) -> list[str]:
         if (folder / module / name).is_file()
     ]
     templates = folder / "additional_chat_templates"
-    names += [f"{templates.name}/{path.name}" for path in templates.glob("*.jinja")]
+    names += [f"{templates.name}/{path.name}" for path in templates.glob("*.jinja") if not _is_folder(path)]
     return sorted(name for name in names if not (new / name).exists())
+
+
+def _has_whole_tokenizer(folder: Path) -> bool:
+    """Whether the tokenizer in a folder is in `tokenizer.json` alone, as saves write it, without vocabularies."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return bool(config["tokenizer_class"] == "PreTrainedTokenizerFast")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _module_folders(folder: Path) -> list[str]:
@@ -251,6 +273,19 @@ def _check_places(folder: Path, new: Path) -> None:
             raise NotADirectoryError(f"{str(place)!r} is a file, and a save needs a folder there: rename it first.")
         if not path.is_dir() and _is_folder(place):
             raise IsADirectoryError(f"{str(place)!r} is a folder, and a save needs a file there: rename it first.")
+
+
+def _check_permissions(folder: Path, new: Path, remove: list[str]) -> None:
+    """Raises PermissionError if a file could not be written, replaced or removed, before the first one moves."""
+    places = [folder / path.relative_to(new) for path in sorted(new.rglob("*"))]
+    # in a folder that is missing or a link, which the new one replaces, nothing is in the way
+    closed = [path for path in places if _is_folder(path.parent) and not _is_folder(path) and not can_put(path)]
+    closed += [path for path in (folder / name for name in remove) if not can_remove(path)]
+    if closed:
+        raise PermissionError(
+            f"{str(closed[0])!r} would be replaced or removed by this save, which you may not: have its owner remove "
+            "it, or name another folder; nothing was changed."
+        )
 
 
 def _is_folder(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import EvalResult, ModelCard, metadata_load, parse_eval_result_entries
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, parse_eval_result_entries
 
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate, lora_config
 from st_prompteol.card.markdown import code, escape, fence
@@ -131,6 +131,19 @@ def test_a_result_names_the_part_of_the_data_that_it_is_of() -> None:
     }
 
 
+def test_results_are_added_to_a_card_that_was_written_by_hand(measured: tuple[str, Path], tmp_path: Path) -> None:
+    saved, results_dir = measured
+    shutil.copytree(saved, tmp_path / "model")
+    mine = EvalResult("similarity", "a/b", "B", "spearman", 1.0, dataset_split="test")
+    card = ModelCard(f"---\n{ModelCardData(model_name='mine', eval_results=[mine])}\n---\n\n# My model\n")
+    (tmp_path / "model/README.md").write_text(str(card), encoding="utf-8")
+    card = card_of(str(tmp_path / "model"), results_dir)
+    assert card.text.strip() == "# My model"
+    assert [entry.dataset_name for entry in card.data.eval_results] == ["B", "SentEval STS-B"]
+    other = PromptEOL(str(tmp_path / "model"), layer=-2)
+    assert build_model_card(other, "alice/model").data.eval_results is None
+
+
 @pytest.mark.slow
 def test_mteb_s_own_results_stand_beside_them(measured: tuple[str, Path], tmp_path: Path) -> None:
     mteb = pytest.importorskip("mteb")
@@ -179,6 +192,10 @@ def test_results_of_another_model_are_refused(measured: tuple[str, Path], tmp_pa
     options = CardOptions(results_dir=results_dir)
     model = PromptEOL(saved)
     model.template = "prompt"
+    with pytest.raises(ValueError, match=r"holds no result of .* as it is now"):
+        build_model_card(model, "alice/model", options, source=saved)
+    model = PromptEOL(saved)
+    model[0].model.embed_tokens.weight.data[3] += 1.0  # edited in memory, the folder is as it was
     with pytest.raises(ValueError, match=r"holds no result of .* as it is now"):
         build_model_card(model, "alice/model", options, source=saved)
     model = PromptEOL(saved)

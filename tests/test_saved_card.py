@@ -240,6 +240,94 @@ def test_a_card_of_others_is_never_replaced(causal_lms: dict[str, str], tmp_path
     assert "This sentence :" in saved(PromptEOL(str(path.parent), device="cpu"), path.parent).text
 
 
+RESULT = EvalResult("similarity", "a/b", "B", "spearman", 1.0, dataset_split="test")
+HAND = """---
+# my own
+model-index:
+- name: mine
+  results:
+  - task: {type: similarity}
+    dataset: {type: a/b, name: B, split: test}
+    metrics:
+    - {type: spearman, value: 1.0}
+
+# the rest
+license: mit
+---
+
+# My model
+
+model-index: 1.00 on B
+"""
+
+
+def with_card_of_others(model: PromptEOL, folder: Path, kind: str) -> str:
+    """Saves a model, and puts a card with a result in place of its own; returns its text."""
+    model.model_card_data.measure("mine", "### Mine\n\n1", [RESULT])
+    edited = str(saved(model, folder)).replace("## Limits", "Use with care.\n\n## Limits")
+    text = edited if kind == "edited" else HAND
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def changed_in_memory(model: PromptEOL) -> None:
+    with torch.no_grad():
+        for weight in model[0].model.embed_tokens.parameters():
+            weight.data.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("kind", ["edited", "by hand"])
+@pytest.mark.parametrize("change", [None, "weights", "layer", "at opening"])
+def test_results_stay_on_a_card_of_others_as_long_as_they_are_the_model_s(
+    causal_lms: dict[str, str], tmp_path: Path, kind: str, change: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, folder = PromptEOL(causal_lms["llama"], device="cpu"), tmp_path / "model"
+    text = with_card_of_others(model, folder, kind)
+    model = PromptEOL(str(folder), device="cpu", layer=-2 if change == "at opening" else None)
+    if change == "weights":
+        changed_in_memory(model)
+    elif change == "layer":
+        model.layer = -2
+    published = build_model_card(model, "alice/model")
+    assert (published.data.eval_results is None) == bool(change)
+    for place in (tmp_path / "copy", folder):
+        model.save_pretrained(str(place))
+        kept = (place / "README.md").read_text(encoding="utf-8")
+        assert (kept == text) == (change is None)
+        assert ("was removed" in caplog.text) == bool(change)
+        assert kept == text or not re.search("^model-index", kept.split("---")[1], re.MULTILINE)
+        removed = set(text.splitlines()) - set(kept.splitlines())
+        assert len(removed) < 15
+        assert set(kept.splitlines()) <= set(text.splitlines())
+        assert "license: mit" in kept or kind == "edited"
+
+
+@pytest.mark.parametrize("kind", ["edited", "by hand"])
+def test_a_card_of_another_model_in_the_folder_loses_its_results(
+    causal_lms: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    model = PromptEOL(causal_lms["llama"], device="cpu")
+    text = with_card_of_others(model, tmp_path, kind)
+    changed_in_memory(model)
+    model.save_pretrained(str(tmp_path), create_model_card=False)  # which leaves all of it alone
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
+    model.save_pretrained(str(tmp_path))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results is None
+    assert card.text.strip() == ModelCard(text).text.strip()
+
+
+def test_a_measurement_is_not_of_weights_that_were_changed_after_it(
+    causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    model = PromptEOL(causal_lms["llama"], device="cpu")
+    model.model_card_data.measure("mine", "### Mine\n\n1", [RESULT])
+    changed_in_memory(model)
+    card = saved(model, tmp_path)
+    assert card.data.eval_results is None
+    assert "measured before the model was changed" in card.text
+
+
 def test_a_card_of_ours_is_known_by_its_text() -> None:
     card = sign("---\nlicense: mit\n---\n\n# A\n\ntext", (0.5, -0.25, 1.0))
     assert is_ours(card)

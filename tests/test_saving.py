@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from st_prompteol.files import put_in_place, replacing_file
 from st_prompteol.saving import saving_into
 
 from .helpers import SENTENCES, assert_alike
+from .test_files import as_another_user
 
 SENTENCE = "A save into this folder was stopped before its end"
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink"}
@@ -288,6 +290,85 @@ def test_a_name_of_the_wrong_kind_is_refused_before_anything_moves(
     with pytest.raises(OSError, match=r"rename it first|name one"):
         model.save_pretrained(str(folder))
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def save_files(folder: Path, *names: str) -> None:
+    """A save of files that hold "new"."""
+    with saving_into(folder) as staged:
+        for name in names:
+            (staged / name).parent.mkdir(exist_ok=True)
+            (staged / name).write_text("new", encoding="utf-8")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that other users reach too."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "model")
+        folder.mkdir()
+        Path(name).chmod(0o755)
+        yield folder
+
+
+@pytest.mark.parametrize("in_the_way", ["config.json", "adapter_model.safetensors", "1_Pooling/config.json"])
+def test_another_user_s_file_in_a_sticky_folder_is_refused_before_anything_moves(
+    public: Path, in_the_way: str
+) -> None:
+    if os.geteuid():
+        pytest.skip("needs another user")
+    save_files(public, "modules.json", "config.json", "model.safetensors", "1_Pooling/config.json")
+    (public / "modules.json").write_text('[{"path": "1_Pooling"}]', encoding="utf-8")
+    (public / in_the_way).write_text("theirs", encoding="utf-8")
+    public.chmod(0o1777)
+    (public / "1_Pooling").chmod(0o1777)
+    for path in contents(public):
+        if path != in_the_way:
+            os.chown(public / path, 65534, 65534)
+    before = contents(public)
+    with as_another_user(), pytest.raises(PermissionError, match=f"{in_the_way}' would be replaced or removed"):
+        save_files(public, "modules.json", "config.json", "model.safetensors")
+    assert contents(public) == before
+    (public / in_the_way).unlink()
+    (public / ".saving-0123abcd").mkdir(mode=0o700)  # what another user's save has left is left
+    with as_another_user():
+        save_files(public, "modules.json", "config.json", "model.safetensors")
+    assert contents(public) == dict.fromkeys(("modules.json", "config.json", "model.safetensors"), "new")
+
+
+def test_read_only_files_are_replaced_and_a_folder_that_cannot_be_listed_is_refused(public: Path) -> None:
+    save_files(public, "modules.json", "config.json", "merges.txt")
+    for path in contents(public):
+        (public / path).write_text("[]", encoding="utf-8")
+        (public / path).chmod(0o444)
+    public.chmod(0o777)
+    with as_another_user():
+        with replacing_file(public / "config.json") as staged:
+            staged.write_text("other", encoding="utf-8")
+        save_files(public, "modules.json", "config.json")
+    assert contents(public) == dict.fromkeys(("modules.json", "config.json"), "new")
+    assert stat.S_IMODE((public / "config.json").stat().st_mode) == 0o444
+    public.chmod(0o733)
+    with as_another_user(), pytest.raises(PermissionError, match="A save lists and changes the files in"):
+        save_files(public, "modules.json", "config.json")
+
+
+def test_a_save_removes_what_belongs_to_the_model_in_the_folder(tmp_path: Path) -> None:
+    mine = {"vocab.txt", "merges.txt", "pytorch_model.bin", "added_tokens.json"}
+    for name in mine:
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    save_files(tmp_path, "modules.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    mine -= {"added_tokens.json"}  # which tokenizers would read
+    assert {name for name, text in contents(tmp_path).items() if text == "mine"} == mine
+    # what a tokenizer that is in tokenizer.json alone does not have is not the model's
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
+    save_files(tmp_path, "modules.json", "adapter_config.json")
+    assert set(contents(tmp_path)) == {"modules.json", "adapter_config.json", "vocab.txt", "merges.txt"}
+    save_files(tmp_path, "modules.json", "adapter_config.json")
+    assert set(contents(tmp_path)) == {"modules.json", "adapter_config.json"}
 
 
 @pytest.mark.slow

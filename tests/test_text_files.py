@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus, encode_file
 from st_prompteol.recipes import read_candidates, read_pairs
+from st_prompteol.tables import look_into
 
 from .test_cli import run
 from .test_corpus_runs import Counting
@@ -64,6 +66,20 @@ def test_a_column_of_sentences_is_asked_about(causal_lms: dict[str, str], model:
     assert (code, "say --header or --no-header" in message) == (2, True)
     code, _, message = run("export", causal_lms["opt"], str(tmp_path / "full"), "--no-header")
     assert (code, "has no effect without --center" in message) == (2, True)
+
+
+def test_a_detected_header_that_looks_like_sentences_is_shown_with_the_remedy(
+    model: PromptEOL, tmp_path: Path
+) -> None:
+    path, hint = tmp_path / "two.tsv", " (if they are the first row of data: --no-header)"
+    path.write_text("It rains.\ttext\nIt snows.\tA man sings.\n", encoding="utf-8")
+    assert look_into(path, columns=["text"]).describe(1) == f"{path}: 1 row, columns It rains., text{hint}"
+    assert hint not in look_into(path, header=True).describe(1)
+    for column in ("sentence", None):
+        with pytest.raises(ValueError, match=rf"choose one of 'It rains\.', 'text'.*{re.escape(hint)}\.$"):
+            encode_file(model, path, tmp_path / "out.npy", column=column)
+    path.write_text("sentence\ttext\nIt snows.\tA man sings.\n", encoding="utf-8")
+    assert hint not in look_into(path).describe(1)
 
 
 @pytest.mark.parametrize(

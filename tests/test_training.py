@@ -12,6 +12,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config
 
+from . import ROOT
 from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval, quick
 from .test_adapters import publish_adapter
 from .test_training_loss import run_two, start
@@ -439,6 +442,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_checkpoints(
     argv = words("--resume_from_checkpoint", "auto")
     assert re.search(r"The loss of step [56] is (nan|inf): lower learning_rate", sentence_of_exit(argv))
     assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run/checkpoint-4")
+
+
+@pytest.mark.slow
+def test_the_log_of_a_run_has_no_progress_bars(words: Words) -> None:
+    command = [sys.executable, str(ROOT / "training/train.py"), *words("--dry_run", "--eval_strategy", "no")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "forecast: " in done.stdout, done.stderr
+    assert "\r" not in done.stderr
+    assert "%|" not in done.stderr
 
 
 @pytest.mark.slow

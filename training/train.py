@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` is not installed
+if __name__ == "__main__" and not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # upstream's bars are unreadable in a log; tqdm reads it when imported
 
 from st_prompteol import PromptEOL  # first, because it silences the import of bitsandbytes
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,27 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from peft import PeftConfig
 from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 
-from st_prompteol.card.earlier import Cosines, EarlierCard, Part, is_ours, read_card, sign, write_cosines
+from st_prompteol.card.earlier import (
+    Cosines,
+    EarlierCard,
+    Part,
+    cosines_of,
+    is_ours,
+    is_same_card,
+    read_card,
+    sign,
+    without_results,
+    write_cosines,
+)
 from st_prompteol.card.markdown import code, escape, fence, one_line, one_line_each
 from st_prompteol.card.training import describe_evaluators, describe_training
 from st_prompteol.extras import requirement
+from st_prompteol.fast.head import Fingerprint
 from st_prompteol.files import replacing_file
 from st_prompteol.quantization import came_quantized
 from st_prompteol.template import HOLE
+
+logger = logging.getLogger(__name__)
 
 TAG = "prompteol"
 README = "README.md"
@@ -100,13 +117,20 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     curves: bool = field(default=False, init=False, repr=False)
     template_path: Path = field(default=Path(__file__).with_name("model_card.md.jinja"), init=False, repr=False)
     _embedded: _Embedded | None = field(default=None, init=False, repr=False)
+    # The state in which the model was loaded, see `remember_state`
+    _opened: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
     def register_model(self, model: Any) -> None:
-        """Reads the card of the loaded model; a card that was edited is kept as it is."""
+        """Reads the card of the loaded model; the text of a card that was edited is kept."""
         super().register_model(model)
         if model._model_card_text and is_ours(model._model_card_text):
             self.earlier = read_card(model._model_card_text)
             model._model_card_text = None
+
+    def remember_state(self) -> None:
+        """Records that the model is the one that its card, if others wrote it, has results of."""
+        if self._loaded_text and without_results(self._loaded_text) != self._loaded_text:
+            self._opened = self._state()
 
     @property
     def trained_here(self) -> bool:
@@ -115,8 +139,33 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
 
     @property
     def kept_text(self) -> str | None:
-        """The card of the loaded model, if others wrote or edited it and the model has not changed since."""
+        """The card of the loaded model, if others wrote or edited it; without results that are of another model."""
+        return self.with_own_results(self._loaded_text) if self._loaded_text else None
+
+    @property
+    def _loaded_text(self) -> str | None:
         return None if self.trained_here else getattr(self.model, "_model_card_text", None)
+
+    def with_own_results(self, text: str) -> str:
+        """Returns a card that others wrote or edited, without `model-index` if that is of another model."""
+        rest = without_results(text)
+        if rest == text or self._is_of_this_model(text):
+            return text
+        logger.warning(
+            "The model-index in a README that was written or edited by hand is not of this model, so it was removed; "
+            "the text was kept: check the numbers in it."
+        )
+        return rest
+
+    def _is_of_this_model(self, text: str) -> bool:
+        """Whether a card that others wrote or edited is of the model in its current state, as far as known."""
+        if cosines := cosines_of(text):
+            with suppress(ValueError):  # embeddings that are not finite do not keep a model from being saved
+                self.run_usage_snippet()
+            if self._embedded:
+                return self._is_same(cosines)
+        is_loaded = self._loaded_text is not None and is_same_card(text, self._loaded_text)
+        return is_loaded and self._opened == self._state()
 
     def _has_record(self) -> bool:
         return self.trained_here or bool(self.train_datasets or self.non_default_hyperparameters or self.training_logs)
@@ -134,16 +183,29 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         self.states[name] = self._state()
 
     def sign(self, folder: str | os.PathLike[str]) -> None:
-        """Signs a just saved card, so that the next save can detect whether it was edited."""
+        """Signs a just saved card, so that the next save can detect whether it was edited; checks one of others."""
         path = Path(folder, README)
-        if self.kept_text is None and path.is_file():
+        if path.is_file():
             text = path.read_text(encoding="utf-8")
-            path.write_text(sign(text, self._embedded.cosines if self._embedded else ()), encoding="utf-8")
+            if self._loaded_text is None:
+                text = sign(text, self._embedded.cosines if self._embedded else ())
+            else:
+                text = self.with_own_results(text)
+            path.write_text(text, encoding="utf-8")
+
+    def check_results(self, card: Path, folder: Path) -> None:
+        """Writes a card that others wrote or edited to a folder if it has results of another model, without them."""
+        try:
+            text = card.read_bytes().decode()
+        except (OSError, UnicodeDecodeError):
+            return
+        if (rest := self.with_own_results(text)) != text:
+            (folder / README).write_bytes(rest.encode())
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Rewrites the card in the folder of a saved model, unless others wrote or edited it."""
         path = Path(folder, README)
-        if self.kept_text is None and may_write_card(path):
+        if self._loaded_text is None and may_write_card(path):
             self.curves, self.save_dir = Path(folder, "curves.png").is_file(), os.fspath(folder)
             with replacing_file(path) as staged:
                 staged.write_text(str(render(self.variables())), encoding="utf-8")
@@ -282,7 +344,10 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         prompt = model.prompts.get(model.default_prompt_name)
         changeable = model.template, model.layer, model.max_seq_length, model.truncate_dim, prompt
         active = model[0].model.active_adapters() if model.adapters else []
-        return *changeable, tuple(map(id, model)), tuple(model.adapters), tuple(active)
+        weights = hashlib.sha256()
+        for sample in Fingerprint(model).samples:
+            weights.update(sample.cpu().view(torch.uint8).numpy().data)
+        return *changeable, tuple(map(id, model)), tuple(model.adapters), tuple(active), weights.hexdigest()
 
     def _note(self, cosines: Cosines) -> str | None:
         if self._is_same(cosines):

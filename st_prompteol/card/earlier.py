@@ -1,8 +1,8 @@
 """The card of a loaded model: its results, its training section, and whether it was edited.
 
-Cards of this package end with a signature, which is a hash of the text. Parts that exist only in the card are enclosed
-in marks and copied to the next card. Signature and marks are unused link definitions, which Markdown renderers do not
-show.
+Cards of this package end with a signature: the cosine similarities of the model and a hash of the text. Parts that
+exist only in the card are enclosed in marks and copied to the next card. Signature and marks are unused link
+definitions, which Markdown renderers do not show.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from huggingface_hub import EvalResult, ModelCard
 from st_prompteol.card.markdown import one_line_each
 
 Cosines = tuple[float, ...]
-_SIGNATURE = re.compile(r"\n\[//\]: # \(st_prompteol((?: -?[\d.]+)*) sha256:([0-9a-f]{16})\)\s*\Z")
+_MARK = r"\n\[//\]: # \(st_prompteol((?: -?[\d.]+)*) sha256:([0-9a-f]{16})\)"
+_SIGNATURE = re.compile(rf"{_MARK}\s*\Z")
 _PART = re.compile(
     r"^\[//\]: # \(part (\w+)((?: -?[\d.]+)*)\)\n\n(.*?)\n\n\[//\]: # \(end \1\)$", re.MULTILINE | re.DOTALL
 )
+_METADATA = re.compile(r"\A\s*---\r?\n(.*?\n)---\s*$", re.MULTILINE | re.DOTALL)
+# With the lines that belong to it; comments and empty lines only in front of such a line
+_RESULTS = re.compile(r"^([\"']?)model-index\1[ \t]*:.*\n(?:(?:#.*\n|\r?\n)*[ \t\-\]}].*\n)*", re.MULTILINE)
 _REPOSITORY = re.compile(r'SentenceTransformer\("[^"\n]*"')  # filled in by sentence-transformers' own push
 
 
@@ -75,9 +79,27 @@ def read_card(text: str) -> EarlierCard:
     data: Any = ModelCard(text, ignore_metadata_errors=True).data
     results = tuple(data.eval_results or ())
     metadata = {key: value for key, value in data.to_dict().items() if key != "model-index"}
-    signature = _SIGNATURE.search(_plain(text))
     parts = {name: Part(body, _read_cosines(cosines)) for name, cosines, body in _PART.findall(_plain(text))}
-    return EarlierCard(one_line_each(metadata), results, _read_cosines(signature[1] if signature else ""), parts)
+    return EarlierCard(one_line_each(metadata), results, cosines_of(text), parts)
+
+
+def cosines_of(text: str) -> Cosines:
+    """Returns the cosine similarities of a card's model, also if the card was edited since; empty if unknown."""
+    signatures = re.findall(_MARK, _plain(text))
+    return _read_cosines(signatures[-1][0]) if signatures else ()
+
+
+def is_same_card(one: str, other: str) -> bool:
+    """Whether two cards differ at most in their repository and their signature."""
+    return _digest(one) == _digest(other)
+
+
+def without_results(text: str) -> str:
+    """Returns a card without the `model-index` in its metadata; everything else stays as it is."""
+    metadata = _METADATA.match(text)
+    if metadata is None:
+        return text
+    return text[: metadata.start(1)] + _RESULTS.sub("", metadata[1]) + text[metadata.end(1) :]
 
 
 def _read_cosines(text: str) -> Cosines:

@@ -115,7 +115,7 @@ def read_all_sentences(
         contents = look_into(name, file, columns=wanted_columns(column), header=header)
         if column is None and "sentence" in contents.columns:
             column = "sentence"
-        found = [text for batch in read_sentences(file, name, 1000, column, contents.header) for text in batch]
+        found = [text for batch in read_sentences(file, name, 1000, column, header) for text in batch]
     report(contents, len(found))
     if not (sentences := [text for text in found if text.strip()]):
         raise ValueError(f"{name!r} holds no sentence: write one a line.")
@@ -142,8 +142,8 @@ def choose_columns(contents: Contents, column: str | None, keep: Sequence[str]) 
         return LINE, []
     if contents.kind in ("JSON lines", "JSON"):  # objects may lack a column, even all of the first ones
         return known(contents.name, column, contents.columns) if contents.columns else column or "", list(keep)
-    column = known(contents.name, column, contents.columns)
-    return column, [known(contents.name, other, contents.columns) for other in keep]
+    column = known(contents.name, column, contents.columns, contents.hint)
+    return column, [known(contents.name, other, contents.columns, contents.hint) for other in keep]
 
 
 def _batch(rows: Sequence[Row | Bad], column: str, name: str, kept: dict[str, Any]) -> Batch:

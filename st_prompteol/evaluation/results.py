@@ -75,13 +75,18 @@ class Run:
     @property
     def identity(self) -> str:
         """A short hash of the settings that the embeddings depend on."""
-        return digest(self.settings, but=("method",))[:8]
+        return identity_of(self.settings)
 
     def folder(self, results_dir: str | Path) -> Path:
         """Returns the folder of its results, `<results_dir>/<model>/<revision>/<method>-<hash of the settings>`."""
         # a local model by its folder's name: its revision, a hash of its files, distinguishes folders of the same name
         model = Path(self.model).resolve().name if os.path.exists(self.model) else self.model
         return Path(results_dir, _slug(model), self.revision[:18], f"{_slug(self.method)}-{self.digest}")
+
+
+def identity_of(settings: Mapping[str, Any]) -> str:
+    """Returns a short hash of the settings of a run that the embeddings depend on."""
+    return digest(settings, but=("method",))[:8]
 
 
 def revision_of(name: str, revision: str | None = None) -> str:

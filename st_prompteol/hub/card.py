@@ -81,7 +81,10 @@ def render_card(facts: CardFacts, results: ModelResults | None) -> ModelCard:
     theirs, ours = card.data.to_dict(), variables["metadata"]  # type: ignore[no-untyped-call]
     tags = [*theirs.get("tags", ()), *ours["tags"]]
     written = {key: ours[key] for key in ours.keys() & facts.stated}
-    card.data = ModelCardData(**{**ours, **theirs, **written, "tags": tags}, ignore_metadata_errors=True)
+    data = ModelCardData(**{**ours, **theirs, **written, "tags": tags}, ignore_metadata_errors=True)
+    if added := ModelCardData(**ours).eval_results:
+        data.eval_results = list({key_of(one): one for one in [*(data.eval_results or ()), *added]}.values())
+    card.data = data
     return card
 
 

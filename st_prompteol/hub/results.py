@@ -16,7 +16,7 @@ from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 from st_prompteol.card.markdown import escape, one_line
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.evaluation.mteb import revision_in_results
-from st_prompteol.evaluation.results import Run
+from st_prompteol.evaluation.results import Run, identity_of
 from st_prompteol.evaluation.score_table import SHORT_NAMES, Row
 from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from st_prompteol.extras import missing_extra
@@ -24,9 +24,6 @@ from st_prompteol.model import PromptEOL
 
 SOURCES = ("SentEval ", "MTEB ")  # prefixes of dataset names in a card's metadata
 _SENTEVAL = (*STS_TASKS, STS_DEV_TASK, *TRANSFER_TASKS)
-# Settings of a run that change scores only by rounding, or only name it. Weights are compared by revision, because
-# their bytes depend on the dtype in which the model was loaded.
-_FREE_SETTINGS = ("method", "dtype", "weights")
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,7 @@ def read_results(
     others = set()
     for content in [*_senteval_results(results_dir), *_mteb_results(results_dir, run)]:
         task, score = content["task"], float(content["score"])
-        is_own = content["revision"] == run.revision and (
-            "settings" not in content or _comparable(content["settings"]) == _comparable(run.settings)
-        )
-        if is_own:
+        if content["revision"] == run.revision and content["identity"] == run.identity:
             own[task] = {**content, "score": score}
         elif base_model is not None and content["model"] == base_model:
             base.setdefault(content["method"], {})[task] = score
@@ -146,17 +140,11 @@ def _dataset(task: str, content: Mapping[str, Any]) -> dict[str, str]:
     return {**(content.get("dataset") or {"id": REPOSITORY, "task_id": task})}
 
 
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in settings.items() if key not in _FREE_SETTINGS}
-    kept["adapters"] = bool(settings.get("adapters"))  # adapters are not compared by name
-    comparable: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-    return comparable
-
-
 def _senteval_results(results_dir: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     for path in sorted(Path(results_dir).rglob("*.json")):
-        if path.stem in _SENTEVAL and (content := _read(path, ("model", "revision", "method", "task", "score"))):
-            yield content
+        content = path.stem in _SENTEVAL and _read(path, ("model", "revision", "method", "task", "score", "settings"))
+        if content:
+            yield {**content, "identity": identity_of(content["settings"])}
 
 
 def _mteb_results(results_dir: str | os.PathLike[str], run: Run) -> Iterator[dict[str, Any]]:
@@ -179,6 +167,7 @@ def _mteb_results(results_dir: str | os.PathLike[str], run: Run) -> Iterator[dic
         yield {
             "model": path.parent.parent.name,
             "revision": run.revision,
+            "identity": run.identity,
             "method": "MTEB",
             "task": f"{content['task_name']} (MTEB)",
             "score": 100 * sum(scores) / len(scores),

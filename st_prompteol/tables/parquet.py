@@ -88,16 +88,16 @@ def values_of(column: Any) -> list[Any]:
     return values
 
 
-def known(name: str, column: str | None, columns: Sequence[str]) -> str:
-    """Returns the column to read, for None the only column; ValueError if it is missing or duplicate."""
+def known(name: str, column: str | None, columns: Sequence[str], hint: str = "") -> str:
+    """Returns the column to read, for None the only one; ValueError, with the hint, if it is missing or duplicate."""
     if column is None and len(columns) == 1:
         return columns[0]
     choices = f"choose one of {', '.join(map(repr, columns)) or 'none at all'}"
     if column is None:
-        several = f"{len(columns)} columns: {choices} with column (--column)"
+        several = f"{len(columns)} columns: {choices} with column (--column){hint}"
         raise ValueError(f"{name!r} has {several if columns else 'no column: write a header and rows'}.")
     if column not in columns:
-        raise ValueError(f"{name!r} has no column {column!r}: {choices}.")
+        raise ValueError(f"{name!r} has no column {column!r}: {choices}{hint}.")
     check_single(name, [column], columns)
     return column
 

@@ -33,6 +33,7 @@ class Contents:
         columns: Its columns: for JSON those of its first rows, for plain sentences only `LINE`.
         header: Whether the first row of a CSV or TSV file is a header.
         packing: Its compression: `gzip`, `zstd` or an empty string.
+        is_detected: Whether the header was detected from the content, not stated. Defaults to False.
     """
 
     name: str
@@ -40,6 +41,13 @@ class Contents:
     columns: list[str]
     header: bool
     packing: str
+    is_detected: bool = False
+
+    @property
+    def hint(self) -> str:
+        """What to do if a detected header that looks like sentences is a row of data, else empty."""
+        is_doubtful = self.is_detected and self.header and any(map(_looks_like_a_sentence, self.columns))
+        return " (if they are the first row of data: --no-header)" * is_doubtful
 
     @property
     def is_lines(self) -> bool:
@@ -59,6 +67,7 @@ class Contents:
             f"of {self.kind}"
             + ", no header" * (not self.header)
             + f", column{'s' * (len(shown) != 1)} {', '.join(shown)}" * (bool(shown) and not self.is_lines)
+            + self.hint
         )
 
     def describe(self, rows: int) -> str:
@@ -92,16 +101,20 @@ def look_into(
     """
     name = os.fspath(path)
     with opened(path, file) as source, unpacked(source, name) as (stream, kind, packing):
-        has_header, names = True, [LINE]
+        has_header, names, is_separated = True, [LINE], kind in ("CSV", "TSV")
         if kind == "Parquet":
             with open_parquet(source, name) as parquet:
                 names = list(parquet.schema_arrow.names)
-        elif kind in ("CSV", "TSV"):
+        elif is_separated:
             names, has_header = names_of(stream, name, kind, columns, header)
         elif kind != "text":
             rows = list(islice(_read_json(stream, name, kind, None), _LINES_LOOKED_AT))
             names = list(dict.fromkeys(key for row in rows for key in row.cells))
-    return Contents(name, kind, names, has_header, packing)
+    return Contents(name, kind, names, has_header, packing, is_detected=is_separated and header is None)
+
+
+def _looks_like_a_sentence(column: str) -> bool:
+    return len(column.split()) > 3 or column.rstrip().endswith((".", "?", "!", "。", "？", "！"))
 
 
 def read_rows(
