@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from tempfile import TemporaryDirectory
-from typing import Any
+from types import MethodType
+from typing import Any, TypeVar
 
+import torch
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -31,6 +33,7 @@ from st_prompteol.quantization import (
     settle,
 )
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 # Keys of `sentence_bert_config.json` that an inner layer needs and sentence-transformers before 5.4 does not know
 _LAYER_KEYS = ("transformer_task", "modality_config", "module_output_name")
 
@@ -177,6 +180,16 @@ class DecoderTransformer(Transformer):
         if layer_of(self.modality_config) == -1 and getattr(config, "word_embed_proj_dim", None):
             return int(config.word_embed_proj_dim)
         return int(config.hidden_size)
+
+
+def copy_module(module: Module) -> Module:
+    """Returns a shallow copy with its own list of submodules, to which methods wrapped by accelerate are bound."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    for name, value in vars(module).items():
+        if isinstance(value, MethodType) and value.__self__ is module:
+            vars(twin)[name] = MethodType(value.__func__, twin)
+    return twin
 
 
 def reading_layer(layer: int) -> dict[str, Any]:

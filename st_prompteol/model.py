@@ -8,7 +8,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from sentence_transformers.util import get_device_name, quantize_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, prepare_config
+from st_prompteol.body import copy_module
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.cut import Cut, cut_body
@@ -200,6 +201,50 @@ class PromptEOL(SentenceTransformer):
         _fit_poolings(self._modules, self[0].get_embedding_dimension())
         self._warn_if_centered()
 
+    def view(self, template: str | PromptTemplate | None = None, layer: int | None = None) -> Self:
+        """Returns a model with another template or layer, which shares the weights and leaves this model unchanged.
+
+        A view takes no memory for weights, and several threads may encode with views of one model. It has its own
+        template, layer, `max_seq_length`, prompts, list of modules and card; `center`, `cut` and `save` apply to it
+        alone. Weights, their device and dtype, adapters, `fast`, training mode and modules after the pooling are
+        shared: an adapter that is activated in one of them is active in all, and training one trains all.
+
+        Args:
+            template: The template of the view: a `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one
+                `{sentence}`. Defaults to None: this model's.
+            layer: The hidden state that the view uses. Defaults to None: this model's.
+
+        Returns:
+            A view whose embeddings `(len(inputs), embedding_dimension)` are those of a model that was loaded with
+            these arguments.
+
+        Raises:
+            ValueError: If the template does not fit into `max_seq_length` tokens or cannot be built into the
+                tokenizer, or if the layer is out of range.
+
+        Example:
+            >>> model = PromptEOL("tiny")
+            >>> model.view(template="knowledge", layer=-2).encode(["It rains."]).shape
+            (1, 256)
+            >>> model.layer
+            -1
+        """
+        view = copy_module(self)
+        view[0] = self[0].view(template, layer)
+        view.prompts = dict(self.prompts)
+        view.model_card_data = self.model_card_data.copy_for(view)
+        if layer is not None:
+            _fit_poolings(view._modules, view[0].get_embedding_dimension())
+        if not (template is None and layer is None):
+            view._warn_if_centered()
+        return view
+
+    def _snapshot(self) -> Self:
+        """Returns a copy for which assignments to this model's settings have no effect."""
+        twin = copy_module(self)
+        twin[0] = copy_module(self[0])
+        return twin
+
     def center(
         self, sentences: Sequence[str] | None = None, *, scale: bool = False, mean: np.ndarray | None = None
     ) -> None:
@@ -235,12 +280,9 @@ class PromptEOL(SentenceTransformer):
         modules = list(self._modules.items())
         head, behind = modules[: places[0] + 1], modules[places[0] + 1 :]
         if mean is None:
-            pooled = PromptEOL(
-                modules=[module for _, module in head],
-                device=str(self.device),
-                prompts=self.prompts,
-                default_prompt_name=self.default_prompt_name,
-            )
+            pooled = self.view()
+            pooled.truncate_dim = None
+            del pooled[len(head) :]
             embeddings = np.asarray(pooled.encode(list(sentences or ())), dtype=np.float64)
             mean, deviation = embeddings.mean(axis=0), embeddings.std(axis=0)
         shift = torch.from_numpy(np.asarray(mean, dtype=np.float64))
@@ -261,8 +303,7 @@ class PromptEOL(SentenceTransformer):
             init_bias=(-shift * factor).float(),
         ).to(self.device, self.dtype)
         behind = [(name, module) for name, module in behind if name != CENTERING]
-        self._modules.clear()
-        self._modules.update([*head, (CENTERING, dense), *behind])
+        self._modules: dict[str, Any] = dict([*head, (CENTERING, dense), *behind])
 
     def _warn_if_centered(self) -> None:
         if CENTERING in self._modules:
@@ -293,8 +334,8 @@ class PromptEOL(SentenceTransformer):
     ) -> Any:
         """Computes sentence embeddings, like `SentenceTransformer.encode`.
 
-        Each distinct sentence is computed once, and unused layers are skipped. Template, layer and `max_seq_length`
-        are those at the start of the call.
+        Each distinct sentence is computed once, and unused layers are skipped. Template, layer, `max_seq_length` and
+        modules are those at the start of the call.
 
         Args:
             inputs: The sentence or sentences to embed.
@@ -318,11 +359,13 @@ class PromptEOL(SentenceTransformer):
         Raises:
             ValueError: If an embedding contains NaN or infinity, if `batch_size` or `truncate_dim` is below 1, or if
                 the model is on the device `meta`, where it has no weights.
-            RuntimeError: If another thread changes the template, the layer or `max_seq_length` during the call.
         """
         check_whole(batch_size=batch_size, truncate_dim=kwargs.get("truncate_dim"))
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
+        self.eval()
+        # a compiled forward pass belongs to this object
+        model = self._snapshot() if self._compiled_call_impl is None else self
         only_embeddings = output_value == "sentence_embedding"
         # quantize after the check for finite numbers, because integers would always pass it
         is_quantized = only_embeddings and precision in _QUANTIZED
@@ -333,14 +376,14 @@ class PromptEOL(SentenceTransformer):
             "show_progress_bar": show_progress_bar,
             "output_value": output_value,
             "precision": "float32" if is_quantized else precision,
-            "reading": Reading(last_only=self.fast and only_embeddings and self._reads_last_tokens()),
+            "reading": Reading(last_only=model.fast and only_embeddings and model._reads_last_tokens()),
         }
-        encode = partial(super().encode, **{**options, **kwargs})
+        encode = partial(super(PromptEOL, model).encode, **{**options, **kwargs})
         is_singular = self.is_singular_input(inputs)
         if is_singular:
             inputs = [inputs]
         sentences = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-        if not self.fast or is_singular:
+        if not model.fast or is_singular:
             rows = encode(sentences)
         else:
             if show_progress_bar is None:
@@ -616,7 +659,7 @@ def _reads_embedding(module: torch.nn.Module) -> bool:
 def _fit_poolings(modules: MutableMapping[str, torch.nn.Module | None], dimension: int) -> None:
     """Recreates the poolings for embeddings of size `dimension`, with `LastTokenPooling` for the last token."""
     for name, module in modules.items():
-        if isinstance(module, Pooling):
+        if isinstance(module, Pooling) and type(module) in (Pooling, LastTokenPooling):
             ours = LastTokenPooling if module.pooling_mode == "lasttoken" else Pooling
             modules[name] = ours(dimension, module.pooling_mode, module.include_prompt)
 

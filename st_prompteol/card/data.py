@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -107,6 +108,13 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         if model._model_card_text and is_ours(model._model_card_text):
             self.earlier = read_card(model._model_card_text)
             model._model_card_text = None
+
+    def copy_for(self, view: Any) -> PromptEOLModelCardData:
+        """Returns a copy for a view of the model, to which later measurements are not added."""
+        data = copy.copy(self)
+        data.parts, data.results, data.states = dict(self.parts), dict(self.results), dict(self.states)
+        data.model = view
+        return data
 
     @property
     def trained_here(self) -> bool:
@@ -282,7 +290,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         prompt = model.prompts.get(model.default_prompt_name)
         changeable = model.template, model.layer, model.max_seq_length, model.truncate_dim, prompt
         active = model[0].model.active_adapters() if model.adapters else []
-        return *changeable, tuple(map(id, model)), tuple(model.adapters), tuple(active)
+        return *changeable, (id(model[0].model), *map(id, list(model)[1:])), tuple(model.adapters), tuple(active)
 
     def _note(self, cosines: Cosines) -> str | None:
         if self._is_same(cosines):

@@ -1,13 +1,9 @@
-"""Thread safety of shared models: a copyable re-entrant lock, and the thread-local current pass."""
+"""A re-entrant lock that can be copied and pickled, for models that threads share."""
 
 from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from st_prompteol.fast.passes import Pass
 
 
 class Lock:
@@ -33,12 +29,3 @@ class Lock:
 
     def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
         return Lock, ()
-
-
-class _Running(threading.local):
-    """The thread's current forward pass, for hooks and attention functions, which cannot take it as an argument."""
-
-    forward_pass: Pass | None = None
-
-
-running = _Running()
