@@ -21,7 +21,7 @@ from sentence_transformers.util import get_device_name, quantize_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, prepare_config
-from st_prompteol.body import copy_module
+from st_prompteol.body import shallow_copy
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.cut import Cut, cut_body
@@ -202,12 +202,12 @@ class PromptEOL(SentenceTransformer):
         self._warn_if_centered()
 
     def view(self, template: str | PromptTemplate | None = None, layer: int | None = None) -> Self:
-        """Returns a model with another template or layer, which shares the weights and leaves this model unchanged.
+        """Returns a model that shares the weights, with another template or layer; this model is unchanged.
 
-        A view takes no memory for weights, and several threads may encode with views of one model. It has its own
-        template, layer, `max_seq_length`, prompts, list of modules and card; `center`, `cut` and `save` apply to it
-        alone. Weights, their device and dtype, adapters, `fast`, training mode and modules after the pooling are
-        shared: an adapter that is activated in one of them is active in all, and training one trains all.
+        Several threads may encode with views of one model. A view has its own tokenizer, template, layer,
+        `max_seq_length`, prompts, list of modules and card; `center`, `cut` and `save` apply to it alone. Weights,
+        their device and dtype, adapters, `fast`, training mode and modules after the pooling are shared: an adapter
+        activated in one view is active in all, and training one trains all. Change these while no thread encodes.
 
         Args:
             template: The template of the view: a `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one
@@ -229,20 +229,20 @@ class PromptEOL(SentenceTransformer):
             >>> model.layer
             -1
         """
-        view = copy_module(self)
-        view[0] = self[0].view(template, layer)
-        view.prompts = dict(self.prompts)
-        view.model_card_data = self.model_card_data.copy_for(view)
+        view = self._snapshot()
+        view[0].processor = self.tokenizer.copy()
+        view.model_card_data = shallow_copy(self.model_card_data)
+        view.model_card_data.model = view
+        if template is not None:
+            view.template = template
         if layer is not None:
-            _fit_poolings(view._modules, view[0].get_embedding_dimension())
-        if not (template is None and layer is None):
-            view._warn_if_centered()
+            view.layer = layer
         return view
 
     def _snapshot(self) -> Self:
         """Returns a copy for which assignments to this model's settings have no effect."""
-        twin = copy_module(self)
-        twin[0] = copy_module(self[0])
+        twin = shallow_copy(self)
+        twin[0] = shallow_copy(self[0])
         return twin
 
     def center(
@@ -274,19 +274,17 @@ class PromptEOL(SentenceTransformer):
                 f"A mean embedding of {len(set(sentences or ()))} different sentences says nothing: give some hundred "
                 "sentences of the kind that will be embedded."
             )
-        places = [place for place, module in enumerate(self) if isinstance(module, Pooling)]
-        if not places:
+        pooling = next((place for place, module in enumerate(self) if isinstance(module, Pooling)), None)
+        if pooling is None:
             raise ValueError("The model has no pooling, behind which embeddings could be centred: put one behind it.")
-        modules = list(self._modules.items())
-        head, behind = modules[: places[0] + 1], modules[places[0] + 1 :]
         if mean is None:
             pooled = self.view()
             pooled.truncate_dim = None
-            del pooled[len(head) :]
+            del pooled[pooling + 1 :]
             embeddings = np.asarray(pooled.encode(list(sentences or ())), dtype=np.float64)
             mean, deviation = embeddings.mean(axis=0), embeddings.std(axis=0)
         shift = torch.from_numpy(np.asarray(mean, dtype=np.float64))
-        dimension = modules[places[0]][1].get_embedding_dimension()
+        dimension = self[pooling].get_embedding_dimension()
         if shift.shape != (dimension,) or not shift.isfinite().all():
             raise ValueError(
                 f"A mean embedding of this model has {dimension} finite numbers, got the shape {tuple(shift.shape)} "
@@ -302,8 +300,9 @@ class PromptEOL(SentenceTransformer):
             init_weight=factor.diag().float(),
             init_bias=(-shift * factor).float(),
         ).to(self.device, self.dtype)
-        behind = [(name, module) for name, module in behind if name != CENTERING]
-        self._modules: dict[str, Any] = dict([*head, (CENTERING, dense), *behind])
+        modules = [(name, module) for name, module in self._modules.items() if name != CENTERING]
+        modules.insert(pooling + 1, (CENTERING, dense))
+        self._modules: dict[str, Any] = dict(modules)
 
     def _warn_if_centered(self) -> None:
         if CENTERING in self._modules:
@@ -363,7 +362,8 @@ class PromptEOL(SentenceTransformer):
         check_whole(batch_size=batch_size, truncate_dim=kwargs.get("truncate_dim"))
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
-        self.eval()
+        if self.training:
+            self.eval()
         # a compiled forward pass belongs to this object
         model = self._snapshot() if self._compiled_call_impl is None else self
         only_embeddings = output_value == "sentence_embedding"
@@ -446,7 +446,7 @@ class PromptEOL(SentenceTransformer):
             ValueError: If the model has no adapter, all adapters are disabled, or the weights are quantized.
         """
         merge_adapter(self[0].model)
-        self[0].base_config = None
+        self[0].model.base_config = None
 
     def cut(self) -> Cut:
         """Removes the blocks above `layer`, which becomes the last layer, for servers that only use the last layer.

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from st_prompteol.adapter_files import check_base, finish_saved_adapter
 from st_prompteol.adapters import check_saving_adapters, record_base_revision
-from st_prompteol.body import DecoderTransformer, copy_module, foreign, layer_of, reading_layer, saved_layer
+from st_prompteol.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.decoders import check_layer
 from st_prompteol.fast import PLAN, FastPath, Reading, inner_embeddings
 from st_prompteol.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
@@ -112,17 +112,6 @@ class PromptEOLTransformer(DecoderTransformer):
         else:
             self._fast_path.remove()
 
-    def view(self, template: str | PromptTemplate | None = None, layer: int | None = None) -> PromptEOLTransformer:
-        """Returns a module that shares the body and its caches; see `PromptEOL.view`."""
-        view = copy_module(self)
-        if template is None:
-            view.processor = self.tokenizer.copy()
-        else:
-            view.template = template
-        if layer is not None:
-            view.layer = layer
-        return view
-
     def train(self, mode: bool = True) -> PromptEOLTransformer:
         """Sets training or evaluation mode; for training, drops the prefix cache and unpacks 4-bit weights."""
         if mode:
@@ -137,11 +126,12 @@ class PromptEOLTransformer(DecoderTransformer):
         check_saving_adapters(self.model)
         unpack_nf4(self.model)
         record_base_revision(self.model)
-        check_base(self.model, self.base_config)
+        base_config: PretrainedConfig | None = getattr(self.model, "base_config", None)
+        check_base(self.model, base_config)
         body = stock_body(self.model)
         body.save_pretrained(output_path, **stored_tensors(body))
-        if getattr(self.model, "peft_config", None) and self.base_config is not None:
-            finish_saved_adapter(Path(output_path), self.model, self.base_config)
+        if getattr(self.model, "peft_config", None) and base_config is not None:
+            finish_saved_adapter(Path(output_path), self.model, base_config)
         self.tokenizer.save_pretrained(output_path)
         self.save_config(output_path)
         check_tokenizer(Path(output_path), self.tokenizer)

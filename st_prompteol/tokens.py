@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby, islice, takewhile
 from typing import Any
 
@@ -70,7 +71,6 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     # Token ids up to the end of the demonstrations, and a tokenizer for the rest of the text
     _behind: tuple[list[int], Tokenizer] | None = None
     _shortener: Shortener | None = None
-    _head_ids: tuple[int, ...] | None = None
     _lock: Lock  # a backend holds truncation and padding of the last call
 
     @classmethod
@@ -142,7 +142,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             self._check_words(template)
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
         self._set_demonstrations_apart(template, probes, near, far)
-        self._head_ids = None
+        self.__dict__.pop("head_ids", None)
 
     def copy(self) -> TemplateTokenizer:
         """Returns a tokenizer with settings of its own; the vocabulary is shared."""
@@ -150,32 +150,27 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         memo |= {id(part): _copy(part) for part in (self._tokenizer, *(self._behind or ())[1:])}
         return copy.deepcopy(self, memo)
 
-    @property
+    @cached_property
     def head_ids(self) -> tuple[int, ...]:
         """The token ids before every sentence: BOS, demonstrations, template."""
-        if self._head_ids is None:
-            self._head_ids = tuple(self.tokenize_template()[0])
-        return self._head_ids
+        return tuple(self.tokenize_template()[0])
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         """Tokenizes texts like upstream, but reuses the token ids of the demonstrations for every row.
 
         A long text that would be truncated is shortened before it is tokenized.
         """
-        with self._lock:
-            return self._tokenize(text, *args, **kwargs)
-
-    def _tokenize(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
         length = kwargs.get("max_length") or self.model_max_length
         if kwargs.get("truncation") and length and isinstance(text, str | list):
             whole = [text] if isinstance(text, str) else text
             if all(isinstance(one, str) for one in whole):
                 cut = [self._shorten(one, length) for one in whole]
                 text = cut[0] if isinstance(text, str) else cut
-        if self._behind is not None and not args and kwargs == _BATCH and isinstance(text, list):
-            if all(isinstance(one, str) and one.strip() for one in text):
-                return self._tokenize_behind(*self._behind, text)
-        return super().__call__(text, *args, **kwargs)
+        with self._lock:
+            if self._behind is not None and not args and kwargs == _BATCH and isinstance(text, list):
+                if all(isinstance(one, str) and one.strip() for one in text):
+                    return self._tokenize_behind(*self._behind, text)
+            return super().__call__(text, *args, **kwargs)
 
     def _shorten(self, text: str, length: int) -> str:
         """Shortens a text without a change of its first `length` tokens in the template."""

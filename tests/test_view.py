@@ -16,7 +16,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate
+from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate, lora_config
 from st_prompteol.identity import identify
 
 from .helpers import SENTENCES, SHOTS, assert_alike, features_of, gradients_of
@@ -176,3 +176,19 @@ def test_a_forward_that_accelerate_wrapped_reads_the_view(model: PromptEOL) -> N
     expected = model.view(layer=-2).encode(ROWS)
     model.forward = MethodType(lambda self, *args, **kw: PromptEOL.forward(self, *args, **kw), model)  # type: ignore[method-assign]
     np.testing.assert_array_equal(model.view(layer=-2).encode(ROWS), expected)
+
+
+def test_hooks_of_a_view_are_its_own(model: PromptEOL) -> None:
+    before, view = model.encode(ROWS), model.view()
+    for module in (view, view[0]):
+        module.register_forward_hook(lambda module, args, output: {**output, "sentence_embedding": torch.zeros(1)})
+    np.testing.assert_array_equal(model.encode(ROWS), before)
+
+
+def test_the_base_of_an_adapter_changes_for_all(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    model = PromptEOL(publish_adapter(causal_lms["llama"], tmp_path / "adapter"))
+    view = model.view()
+    model.merge_adapter()
+    view.add_adapter(lora_config(r=2))
+    with pytest.raises(ValueError, match="the weights below it have changed since that was opened"):
+        view.save_pretrained(str(tmp_path / "saved"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -108,13 +107,6 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         if model._model_card_text and is_ours(model._model_card_text):
             self.earlier = read_card(model._model_card_text)
             model._model_card_text = None
-
-    def copy_for(self, view: Any) -> PromptEOLModelCardData:
-        """Returns a copy for a view of the model, to which later measurements are not added."""
-        data = copy.copy(self)
-        data.parts, data.results, data.states = dict(self.parts), dict(self.results), dict(self.states)
-        data.model = view
-        return data
 
     @property
     def trained_here(self) -> bool:

@@ -24,7 +24,9 @@ class TemplateEnsemble(SentenceTransformer):
     """
 
     def __init__(self, model: PromptEOL, templates: Sequence[str], layer: int = -1) -> None:
-        views = [model[0].view(template, layer) for template in templates]
+        alone = model.view()
+        del alone[1:]
+        views = [alone.view(template, layer)[0] for template in templates]
         pooling, device = LastTokenPooling(views[0].get_embedding_dimension()), str(model.device)
         super().__init__(modules=[views[0], pooling], device=device)
         self.templates = [view.template for view in views]

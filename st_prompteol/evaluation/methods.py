@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from st_prompteol.body import copy_module
+from st_prompteol.body import shallow_copy
 from st_prompteol.evaluation.published import DEFAULT_DEMONSTRATION, DEMONSTRATIONS
 from st_prompteol.model import PromptEOL
 from st_prompteol.pooling import LastTokenPooling
@@ -37,9 +37,11 @@ def apply_decoder_methods(
         "PromptEOL": TEMPLATES["prompteol"],
         "PromptEOL + 1 demonstration": shown,
     }
+    alone = model.view()
+    del alone[1:]
     for layer in layers:
         for name, template in methods.items():
-            transformer = model[0].view(template, layer)
+            transformer = alone.view(template, layer)[0]
             dimension = transformer.get_embedding_dimension()
             pooling = Pooling(dimension, "mean") if name == "mean of tokens" else LastTokenPooling(dimension)
             shared = SentenceTransformer(modules=[transformer, pooling], device=str(model.device))
@@ -78,7 +80,7 @@ def apply_encoder_methods(model_name_or_path: str, **kwargs: Any) -> Iterator[tu
     # The template is part of the tokenizer here too: a long sentence is truncated at its own end and keeps the mask.
     plain = TemplateTokenizer.of(tokenizer)
     for name, (text, pooling) in methods.items():
-        view = copy_module(transformer)
+        view = shallow_copy(transformer)
         view.processor = plain.copy()
         view.processor.template = PromptTemplate(text + end)
         yield name, SentenceTransformer(modules=[view, pooling], device=device)

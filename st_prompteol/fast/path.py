@@ -106,9 +106,8 @@ class FastPath:
         remove_fast_linear(self.model)
         for hook in self._hooks:
             hook.remove()
-        with self._lock:
-            self._longest.clear()
-            self._heads.clear()
+        self._longest.clear()
+        self.forget()
 
     def forget(self) -> None:
         """Clears the prefix cache, before weights change."""
