@@ -241,7 +241,7 @@ class PromptEOLTransformer(DecoderTransformer):
         reading, layer = reading or Reading(), self.layer
         if torch.is_grad_enabled():  # gradients mean that the weights may change
             self._fast_path.forget()
-        states = self._fast_path.run(features, reading, layer, self.tokenizer.head_ids)
+        states = self._fast_path.run(features, reading, layer, self.tokenizer.head_ids) if self.fast else None
         features.pop(PLAN, None)
         if states is None and reading.inner_layers:
             states = self._run_whole(features, [layer, *reading.inner_layers])

@@ -147,7 +147,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     def copy(self) -> TemplateTokenizer:
         """Returns a tokenizer with settings of its own; the vocabulary is shared."""
         memo: dict[int, Any] = {id(part): part for part in (self.plain, self._shortener)}
-        memo |= {id(part): _copy(part) for part in (self._tokenizer, *(self._behind or ())[1:])}
+        memo |= {id(part): _copy(part) for part in (self.backend_tokenizer, *(self._behind or ())[1:])}
         return copy.deepcopy(self, memo)
 
     @cached_property

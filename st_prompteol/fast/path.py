@@ -65,7 +65,7 @@ class FastPath:
         model: The body of a decoder LLM.
 
     Attributes:
-        is_installed: Whether it is in use; if not, `run` returns None.
+        is_installed: Whether the model is prepared, as `plan` and `run` require.
 
     Example:
         >>> body = PromptEOL("tiny", fast=False)[0].model
@@ -163,7 +163,7 @@ class FastPath:
     def _is_possible(self) -> bool:
         """Whether the fast path applies: no training, compilation or autocast, no other hidden states requested."""
         model = self.model
-        return self.is_installed and not (
+        return not (
             model.training
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
