@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any
+from types import MethodType
+from typing import Any, TypeVar
 
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
@@ -31,6 +33,7 @@ from st_prompteol.quantization import (
     settle,
 )
 
+Thing = TypeVar("Thing")
 # Keys of `sentence_bert_config.json` that an inner layer needs and sentence-transformers before 5.4 does not know
 _LAYER_KEYS = ("transformer_task", "modality_config", "module_output_name")
 
@@ -49,7 +52,6 @@ class DecoderTransformer(Transformer):
     Attributes:
         quantization: A short description of the quantization of the checkpoint; None for float weights.
         gguf_file: The name of the loaded GGUF file; None for other checkpoints.
-        base_config: The published configuration of the base model; None if its weights have changed.
 
     Raises:
         ValueError: If the model is not a decoder, the layer is out of range, or an adapter does not fit.
@@ -59,7 +61,6 @@ class DecoderTransformer(Transformer):
 
     quantization: str | None
     gguf_file: str | None
-    base_config: PretrainedConfig | None
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class DecoderTransformer(Transformer):
         stated = getattr(config, "quantization_config", None) or (
             {"quant_method": "gguf"} if "gguf_file" in model_kwargs else None
         )
-        self.base_config = copy.deepcopy(config)
+        base_config = copy.deepcopy(config)
         task = "text-generation" if is_saved_with_head(config) else transformer_task
         with opening_quantized(source, config, model_kwargs):
             model, report = super()._load_model(
@@ -150,6 +151,7 @@ class DecoderTransformer(Transformer):
         check_read(source, model, report["unexpected_keys"])
         # upstream no longer sets this attribute of its own; adapters and results record it
         model.config._commit_hash = opened_commit(source, hub_kwargs_of(model_kwargs))
+        model.base_config = base_config  # what is published, until the weights of the base change
         self.quantization = describe_quantization(stated, model)
         if is_peft_model:
             load_adapter(model, model_name_or_path, **hub_kwargs)
@@ -177,6 +179,22 @@ class DecoderTransformer(Transformer):
         if layer_of(self.modality_config) == -1 and getattr(config, "word_embed_proj_dim", None):
             return int(config.word_embed_proj_dim)
         return int(config.hidden_size)
+
+
+def shallow_copy(original: Thing) -> Thing:
+    """Returns a copy with dictionaries of its own: submodules, hooks, prompts, measurements.
+
+    Methods that accelerate has replaced on a module are bound to the copy.
+    """
+    twin = copy.copy(original)
+    for name, value in vars(original).items():
+        if isinstance(value, dict):
+            vars(twin)[name] = value.copy()
+        elif isinstance(value, MethodType) and value.__self__ is original:
+            vars(twin)[name] = MethodType(value.__func__, twin)
+        elif isinstance(value, partial) and value.args and value.args[0] is original:
+            vars(twin)[name] = partial(value.func, twin, *value.args[1:], **value.keywords)
+    return twin
 
 
 def reading_layer(layer: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from sentence_transformers.util import get_device_name, quantize_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 
 from st_prompteol.adapters import load_adapter, merge_adapter, prepare_config
+from st_prompteol.body import shallow_copy
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.cut import Cut, cut_body
@@ -203,6 +204,50 @@ class PromptEOL(SentenceTransformer):
         _fit_poolings(self._modules, self[0].get_embedding_dimension())
         self._warn_if_centered()
 
+    def view(self, template: str | PromptTemplate | None = None, layer: int | None = None) -> Self:
+        """Returns a model that shares the weights, with another template or layer; this model is unchanged.
+
+        Several threads may encode with views of one model. A view has its own tokenizer, template, layer,
+        `max_seq_length`, prompts, list of modules and card; `center`, `cut` and `save` apply to it alone. Weights,
+        their device and dtype, adapters, `fast`, training mode and modules after the pooling are shared: an adapter
+        activated in one view is active in all, and training one trains all. Change these while no thread encodes.
+
+        Args:
+            template: The template of the view: a `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one
+                `{sentence}`. Defaults to None: this model's.
+            layer: The hidden state that the view uses. Defaults to None: this model's.
+
+        Returns:
+            A view whose embeddings `(len(inputs), embedding_dimension)` are those of a model that was loaded with
+            these arguments.
+
+        Raises:
+            ValueError: If the template does not fit into `max_seq_length` tokens or cannot be built into the
+                tokenizer, or if the layer is out of range.
+
+        Example:
+            >>> model = PromptEOL("tiny")
+            >>> model.view(template="knowledge", layer=-2).encode(["It rains."]).shape
+            (1, 256)
+            >>> model.layer
+            -1
+        """
+        view = self._snapshot()
+        view[0].processor = self.tokenizer.copy()
+        view.model_card_data = shallow_copy(self.model_card_data)
+        view.model_card_data.model = view
+        if template is not None:
+            view.template = template
+        if layer is not None:
+            view.layer = layer
+        return view
+
+    def _snapshot(self) -> Self:
+        """Returns a copy for which assignments to this model's settings have no effect."""
+        twin = shallow_copy(self)
+        twin[0] = shallow_copy(self[0])
+        return twin
+
     def center(
         self, sentences: Sequence[str] | None = None, *, scale: bool = False, mean: np.ndarray | None = None
     ) -> None:
@@ -232,22 +277,17 @@ class PromptEOL(SentenceTransformer):
                 f"A mean embedding of {len(set(sentences or ()))} different sentences says nothing: give some hundred "
                 "sentences of the kind that will be embedded."
             )
-        places = [place for place, module in enumerate(self) if isinstance(module, Pooling)]
-        if not places:
+        pooling = next((place for place, module in enumerate(self) if isinstance(module, Pooling)), None)
+        if pooling is None:
             raise ValueError("The model has no pooling, behind which embeddings could be centred: put one behind it.")
-        modules = list(self._modules.items())
-        head, behind = modules[: places[0] + 1], modules[places[0] + 1 :]
         if mean is None:
-            pooled = PromptEOL(
-                modules=[module for _, module in head],
-                device=str(self.device),
-                prompts=self.prompts,
-                default_prompt_name=self.default_prompt_name,
-            )
+            pooled = self.view()
+            pooled.truncate_dim = None
+            del pooled[pooling + 1 :]
             embeddings = np.asarray(pooled.encode(list(sentences or ())), dtype=np.float64)
             mean, deviation = embeddings.mean(axis=0), embeddings.std(axis=0)
         shift = torch.from_numpy(np.asarray(mean, dtype=np.float64))
-        dimension = modules[places[0]][1].get_embedding_dimension()
+        dimension = self[pooling].get_embedding_dimension()
         if shift.shape != (dimension,) or not shift.isfinite().all():
             raise ValueError(
                 f"A mean embedding of this model has {dimension} finite numbers, got the shape {tuple(shift.shape)} "
@@ -263,9 +303,9 @@ class PromptEOL(SentenceTransformer):
             init_weight=factor.diag().float(),
             init_bias=(-shift * factor).float(),
         ).to(self.device, self.dtype)
-        behind = [(name, module) for name, module in behind if name != CENTERING]
-        self._modules.clear()
-        self._modules.update([*head, (CENTERING, dense), *behind])
+        modules = [(name, module) for name, module in self._modules.items() if name != CENTERING]
+        modules.insert(pooling + 1, (CENTERING, dense))
+        self._modules: dict[str, Any] = dict(modules)
 
     def _warn_if_centered(self) -> None:
         if CENTERING in self._modules:
@@ -296,8 +336,8 @@ class PromptEOL(SentenceTransformer):
     ) -> Any:
         """Computes sentence embeddings, like `SentenceTransformer.encode`.
 
-        Each distinct sentence is computed once, and unused layers are skipped. Template, layer and `max_seq_length`
-        are those at the start of the call.
+        Each distinct sentence is computed once, and unused layers are skipped. Template, layer, `max_seq_length` and
+        modules are those at the start of the call.
 
         Args:
             inputs: The sentence or sentences to embed.
@@ -321,11 +361,14 @@ class PromptEOL(SentenceTransformer):
         Raises:
             ValueError: If an embedding contains NaN or infinity, if `batch_size` or `truncate_dim` is below 1, or if
                 the model is on the device `meta`, where it has no weights.
-            RuntimeError: If another thread changes the template, the layer or `max_seq_length` during the call.
         """
         check_whole(batch_size=batch_size, truncate_dim=kwargs.get("truncate_dim"))
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
+        if self.training:
+            self.eval()
+        # a compiled forward pass belongs to this object
+        model = self._snapshot() if self._compiled_call_impl is None else self
         only_embeddings = output_value == "sentence_embedding"
         # quantize after the check for finite numbers, because integers would always pass it
         is_quantized = only_embeddings and precision in _QUANTIZED
@@ -336,14 +379,14 @@ class PromptEOL(SentenceTransformer):
             "show_progress_bar": show_progress_bar,
             "output_value": output_value,
             "precision": "float32" if is_quantized else precision,
-            "reading": Reading(last_only=self.fast and only_embeddings and self._reads_last_tokens()),
+            "reading": Reading(last_only=model.fast and only_embeddings and model._reads_last_tokens()),
         }
-        encode = partial(super().encode, **{**options, **kwargs})
+        encode = partial(super(PromptEOL, model).encode, **{**options, **kwargs})
         is_singular = self.is_singular_input(inputs)
         if is_singular:
             inputs = [inputs]
         sentences = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-        if not self.fast or is_singular:
+        if not model.fast or is_singular:
             rows = encode(sentences)
         else:
             if show_progress_bar is None:
@@ -406,7 +449,7 @@ class PromptEOL(SentenceTransformer):
             ValueError: If the model has no adapter, all adapters are disabled, or the weights are quantized.
         """
         merge_adapter(self[0].model)
-        self[0].base_config = None
+        self[0].model.base_config = None
 
     def cut(self) -> Cut:
         """Removes the blocks above `layer`, which becomes the last layer, for servers that only use the last layer.
@@ -622,7 +665,7 @@ def _reads_embedding(module: torch.nn.Module) -> bool:
 def _fit_poolings(modules: MutableMapping[str, torch.nn.Module | None], dimension: int) -> None:
     """Recreates the poolings for embeddings of size `dimension`, with `LastTokenPooling` for the last token."""
     for name, module in modules.items():
-        if isinstance(module, Pooling):
+        if isinstance(module, Pooling) and type(module) in (Pooling, LastTokenPooling):
             ours = LastTokenPooling if module.pooling_mode == "lasttoken" else Pooling
             modules[name] = ours(dimension, module.pooling_mode, module.include_prompt)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from st_prompteol.adapter_files import check_base, finish_saved_adapter
 from st_prompteol.adapters import check_saving_adapters, record_base_revision
 from st_prompteol.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.decoders import check_layer
-from st_prompteol.fast import PLAN, Begun, FastPath, Lock, Reading, inner_embeddings
+from st_prompteol.fast import PLAN, FastPath, Reading, inner_embeddings
 from st_prompteol.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
 from st_prompteol.stock import check_tokenizer, stock_body, stored_tensors
 from st_prompteol.template import PromptTemplate, get_template
@@ -81,9 +81,6 @@ class PromptEOLTransformer(DecoderTransformer):
             config_kwargs=config_kwargs or {},
             **kwargs,
         )
-        self._settings = Lock()  # guards template, layer and max_seq_length, which other threads may change
-        self._revision = 0  # counts changes of these settings
-        self._head = -1, torch.tensor([])
         self.put_body(self.model, fast)
         if super().tokenizer is None:
             raise ValueError(f"{model_name_or_path!r} has no tokenizer, but PromptEOL embeds text.")
@@ -100,25 +97,25 @@ class PromptEOLTransformer(DecoderTransformer):
     def put_body(self, model: PreTrainedModel, fast: bool) -> None:
         """Sets `model` as the body and, if `fast`, prepares it for the fast path."""
         self.model = model
-        self._fast_path = FastPath(model) if fast else None
+        self._fast_path = FastPath(model)
+        self.fast = fast
 
     @property
     def fast(self) -> bool:
         """Whether the shared prefix is computed once. Assign False for the computation of sentence-transformers."""
-        return self._fast_path is not None
+        return self._fast_path.is_installed
 
     @fast.setter
     def fast(self, fast: bool) -> None:
-        if self._fast_path is not None and not fast:
+        if fast:
+            self._fast_path.install()
+        else:
             self._fast_path.remove()
-        if fast != self.fast:
-            self.put_body(self.model, fast)
 
     def train(self, mode: bool = True) -> PromptEOLTransformer:
         """Sets training or evaluation mode; for training, drops the prefix cache and unpacks 4-bit weights."""
         if mode:
-            if self._fast_path is not None:
-                self._fast_path.forget()
+            self._fast_path.forget()
             keep_nf4_unpacked(self.model)
         super().train(mode)
         return self
@@ -129,11 +126,12 @@ class PromptEOLTransformer(DecoderTransformer):
         check_saving_adapters(self.model)
         unpack_nf4(self.model)
         record_base_revision(self.model)
-        check_base(self.model, self.base_config)
+        base_config: PretrainedConfig | None = getattr(self.model, "base_config", None)
+        check_base(self.model, base_config)
         body = stock_body(self.model)
         body.save_pretrained(output_path, **stored_tensors(body))
-        if getattr(self.model, "peft_config", None) and self.base_config is not None:
-            finish_saved_adapter(Path(output_path), self.model, self.base_config)
+        if getattr(self.model, "peft_config", None) and base_config is not None:
+            finish_saved_adapter(Path(output_path), self.model, base_config)
         self.tokenizer.save_pretrained(output_path)
         self.save_config(output_path)
         check_tokenizer(Path(output_path), self.tokenizer)
@@ -152,10 +150,10 @@ class PromptEOLTransformer(DecoderTransformer):
     @template.setter
     def template(self, template: str | PromptTemplate) -> None:
         template = get_template(template)
-        with self._settings:
-            self._check_length(template, self.max_seq_length)
-            self._revision += 1
-            self.tokenizer.template = template
+        self._check_length(template, self.max_seq_length)
+        tokenizer = self.tokenizer.copy()  # a running `encode` keeps the old one
+        tokenizer.template = template
+        self.processor = tokenizer
 
     @property
     def layer(self) -> int:
@@ -165,9 +163,7 @@ class PromptEOLTransformer(DecoderTransformer):
     @layer.setter
     def layer(self, layer: int) -> None:
         check_layer(layer, self.config)
-        with self._settings:
-            self._revision += 1
-            self.modality_config = reading_layer(layer)
+        self.modality_config = reading_layer(layer)
 
     @property
     def max_seq_length(self) -> int | None:
@@ -177,10 +173,10 @@ class PromptEOLTransformer(DecoderTransformer):
 
     @max_seq_length.setter
     def max_seq_length(self, max_seq_length: int | None) -> None:
-        with self._settings:
-            self._check_length(self.template, max_seq_length)
-            self._revision += 1
-            self.tokenizer.model_max_length = max_seq_length
+        self._check_length(self.template, max_seq_length)
+        tokenizer = self.tokenizer.copy()
+        tokenizer.model_max_length = max_seq_length
+        self.processor = tokenizer
 
     def count_template_tokens(self) -> int:
         """Returns the number of tokens of BOS, demonstrations and template around every sentence."""
@@ -217,21 +213,17 @@ class PromptEOLTransformer(DecoderTransformer):
         Raises:
             TypeError: If an input is not a string.
             ValueError: If a sentence results in no tokens.
-            RuntimeError: If the template, the layer or `max_seq_length` has changed since the start of the call.
         """
-        with self._settings:  # tokenizers are not thread-safe
-            begun = self._begin(reading)
-            self._check_unchanged(begun)
-            texts = [tokenizable(sentence) for sentence in inputs]
-            features: dict[str, Any] = super().preprocess(texts, prompt, **kwargs)
+        texts = [tokenizable(sentence) for sentence in inputs]
+        features: dict[str, Any] = super().preprocess(texts, prompt, **kwargs)
         ids = features.get("input_ids")
         if isinstance(ids, torch.Tensor) and (ids.shape[-1] == 0 or not features["attention_mask"].any(dim=1).all()):
             raise ValueError(
                 f"An empty sentence leaves nothing to embed: the template {self.template.text!r} adds no text and the "
                 "tokenizer no BOS. Drop empty sentences or use a template with text."
             )
-        if reading is not None and self._fast_path is not None:
-            features[PLAN] = self._fast_path.plan(features, begun.head_ids)
+        if reading is not None and self.fast:
+            features[PLAN] = self._fast_path.plan(features, self.tokenizer.head_ids)
         return features
 
     def forward(self, features: dict[str, Any], reading: Reading | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -245,25 +237,18 @@ class PromptEOLTransformer(DecoderTransformer):
             features: The output of `preprocess`.
             reading: The call state of `encode`. Defaults to None.
             **kwargs: Other arguments of `Transformer.forward`.
-
-        Raises:
-            RuntimeError: If the template, the layer or `max_seq_length` has changed since the start of the call.
         """
-        reading = reading or Reading()
-        begun = self._begin(reading)
-        states = None
-        if self._fast_path is not None:
-            if torch.is_grad_enabled():  # gradients mean that the weights may change
-                self._fast_path.forget()
-            states = self._fast_path.run(features, reading)
+        reading, layer = reading or Reading(), self.layer
+        if torch.is_grad_enabled():  # gradients mean that the weights may change
+            self._fast_path.forget()
+        states = self._fast_path.run(features, reading, layer, self.tokenizer.head_ids) if self.fast else None
         features.pop(PLAN, None)
         if states is None and reading.inner_layers:
-            states = self._run_whole(features, [begun.layer, *reading.inner_layers])
+            states = self._run_whole(features, [layer, *reading.inner_layers])
         if states is None:
-            features = super().forward(features, **kwargs)
-            self._check_unchanged(begun)
-            return features
-        features["token_embeddings"] = states[begun.layer]
+            whole: dict[str, Any] = super().forward(features, **kwargs)
+            return whole
+        features["token_embeddings"] = states[layer]
         if reading.last_only:
             last = features["attention_mask"].sum(dim=1, keepdim=True) - 1
             features["input_ids"] = features["input_ids"].gather(1, last)
@@ -278,22 +263,3 @@ class PromptEOLTransformer(DecoderTransformer):
         last = mask.sum(dim=1) - 1
         rows = torch.arange(len(ids), device=ids.device)
         return {layer: outputs.hidden_states[layer][rows, last][:, None] for layer in layers}
-
-    def _begin(self, reading: Reading | None) -> Begun:
-        """Returns the settings at the start of an `encode` call; the first batch records the current ones."""
-        if reading is not None and reading.begun is not None:
-            return reading.begun
-        with self._settings:
-            if self._head[0] != self._revision:
-                self._head = self._revision, torch.tensor(self.tokenizer.tokenize_template()[0])
-            begun = Begun(self._revision, self.layer, self._head[1])
-        if reading is not None:
-            reading.begun = begun
-        return begun
-
-    def _check_unchanged(self, begun: Begun) -> None:
-        if begun.revision != self._revision:
-            raise RuntimeError(
-                "The template, the layer or max_seq_length was changed while sentences were encoded: encode them "
-                "again, or give each thread a model of its own."
-            )

@@ -8,18 +8,21 @@ tokens of a post-processor. `tokenizer_config.json` contains a readable copy of 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, takewhile
+from functools import cached_property
+from itertools import groupby, islice, takewhile
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from st_prompteol.files import replacing_file
+from st_prompteol.lock import Lock
 from st_prompteol.long_text import Shortener, is_long
 from st_prompteol.template import HOLE, PromptTemplate
 
@@ -68,6 +71,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     # Token ids up to the end of the demonstrations, and a tokenizer for the rest of the text
     _behind: tuple[list[int], Tokenizer] | None = None
     _shortener: Shortener | None = None
+    _lock: Lock  # a backend holds truncation and padding of the last call
 
     @classmethod
     def of(cls, base: PreTrainedTokenizerBase) -> TemplateTokenizer:
@@ -105,7 +109,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         )
         if tokenizer.pad_token is None:  # the attention mask hides padding, so any token works
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-        tokenizer.plain = plain
+        tokenizer.plain, tokenizer._lock = plain, Lock()
         tokenizer.bos = _ids_in_front(plain) if stated is None else tokenizer._take_out_template()
         tokenizer.plain.post_processor = None
         if stated is not None:
@@ -138,6 +142,18 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             self._check_words(template)
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
         self._set_demonstrations_apart(template, probes, near, far)
+        self.__dict__.pop("head_ids", None)
+
+    def copy(self) -> TemplateTokenizer:
+        """Returns a tokenizer with settings of its own; the vocabulary is shared."""
+        memo: dict[int, Any] = {id(part): part for part in (self.plain, self._shortener)}
+        memo |= {id(part): _copy(part) for part in (self.backend_tokenizer, *(self._behind or ())[1:])}
+        return copy.deepcopy(self, memo)
+
+    @cached_property
+    def head_ids(self) -> tuple[int, ...]:
+        """The token ids before every sentence: BOS, demonstrations, template."""
+        return tuple(self.tokenize_template()[0])
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         """Tokenizes texts like upstream, but reuses the token ids of the demonstrations for every row.
@@ -150,17 +166,18 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             if all(isinstance(one, str) for one in whole):
                 cut = [self._shorten(one, length) for one in whole]
                 text = cut[0] if isinstance(text, str) else cut
-        if self._behind is not None and not args and kwargs == _BATCH and isinstance(text, list):
-            if all(isinstance(one, str) and one.strip() for one in text):
-                return self._tokenize_behind(*self._behind, text)
-        return super().__call__(text, *args, **kwargs)
+        with self._lock:
+            if self._behind is not None and not args and kwargs == _BATCH and isinstance(text, list):
+                if all(isinstance(one, str) and one.strip() for one in text):
+                    return self._tokenize_behind(*self._behind, text)
+            return super().__call__(text, *args, **kwargs)
 
     def _shorten(self, text: str, length: int) -> str:
         """Shortens a text without a change of its first `length` tokens in the template."""
         if not is_long(text, length):
             return text
         if self._shortener is None:
-            plain = Tokenizer.from_str(self.plain.to_str())
+            plain = _copy(self.plain)
             plain.encode_special_tokens = True  # as in a sentence
             self._shortener = Shortener(plain)
         template = self.template
@@ -216,7 +233,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         if not before or len(before) > len(self._lead(template)):
             return
         head = [*self.bos, *self._plain_ids(template.head[: -len(before)])]
-        behind = Tokenizer.from_str(self.plain.to_str())
+        behind = _copy(self.plain)
         behind.normalizer = _normalizer([*self._steps(template, near, before), *_steps_of(self.plain)])
         behind.post_processor = _parts(post_processor=_template_processing(self.plain, [], far)).post_processor
         behind.encode_special_tokens = True
@@ -242,9 +259,10 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> tuple[str, ...]:  # type: ignore[override]
         """Saves `tokenizer.json` and `tokenizer_config.json` in a format that transformers 4 also reads."""
-        self.backend_tokenizer.no_truncation()  # set by the last call
-        self.backend_tokenizer.no_padding()
-        files: tuple[str, ...] = super().save_pretrained(save_directory, **kwargs)
+        with self._lock:
+            self.backend_tokenizer.no_truncation()  # set by the last call
+            self.backend_tokenizer.no_padding()
+            files: tuple[str, ...] = super().save_pretrained(save_directory, **kwargs)
         path = os.path.join(save_directory, "tokenizer_config.json")
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
@@ -369,6 +387,19 @@ def tokenizable(sentence: Any) -> str:
     except UnicodeEncodeError:
         return sentence.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return sentence
+
+
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns a copy that shares the vocabulary, whose own copy takes seconds in large tokenizers."""
+    twin = Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "encode_special_tokens"):
+        setattr(twin, part, getattr(tokenizer, part))
+    added = tokenizer.get_added_tokens_decoder()
+    for is_special, tokens in groupby((added[number] for number in sorted(added)), lambda token: token.special):
+        add = twin.add_special_tokens if is_special else twin.add_tokens
+        add(list(tokens))
+    # ids that do not follow the vocabulary are kept by a whole copy only
+    return twin if twin.get_added_tokens_decoder() == added else Tokenizer.from_str(tokenizer.to_str())
 
 
 def _read_special_tokens_as_text(plain: Tokenizer) -> None:

@@ -22,7 +22,7 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {"extras"},
+    {"extras", "lock"},
     set("template files failures tables long_text adapter_files decoders pooling quantization signals".split()),
     {"adapters", "finite", "released", "spelling"},
     {"body", "tokens", "fast", "output", "retries", "saving"},

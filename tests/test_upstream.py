@@ -60,6 +60,7 @@ TABLE = [
     Private(torch.nn.Module(), "_parameters", "fast/head.py", "all weights, without names"),
     Private(torch.nn.Module(), "_buffers", "fast/head.py", "likewise"),
     Private(torch.nn.Module(), "_modules", "model.py", "poolings are made anew when the layer changes"),
+    Private(torch.nn.Module(), "_compiled_call_impl", "model.py", "a compiled model encodes itself, not a copy"),
     Private(torch.cpu, "_is_avx512_bf16_supported", "training/arguments.py", "which precision a CPU trains in"),
     Private(torch.cpu, "_is_amx_tile_supported", "training/arguments.py", "likewise"),
     Private(SentenceTransformerTrainer, "_save_checkpoint", "training/trainer.py", "none of NaN, none in halves"),

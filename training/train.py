@@ -9,7 +9,6 @@ Every key of a recipe is also a flag, and flags override the recipe: `--learning
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
@@ -151,13 +150,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
 
 def preprocess_with(model: PromptEOL, preprocessing: str) -> Callable[..., dict[str, Any]]:
     """Returns `model.preprocess` with the given preprocessing of sentences instead of the model's own."""
-    template = replace(model.template, preprocessing=preprocessing)
-    if template == model.template:
-        return model.preprocess
-    transformer = copy.copy(model[0])  # shares the weights, with another tokenizer
-    transformer.processor = copy.deepcopy(model.tokenizer)
-    transformer.template = template
-    return transformer.preprocess
+    return model.view(replace(model.template, preprocessing=preprocessing)).preprocess
 
 
 def dev_scores(trainer: AdapterTrainer) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +33,7 @@ class Result:
 
 
 class Playground:
-    """One loaded model for all visitors; a recipe is applied to it while its sentences are encoded.
+    """One loaded model for all visitors, each of whom gets a view of it with their recipe.
 
     Args:
         model_name_or_path: The model, as in `PromptEOL`.
@@ -46,7 +44,6 @@ class Playground:
         self.model = PromptEOL(model_name_or_path)
         self.own_template, self.own_layer = self.model.template, self.model.layer
         self.layers = range(-1, -self.model[0].config.get_text_config().num_hidden_layers - 1, -1)
-        self._turn = threading.Lock()  # template and layer are settings of the shared model
 
     @property
     def templates(self) -> list[str]:
@@ -82,14 +79,11 @@ class Playground:
         template = self.own_template if recipe.template is None else get_template(recipe.template)
         if recipe.demonstrations:
             template = replace(template, demonstrations=recipe.demonstrations)
-        with self._turn:
-            model = copy.copy(self.model)  # shares the weights
-            model._modules = dict(model._modules)  # additional modules of this visitor
-            model.template, model.layer = template, recipe.layer
-            if recipe.centred:
-                model.center(sentences)
-            embeddings = model.encode(sentences)
-            tokens = read_tokens(model[0], sentences)
+        model = self.model.view(template, recipe.layer)
+        if recipe.centred:
+            model.center(sentences)
+        embeddings = model.encode(sentences)
+        tokens = read_tokens(model[0], sentences)
         return Result(recipe, embeddings, model.similarity(embeddings, embeddings).numpy(), tokens)
 
     def write_code(self, recipe: Recipe, sentences: list[str]) -> str:

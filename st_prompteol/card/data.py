@@ -347,7 +347,8 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         weights = hashlib.sha256()
         for sample in Fingerprint(model).samples:
             weights.update(sample.cpu().view(torch.uint8).numpy().data)
-        return *changeable, tuple(map(id, model)), tuple(model.adapters), tuple(active), weights.hexdigest()
+        modules = id(model[0].model), *map(id, list(model)[1:])
+        return *changeable, modules, tuple(model.adapters), tuple(active), weights.hexdigest()
 
     def _note(self, cosines: Cosines) -> str | None:
         if self._is_same(cosines):

@@ -9,7 +9,6 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.model import PromptEOL
 from st_prompteol.pooling import LastTokenPooling
-from st_prompteol.template import get_template
 
 
 class TemplateEnsemble(SentenceTransformer):
@@ -19,24 +18,23 @@ class TemplateEnsemble(SentenceTransformer):
     template, and no stock module encodes a sentence several times.
 
     Args:
-        model: The decoder LLM, whose weights are shared; every call of `encode` sets its template.
+        model: The decoder LLM, whose weights are shared.
         templates: Names of templates, or texts with one `{sentence}`.
+        layer: The hidden state to read. Defaults to -1.
     """
 
-    def __init__(self, model: PromptEOL, templates: Sequence[str]) -> None:
-        dimension = model[0].get_embedding_dimension()
-        super().__init__(modules=[model[0], LastTokenPooling(dimension)], device=str(model.device))
-        self.templates = [get_template(template) for template in templates]
-        self[0].template = self.templates[0]
+    def __init__(self, model: PromptEOL, templates: Sequence[str], layer: int = -1) -> None:
+        alone = model.view()
+        del alone[1:]
+        views = [alone.view(template, layer)[0] for template in templates]
+        pooling, device = LastTokenPooling(views[0].get_embedding_dimension()), str(model.device)
+        super().__init__(modules=[views[0], pooling], device=device)
+        self.templates = [view.template for view in views]
+        self._members = [SentenceTransformer(modules=[view, pooling], device=device) for view in views]
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         """Encodes with each template and returns the mean. See `SentenceTransformer.encode`."""
-        total: Any = 0
-        for template in self.templates:
-            self[0].template = template
-            total = total + super().encode(*args, **kwargs)
-        self[0].template = self.templates[0]
-        return total / len(self.templates)
+        return sum(member.encode(*args, **kwargs) for member in self._members) / len(self._members)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Raises ValueError: a mean over templates cannot be saved."""
@@ -46,9 +44,8 @@ class TemplateEnsemble(SentenceTransformer):
 def apply_ensembles(
     model: PromptEOL, ensembles: Sequence[Sequence[str]], layers: Sequence[int]
 ) -> Iterator[tuple[str, SentenceTransformer]]:
-    """Yields each ensemble at each layer as a name and a model; use each model before requesting the next."""
+    """Yields each ensemble at each layer as a name and a model."""
     for layer in layers:
         for templates in ensembles:
-            model.layer = layer
             name = f"mean of {' and '.join(templates)}"
-            yield (name if layer == -1 else f"{name}, layer {layer}"), TemplateEnsemble(model, templates)
+            yield (name if layer == -1 else f"{name}, layer {layer}"), TemplateEnsemble(model, templates, layer)

@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from st_prompteol.body import shallow_copy
 from st_prompteol.evaluation.published import DEFAULT_DEMONSTRATION, DEMONSTRATIONS
 from st_prompteol.model import PromptEOL
 from st_prompteol.pooling import LastTokenPooling
@@ -21,9 +22,7 @@ from st_prompteol.tokens import TemplateTokenizer
 def apply_decoder_methods(
     model: PromptEOL, model_name: str, layers: Sequence[int] = (-1,)
 ) -> Iterator[tuple[str, SentenceTransformer]]:
-    """Yields the methods that the paper compares for a decoder LLM, each as a name and a model.
-
-    All models share the weights: use each before requesting the next.
+    """Yields the paper's methods for a decoder LLM, each as a name and a model that shares the weights.
 
     Args:
         model: The decoder LLM.
@@ -38,10 +37,11 @@ def apply_decoder_methods(
         "PromptEOL": TEMPLATES["prompteol"],
         "PromptEOL + 1 demonstration": shown,
     }
-    transformer = model[0]
+    alone = model.view()
+    del alone[1:]
     for layer in layers:
         for name, template in methods.items():
-            transformer.template, transformer.layer = template, layer
+            transformer = alone.view(template, layer)[0]
             dimension = transformer.get_embedding_dimension()
             pooling = Pooling(dimension, "mean") if name == "mean of tokens" else LastTokenPooling(dimension)
             shared = SentenceTransformer(modules=[transformer, pooling], device=str(model.device))
@@ -76,12 +76,14 @@ def apply_encoder_methods(model_name_or_path: str, **kwargs: Any) -> Iterator[tu
         "masked prompt": (f"{prompt}.", mask),
         "masked prompt without the period": (prompt, mask),
     }
-    # The template is part of the tokenizer here too: a long sentence is truncated at its own end and keeps the mask.
-    transformer.processor = TemplateTokenizer.of(tokenizer)
     end = tokenizer.sep_token or tokenizer.eos_token or ""
+    # The template is part of the tokenizer here too: a long sentence is truncated at its own end and keeps the mask.
+    plain = TemplateTokenizer.of(tokenizer)
     for name, (text, pooling) in methods.items():
-        transformer.processor.template = PromptTemplate(text + end)
-        yield name, SentenceTransformer(modules=[transformer, pooling], device=device)
+        view = shallow_copy(transformer)
+        view.processor = plain.copy()
+        view.processor.template = PromptTemplate(text + end)
+        yield name, SentenceTransformer(modules=[view, pooling], device=device)
 
 
 class MaskTokenPooling(Module):

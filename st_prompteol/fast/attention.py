@@ -17,9 +17,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from st_prompteol.fast.head import SharedHead
-from st_prompteol.fast.passes import Captured, Pass
+from st_prompteol.fast.passes import Captured, Pass, running
 from st_prompteol.fast.rows import PackedRows
-from st_prompteol.fast.threads import running
 
 _PREFIX = "shared_head_"
 _SHORT = 64  # tokens up to which plain matrix products are faster than the flash kernel for causal attention on a CPU

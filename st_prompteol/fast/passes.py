@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-
-from st_prompteol.fast.threads import running
 
 if TYPE_CHECKING:
     from st_prompteol.fast.head import SharedHead
@@ -122,6 +121,15 @@ class Pass:
         whole = hidden.new_zeros(*self.rows.input_ids.shape, hidden.shape[-1])
         whole[:, self.rows.last.to(hidden.device)] = hidden
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+
+class _Running(threading.local):
+    """The thread's current forward pass, for hooks and attention functions, which cannot take it as an argument."""
+
+    forward_pass: Pass | None = None
+
+
+running = _Running()
 
 
 class _Reached(Exception):

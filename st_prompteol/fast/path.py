@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from st_prompteol.fast import attention
@@ -15,7 +16,7 @@ from st_prompteol.fast.head import Fingerprint, SharedHead, compute_head
 from st_prompteol.fast.linear import install_fast_linear, remove_fast_linear
 from st_prompteol.fast.passes import Pass, add_hooks
 from st_prompteol.fast.rows import Plan, plan
-from st_prompteol.fast.threads import Lock
+from st_prompteol.lock import Lock
 
 _KEPT_BYTES = 2**28  # maximum size of the prefix cache; the head in use is always kept
 PLAN = "plan"
@@ -28,25 +29,6 @@ Example:
 """
 
 
-@dataclass(frozen=True)
-class Begun:
-    """Settings at the start of an `encode` call.
-
-    Args:
-        revision: Revision of the module's settings.
-        layer: The layer that the model reads.
-        head_ids: Token ids of the shared prefix, `(head_length,)`, on the CPU.
-
-    Example:
-        >>> Begun(revision=1, layer=-1, head_ids=torch.tensor([1, 2])).layer
-        -1
-    """
-
-    revision: int
-    layer: int
-    head_ids: Tensor
-
-
 @dataclass
 class Reading:
     """Per-call state of `encode`, shared by its batches.
@@ -54,8 +36,7 @@ class Reading:
     Args:
         last_only: Whether only the last token of each row is read. Defaults to False.
         inner_layers: Layers below the model's own whose last tokens are read in the same pass. Defaults to none.
-        begun: Settings at the start of the call; set by the first batch. Defaults to None.
-        head: Prefix cache of this call; set by the first batch that uses it. Defaults to None.
+        heads: Prefix cache of this call, by token ids and layer; filled by the first batch that uses it.
 
     Example:
         >>> Reading(last_only=True, inner_layers=(-2,)).inner_layers
@@ -64,8 +45,7 @@ class Reading:
 
     last_only: bool = False
     inner_layers: tuple[int, ...] = ()
-    begun: Begun | None = None
-    head: SharedHead | None = None
+    heads: dict[tuple[tuple[int, ...], int], SharedHead] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.inner_layers and not self.last_only:
@@ -82,25 +62,27 @@ class FastPath:
     same.
 
     Args:
-        model: The body of a decoder LLM. Hooks and fast linear layers are installed immediately; the shared-head
-            attention only after a check that it gives the same results.
+        model: The body of a decoder LLM.
+
+    Attributes:
+        is_installed: Whether the model is prepared, as `plan` and `run` require.
 
     Example:
         >>> body = PromptEOL("tiny", fast=False)[0].model
         >>> fast_path = FastPath(body)
+        >>> fast_path.install()
         >>> ids = torch.tensor([[1, 50, 60], [1, 50, 70]])
-        >>> reading = Reading(last_only=True, begun=Begun(revision=0, layer=-1, head_ids=torch.tensor([1, 50])))
+        >>> features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         >>> with torch.inference_mode():
-        ...     states = fast_path.run({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, reading)
+        ...     states = fast_path.run(features, Reading(last_only=True), layer=-1, head_ids=(1, 50))
         >>> states[-1].shape  # (batch_size, 1, hidden_size)
         torch.Size([2, 1, 256])
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        attention.put_back(model)
-        install_fast_linear(model)
-        self._hooks = add_hooks(model)
+        self.is_installed = False
+        self._hooks: list[RemovableHandle] = []
         self._lock = Lock()  # guards the two caches below
         self._longest: dict[Any, int] = {}
         self._heads: dict[tuple[tuple[int, ...], int], SharedHead] = {}  # in order of last use
@@ -109,47 +91,62 @@ class FastPath:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_heads": {}, "_state": None}
 
+    def install(self) -> None:
+        """Installs hooks and fast linear layers; the shared-head attention follows after a check of its results."""
+        if not self.is_installed:
+            attention.put_back(self.model)
+            install_fast_linear(self.model)
+            self._hooks = add_hooks(self.model)
+            self.is_installed = True
+
     def remove(self) -> None:
-        """Removes hooks, fast linear layers and the shared-head attention."""
+        """Removes hooks, fast linear layers and the shared-head attention, and clears all caches."""
+        self.is_installed = False
         attention.put_back(self.model)
         remove_fast_linear(self.model)
         for hook in self._hooks:
             hook.remove()
+        self._longest.clear()
+        self.forget()
 
     def forget(self) -> None:
         """Clears the prefix cache, before weights change."""
         with self._lock:
             self._heads.clear()
 
-    def plan(self, features: dict[str, Any], head_ids: Tensor) -> Plan | None:
+    def plan(self, features: dict[str, Any], head_ids: tuple[int, ...]) -> Plan | None:
         """Plans a batch while it is still on the CPU, to avoid device synchronization later."""
         ids, mask = features.get("input_ids"), features.get("attention_mask")
-        if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.ndim != 2 or len(head_ids) == 0:
+        if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.ndim != 2 or not head_ids:
             return None
         return plan(ids.cpu(), mask.cpu().bool(), head_ids, on_cpu=self.model.device.type == "cpu")
 
-    def run(self, features: dict[str, Any], reading: Reading) -> dict[int, Tensor] | None:
+    def run(
+        self, features: dict[str, Any], reading: Reading, layer: int, head_ids: tuple[int, ...]
+    ) -> dict[int, Tensor] | None:
         """Computes a batch.
 
         Args:
             features: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, and under `PLAN` the result of
                 `plan`, if it was called before they were moved to the device.
-            reading: Call state; `begun` must be set.
+            reading: Call state.
+            layer: The layer that the model reads.
+            head_ids: Token ids of the shared prefix, `(head_length,)`.
 
         Returns:
             Hidden states by layer, of all tokens `(batch_size, sequence_length, hidden_size)`, or of the last
             tokens, with a `sequence_length` of 1; None if the fast path does not support the model or the batch.
         """
-        begun = reading.begun
-        if begun is None or not self._is_possible():
+        if not self._is_possible():
             return None
-        batch = features[PLAN] if PLAN in features else self.plan(features, begun.head_ids)
-        layers = [begun.layer, *reading.inner_layers]
+        batch = features[PLAN] if PLAN in features else self.plan(features, head_ids)
+        layers = [layer, *reading.inner_layers]
         if batch is None or batch.longest > self._longest_row(max(layers)):
             return None
-        if reading.head is None:
-            reading.head = self._get_head(begun.head_ids, max(layers))
-        head, outputs = reading.head[batch.head_length], []
+        key = batch.head_ids, max(layers)
+        if key not in reading.heads:
+            reading.heads[key] = self._get_head(*key)
+        head, outputs = reading.heads[key][batch.head_length], []
         for rows in batch.parts:
             rows.to(self.model.device)
             state = Pass(self.model, layers, rows, head, last_only=reading.last_only)
@@ -160,8 +157,8 @@ class FastPath:
                 layer: torch.cat([output[layer][0, : rows.asked] for rows, output in parts])[:, None]
                 for layer in layers
             }
-        states = [output[begun.layer] for output in outputs]
-        return {begun.layer: _unpack(features["input_ids"], batch, head, states)}
+        states = [output[layer] for output in outputs]
+        return {layer: _unpack(features["input_ids"], batch, head, states)}
 
     def _is_possible(self) -> bool:
         """Whether the fast path applies: no training, compilation or autocast, no other hidden states requested."""
@@ -186,16 +183,16 @@ class FastPath:
                 attention.install(model)
             return self._longest[state]
 
-    def _get_head(self, ids: Tensor, layer: int) -> SharedHead:
+    def _get_head(self, ids: tuple[int, ...], layer: int) -> SharedHead:
         """Returns the head for `ids`, from the cache unless the model has changed."""
-        state, key = Fingerprint(self.model), (tuple(ids.tolist()), layer)
+        state, key = Fingerprint(self.model), (ids, layer)
         with self._lock:
             if self._state != state:
                 self._heads.clear()
             self._state = state
             head = self._heads.pop(key, None)
             if head is None:
-                head = compute_head(self.model, ids, layer)
+                head = compute_head(self.model, torch.tensor(ids), layer)
             self._heads[key] = head
             while len(self._heads) > 1 and sum(kept.nbytes for kept in self._heads.values()) > _KEPT_BYTES:
                 del self._heads[next(iter(self._heads))]

@@ -72,28 +72,30 @@ class Plan:
     """How a batch is split and packed.
 
     Args:
+        head_ids: Token ids of the shared prefix, `(head_length,)`.
         head_length: Number of tokens of the head that all rows share.
         longest: Number of tokens of the longest row, including the head.
         parts: Packed batches that are computed one after the other, in the order of the rows.
     """
 
+    head_ids: tuple[int, ...]
     head_length: int
     longest: int
     parts: list[PackedRows]
 
 
-def plan(ids: Tensor, mask: Tensor, head_ids: Tensor, *, on_cpu: bool) -> Plan | None:
+def plan(ids: Tensor, mask: Tensor, head_ids: tuple[int, ...], *, on_cpu: bool) -> Plan | None:
     """Plans a batch; None if its rows share no token with the head, or are padded on the left.
 
     Args:
         ids: Token ids of whole rows, on the CPU, `(batch_size, sequence_length)`.
         mask: Attention mask as booleans, on the CPU, `(batch_size, sequence_length)`.
-        head_ids: Token ids of the shared prefix, `(head_length,)`, on the CPU.
+        head_ids: Token ids of the shared prefix, `(head_length,)`.
         on_cpu: Whether the model runs on a CPU.
     """
     lengths = mask.sum(dim=1)
     shortest, longest = int(lengths.min()), int(lengths.max())
-    head = head_ids[: shortest - 1]  # at least one token per row is not part of the head
+    head = torch.tensor(head_ids[: shortest - 1], dtype=ids.dtype)  # leaves each row a token of its own
     if not mask[:, :shortest].all():  # padded on the left
         return None
     shared = int((ids[:, : len(head)] == head).all(dim=0).cumprod(dim=0).sum())
@@ -103,7 +105,7 @@ def plan(ids: Tensor, mask: Tensor, head_ids: Tensor, *, on_cpu: bool) -> Plan |
     for rows in _split(lengths) if on_cpu else [slice(None)]:
         own = lengths[rows]
         parts.append(PackedRows(ids[rows, shared : shared + int(own.max())], own, shared, fill=on_cpu))
-    return Plan(shared, longest, parts)
+    return Plan(head_ids, shared, longest, parts)
 
 
 def _split(lengths: Tensor) -> Iterator[slice]:

@@ -185,7 +185,7 @@ def encode_layers(
     """Encodes sentences once and returns their embeddings at several layers.
 
     Args:
-        model: A transformer with last-token pooling; its template and layer are changed.
+        model: A transformer with last-token pooling.
         template: The template.
         layers: The hidden states to read, in a single pass.
         sentences: Distinct sentences.
@@ -195,8 +195,8 @@ def encode_layers(
         ValueError: If a layer is out of range, or embeddings are not finite.
     """
     deepest, *inner = sorted(set(layers), reverse=True)
-    model.template, model.layer = template, deepest
-    rows = model.encode(list(sentences), output_value=None, batch_size=batch_size, reading=Reading(True, tuple(inner)))
+    view = model.view(template, deepest)
+    rows = view.encode(list(sentences), output_value=None, batch_size=batch_size, reading=Reading(True, tuple(inner)))
     names = {deepest: "sentence_embedding", **{layer: inner_embeddings(layer) for layer in inner}}
     vectors = {layer: torch.stack([row[name] for row in rows]).float().cpu().numpy() for layer, name in names.items()}
     for embeddings in vectors.values():

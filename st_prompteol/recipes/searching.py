@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def search(
     candidates on a tenth of the pairs, the better ones on more, the finalists on all. If the best recipe with another
     template is worse only within noise, the finalists are also tried with that recipe. Afterwards the model has the
     winner's template, layer and centering, and its card describes the measurements; if the search fails, the model is
-    restored.
+    unchanged.
 
     Centering subtracts the mean embedding of the distinct sentences of the pairs.
 
@@ -128,35 +127,35 @@ def search(
         for centered in (False, True)[: 1 + center]
     ]
     start = Recipe(own if own in chosen else chosen[0], model.layer if model.layer in read else read[0])
-    with _alone(model):
-        measurements = Measurements(_replicas(model, devices), searched, log=log, batch_size=batch_size, seed=seed)
-        rounds = _Rounds(measurements, exhaustive, show, show_progress_bar)
-        ranked = rounds.run_grid(grid)
-        sources = dict.fromkeys(grid, "")
-        chain = [ranked[0]]  # the best recipe, then each with one more demonstration
-        if tried:
-            bases = _best_two(measurements, [recipe for recipe in ranked if fitting[recipe.template]])
-            sources |= rounds.run_candidates(bases, fitting)
-            shown = [one for one in sources if one.demonstrations and measurements.seen(one) == len(searched)]
-            best = max(shown, key=measurements.score)
-            if measurements.score(best) > measurements.score(best.with_demonstrations()):
-                found, longer = rounds.lengthen(model, best, tried, shots)
-                sources |= found
-                if measurements.score(longer[-1]) > measurements.score(ranked[0]):
-                    chain = [best.with_demonstrations(), *longer]
-        winner = chain[-1]
+    alone = model.view()
+    del alone[2:]  # recipes are measured without modules after the pooling
+    measurements = Measurements(_replicas(alone, devices), searched, log=log, batch_size=batch_size, seed=seed)
+    rounds = _Rounds(measurements, exhaustive, show, show_progress_bar)
+    ranked = rounds.run_grid(grid)
+    sources = dict.fromkeys(grid, "")
+    chain = [ranked[0]]  # the best recipe, then each with one more demonstration
+    if tried:
+        bases = _best_two(measurements, [recipe for recipe in ranked if fitting[recipe.template]])
+        sources |= rounds.run_candidates(bases, fitting)
+        shown = [one for one in sources if one.demonstrations and measurements.seen(one) == len(searched)]
+        best = max(shown, key=measurements.score)
+        if measurements.score(best) > measurements.score(best.with_demonstrations()):
+            found, longer = rounds.lengthen(model, best, tried, shots)
+            sources |= found
+            if measurements.score(longer[-1]) > measurements.score(ranked[0]):
+                chain = [best.with_demonstrations(), *longer]
+    winner = chain[-1]
 
-        def trial(recipe: Recipe) -> Trial:
-            seen = measurements.seen(recipe)
-            score = measurements.score(recipe, seen)
-            return Trial(recipe, sources[recipe], seen, score, measurements.gain(recipe, start, seen))
+    def trial(recipe: Recipe) -> Trial:
+        seen = measurements.seen(recipe)
+        score = measurements.score(recipe, seen)
+        return Trial(recipe, sources[recipe], seen, score, measurements.gain(recipe, start, seen))
 
-        trials = sorted(map(trial, sources), key=lambda one: (-one.pairs, -one.score))
-        others = [one for one in trials if one.pairs == len(searched) and one.recipe != winner]
-        model.template, model.layer = start.template, start.layer
-        start_tokens = model[0].count_template_tokens()
-        before = _similarities(model, held_out) if held_out else None
-        mean = measurements.mean(winner) if winner.center else None
+    trials = sorted(map(trial, sources), key=lambda one: (-one.pairs, -one.score))
+    others = [one for one in trials if one.pairs == len(searched) and one.recipe != winner]
+    at_start = alone.view(start.template, start.layer)
+    before = _similarities(at_start, held_out) if held_out else None
+    mean = measurements.mean(winner) if winner.center else None
     if hasattr(model, CENTERING):
         delattr(model, CENTERING)
     model.template, model.layer = winner.template, winner.layer
@@ -173,7 +172,7 @@ def search(
         else _hold(trial(winner), held_out, _similarities(model, held_out), before, seed),
         trials=tuple(trials),
         tokens=model[0].count_template_tokens(),
-        start_tokens=start_tokens,
+        start_tokens=at_start[0].count_template_tokens(),
         encodings=measurements.encodings,
     )
     model.model_card_data.measure("search", describe_search(result))
@@ -295,22 +294,6 @@ def _check_modules(model: PromptEOL) -> None:
     if kinds[1:] not in ([LastTokenPooling], [LastTokenPooling, Normalize]):
         names = ", ".join(type(module).__name__ for module in model)
         raise ValueError(f"A search needs a model of a transformer with last-token pooling, not of {names}.")
-
-
-@contextmanager
-def _alone(model: PromptEOL) -> Iterator[None]:
-    """Removes the modules after the pooling; restores them, the template and the layer on exit."""
-    template, layer, training = model.template, model.layer, model.training
-    removed = list(model.named_children())[2:]
-    for name, _ in removed:
-        delattr(model, name)
-    try:
-        yield
-    finally:
-        model.template, model.layer = template, layer
-        for name, module in removed:
-            model.add_module(name, module)
-        model.train(training)
 
 
 def _replicas(model: PromptEOL, devices: Sequence[str] | None) -> list[PromptEOL]:
