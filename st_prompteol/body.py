@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -155,6 +157,18 @@ class DecoderTransformer(Transformer):
             load_adapter(model, model_name_or_path, **hub_kwargs)
         return model
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DecoderTransformer:
+        """Moves or casts the model (`.to`, `.half`), but does not round buffers that a loaded model has in float32.
+
+        Rotary frequencies are not saved but computed in float32 when a model is loaded, so a saved model would
+        otherwise embed differently.
+        """
+        dtype, buffers = self.model.dtype, dict(self.model.named_buffers())
+        super()._apply(fn, recurse)
+        if self.model.dtype != dtype:
+            _restore_buffers(self.model, buffers)
+        return self
+
     def get_config_dict(self) -> dict[str, Any]:
         """Returns the content of `sentence_bert_config.json`; keys of newer versions only if an inner layer is used.
 
@@ -177,6 +191,22 @@ class DecoderTransformer(Transformer):
         if layer_of(self.modality_config) == -1 and getattr(config, "word_embed_proj_dim", None):
             return int(config.word_embed_proj_dim)
         return int(config.hidden_size)
+
+
+def _restore_buffers(model: PreTrainedModel, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Restores buffers from before a cast that are not saved, and that a model loaded in the new dtype does not cast."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(model.dtype)
+    try:
+        with torch.device("meta"):
+            loaded = type(model)(model.config)
+    finally:
+        torch.set_default_dtype(default)
+    saved = loaded.state_dict().keys()
+    for name, buffer in loaded.named_buffers():
+        if name in buffers and name not in saved and buffers[name].dtype == buffer.dtype:
+            owner, _, child = name.rpartition(".")
+            setattr(model.get_submodule(owner), child, buffers[name].to(model.get_buffer(name).device))
 
 
 def reading_layer(layer: int) -> dict[str, Any]:

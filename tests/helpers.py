@@ -30,7 +30,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from st_prompteol import Demonstration, PromptEOL
+from st_prompteol import Demonstration, PromptEOL, lora_config
 
 # tiny models and tiny classifiers: two threads only wait for each other, in processes that tests start as well
 torch.set_num_threads(1)
@@ -127,6 +127,15 @@ def build_causal_lm(
 def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
     """That numbers differ by no more than a share of the largest."""
     np.testing.assert_allclose(one, other, rtol=0, atol=atol * np.abs(other).max())
+
+
+def adapted(model: PromptEOL) -> None:
+    """Adds an adapter that changes embeddings."""
+    model.add_adapter(lora_config(r=4))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
 
 
 def features_of(model: PromptEOL, sentences: list[str], **options: Any) -> dict[str, Any]:

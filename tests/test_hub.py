@@ -304,6 +304,7 @@ REFUSED = {
     'push_to_hub(model, "alice/nothing", create_pr=True)': "FileNotFoundError: 'alice/nothing' does not exist, so it",
     'push_to_hub(model, "alice/public", create_pr=True, tag="v2")': "ValueError: A pull request goes to main",
     'push_to_hub(model, "alice/a b")': "ValueError: 'alice/a b' cannot be the name of a repository",
+    'push_to_hub(model, "alice//x", dry_run=True, token=False)': "ValueError: 'alice//x' cannot be the name of a",
     'push_to_hub(model, "alice/x", merge_to="alice/y")': "ValueError: 'tiny/llama' has no adapter to merge",
     'push_to_hub(adapter, "alice/x", merge_to="alice/x")': "ValueError: 'alice/x' cannot hold both",
     'push_to_hub(adapter, "alice/x", merge_to="alice/other")': "FileExistsError: 'alice/other' already holds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -404,6 +405,7 @@ def test_a_gguf_file_is_taken_by_its_path_or_named_as_damaged(
         with pytest.raises(ValueError, match=rf"^The GGUF file '{cut}' is damaged, cut short or not one") as caught:
             PromptEOL(str(cut))
         assert "\n" not in str(caught.value)
+        assert not re.search("unpack|mmap|buffer", str(caught.value))
     monkeypatch.chdir(tmp_path)
     model = PromptEOL("model.gguf")
     model.save_pretrained("saved")
