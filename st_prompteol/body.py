@@ -194,7 +194,7 @@ class DecoderTransformer(Transformer):
 
 
 def _restore_buffers(model: PreTrainedModel, buffers: Mapping[str, torch.Tensor]) -> None:
-    """Restores buffers from before a cast that are not saved, and that a model loaded in the new dtype does not cast."""
+    """Restores buffers that are not saved and that a model loaded in the new dtype would have in their old dtype."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(model.dtype)
     try:
