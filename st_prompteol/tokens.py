@@ -370,7 +370,7 @@ def tokenizable(sentence: Any) -> str:
 
 def _read_special_tokens_as_text(plain: Tokenizer, is_base: bool) -> None:
     """Marks added tokens except words as special, because `split_special_tokens` only splits special tokens."""
-    tokens, words = plain.get_added_tokens_decoder(), _words(plain).keys()
+    tokens, words = plain.get_added_tokens_decoder(), set(_words(plain))
     if is_base:  # in a saved model they are special already
         own = plain.get_vocab_size(with_added_tokens=False)
         words = {number for number in words if number >= own or _can_be_renamed(tokens[number], plain.normalizer)}
@@ -436,7 +436,7 @@ def _renamed(tokenizer: Tokenizer, words: dict[int, str]) -> models.Model:
 
     Merges into and of such an entry are dropped: the added word is matched before any merge.
     """
-    model = tokenizer.model
+    model: models.Model = tokenizer.model
     own = {
         token.content: words[number]
         for number, token in tokenizer.get_added_tokens_decoder().items()
@@ -451,7 +451,8 @@ def _renamed(tokenizer: Tokenizer, words: dict[int, str]) -> models.Model:
         content["vocab"] = [[own.get(word, word), score] for word, score in content["vocab"]]
     if "merges" in content:
         content["merges"] = [pair for pair in content["merges"] if own.keys().isdisjoint([*pair, "".join(pair)])]
-    return _parts(model=content).model
+    model = _parts(model=content).model
+    return model
 
 
 def _ids_in_front(tokenizer: Tokenizer) -> list[int]:
