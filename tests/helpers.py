@@ -148,10 +148,10 @@ def gradients_of(model: PromptEOL) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone().cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def dequantised(base: str, quantised: PromptEOL) -> PromptEOL:
-    """The base in float32 with the weights that the quantised ones stand for: what quantised inference means."""
-    model = PromptEOL(base, device=str(quantised.device))
-    for name, module in quantised[0].model.named_modules():
+def dequantized(base: str, quantized: PromptEOL) -> PromptEOL:
+    """The base in float32 with the weights that the quantized ones stand for: what quantized inference means."""
+    model = PromptEOL(base, device=str(quantized.device))
+    for name, module in quantized[0].model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(getattr(module, "in_features", None), int) or weight is None:
             continue

@@ -311,7 +311,7 @@ REFUSED = {
     'push_to_hub(LOCAL, "alice/x")': "ValueError: The adapter",
     'push_to_hub(LOCAL, "alice/x", CardOptions("bob/gated"))': "PermissionError: 'bob/gated' is gated: ask for access",
     'push_to_hub(model, "alice/x", CardOptions(results_dir="none"), dry_run=True)': "FileNotFoundError: 'none' is not",
-    'CardOptions(license="mine: <b>")': "ValueError: 'mine: <b>' does not identify a licence",
+    'CardOptions(license="mine: <b>")': "ValueError: 'mine: <b>' does not identify a license",
     'CardOptions(language="English")': "ValueError: 'English' is not the code of a language",
     'CardOptions(datasets=["a\\nb"])': "ValueError: 'a\\nb' cannot be the name of a repository",
     'PromptEOL("bob/private")': "FileNotFoundError: 'bob/private' is neither a folder nor a repository",
@@ -535,7 +535,7 @@ def test_results_of_a_model_from_the_hub_are_found_by_its_commit(hub: Any, clien
     assert result["folder"].startswith(f"results/tiny__llama/{commit[:18]}/PromptEOL-")
 
 
-def test_a_quantised_model_is_published_as_such_and_opens(
+def test_a_quantized_model_is_published_as_such_and_opens(
     hub: Any, client: Client, causal_lms: dict[str, str]
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -552,7 +552,7 @@ def test_a_quantised_model_is_published_as_such_and_opens(
 
 
 @pytest.mark.parametrize(("save", "kind"), [(save_bitsandbytes, "nf4"), (save_compressed, "W4A16")])
-def test_an_adapter_on_a_base_that_comes_quantised(
+def test_an_adapter_on_a_base_that_comes_quantized(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path, save: Any, kind: str
 ) -> None:
     save(Path(causal_lms["llama-64"]), tmp_path, kind)
