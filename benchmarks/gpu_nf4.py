@@ -10,7 +10,7 @@ import torch
 from gpu_encode import BATCH_SIZES, BATCHES, SECONDS, SENTENCES, Rounds, part
 from gpu_setup import Options, Rows, Ways, open_ways
 from reference import noting_shared_heads
-from train import quantise
+from train import quantize
 
 from st_prompteol.fast import check, path
 
@@ -25,13 +25,13 @@ def rows(options: Options) -> Rows:
         yield f"{shape}, {count} demonstrations", partial(measure, options, shape, count)
 
 
-def quantised(options: Options, shape: str) -> Ways:
+def quantized(options: Options, shape: str) -> Ways:
     """Returns the methods for a shape, with its linear layers in nf4."""
     ways = open_ways(options, shape)
     body = ways.ours[0].model
     if not getattr(body, "is_quantized", False):
         ways.ours.fast = False
-        quantise(body, options.device, torch.bfloat16)
+        quantize(body, options.device, torch.bfloat16)
         body.is_quantized = True
         ways.lm = ways.reference = None  # type: ignore[assignment] - releases their weights
         ways.ours.fast = True
@@ -41,7 +41,7 @@ def quantised(options: Options, shape: str) -> Ways:
 @torch.no_grad()
 def compare_rows(options: Options, shape: str) -> dict[str, Any]:
     """Compares a layer's results for different numbers of rows with those for the same rows among 256."""
-    body = quantised(options, shape).ours[0].model
+    body = quantized(options, shape).ours[0].model
     layers = {
         f"{part.in_features} x {part.out_features}": part
         for part in body.modules()
@@ -58,7 +58,7 @@ def compare_rows(options: Options, shape: str) -> dict[str, Any]:
 
 def measure(options: Options, shape: str, demonstrations: int) -> dict[str, Any]:
     """Measures sentences/s and peak bytes, without and with prefix cache, even if the check rejects the latter."""
-    ways, sentences = quantised(options, shape), options.sentences(SENTENCES)
+    ways, sentences = quantized(options, shape), options.sentences(SENTENCES)
     ways.set_demonstrations(demonstrations)
     ours = ways.ours
     size = 8 if options.trial else BATCH_SIZES[0]
@@ -68,7 +68,7 @@ def measure(options: Options, shape: str, demonstrations: int) -> dict[str, Any]
         ours.fast = False
         with (
             patch.object(path, "mixes_rows", lambda model: False),
-            patch.object(check, "_QUANTISED", 5e-2),
+            patch.object(check, "_QUANTIZED", 5e-2),
             noting_shared_heads() as shared,
         ):
             ours.fast = fast

@@ -74,7 +74,7 @@ def reference_step(
     with torch.device(device):
         lm = AutoModelForCausalLM.from_config(random_config(shape), dtype=torch.bfloat16 if nf4 else torch.float32)
     if nf4:
-        quantise(lm.base_model, device, torch.float32)
+        quantize(lm.base_model, device, torch.float32)
     layers = {name.rpartition(".")[2] for name, part in lm.named_modules() if isinstance(part, torch.nn.Linear)}
     inject_adapter_in_model(lora_config(target_modules=sorted(layers - {"lm_head"})), lm)
     for parameter in lm.parameters():  # also norms, embeddings and head, like peft's preparation of 4-bit models
@@ -107,7 +107,7 @@ def our_body(shape: str, device: str = "cpu", dtype: torch.dtype = torch.float32
     with torch.device(device):
         body = AutoModel.from_config(random_config(shape), dtype=dtype)
     if nf4:
-        quantise(body, device, torch.bfloat16)
+        quantize(body, device, torch.bfloat16)
     inject_adapter_in_model(lora_config(), body)
     for name, parameter in body.named_parameters():
         if "lora_" in name:
@@ -156,7 +156,7 @@ def our_step(
     return step
 
 
-def quantise(body: torch.nn.Module, device: str, compute_dtype: torch.dtype) -> None:
+def quantize(body: torch.nn.Module, device: str, compute_dtype: torch.dtype) -> None:
     """Replaces the linear layers with nf4 layers on a device."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 

@@ -29,7 +29,8 @@ IN_LAYERS = frozenset(
     "LORA ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR MISS OFT "
     "OSF PEANUT PSOFT ROAD SHIRA SUPERTUNING TRAINABLE_TOKENS WAVEFT".split()
 )
-_UNTRIED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config")  # LoRA options without tests
+# LoRA options without tests
+_UNTRIED = ("kasa_config", "megatron_config", "monteclora_config", "use_bdlora", "velora_config")
 # Why other types are not loaded
 _REASONS = {
     "LILY": "shares weights between layers, which transformers and sentence-transformers do not open",

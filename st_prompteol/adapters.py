@@ -282,7 +282,7 @@ def merge_adapter(model: PreTrainedModel) -> None:
         raise ValueError(f"{model.name_or_path!r} has no adapter to merge: it is a full model already.")
     if getattr(model, "is_quantized", False):
         raise ValueError(
-            f"{model.name_or_path!r} is quantised, and merging would round the adapter away: open it without "
+            f"{model.name_or_path!r} is quantized, and merging would round the adapter away: open it without "
             "quantization, then merge."
         )
     if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):

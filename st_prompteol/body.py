@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from functools import partial
 from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any, TypeVar
 
+import torch
 from peft import PeftConfig
 from sentence_transformers.base.modules import Transformer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -157,6 +159,18 @@ class DecoderTransformer(Transformer):
             load_adapter(model, model_name_or_path, **hub_kwargs)
         return model
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DecoderTransformer:
+        """Moves or casts the model (`.to`, `.half`), but does not round buffers that a loaded model has in float32.
+
+        Rotary frequencies are not saved but computed in float32 when a model is loaded, so a saved model would
+        otherwise embed differently.
+        """
+        dtype, buffers = self.model.dtype, dict(self.model.named_buffers())
+        super()._apply(fn, recurse)
+        if self.model.dtype != dtype:
+            _restore_buffers(self.model, buffers)
+        return self
+
     def get_config_dict(self) -> dict[str, Any]:
         """Returns the content of `sentence_bert_config.json`; keys of newer versions only if an inner layer is used.
 
@@ -195,6 +209,22 @@ def shallow_copy(original: Thing) -> Thing:
         elif isinstance(value, partial) and value.args and value.args[0] is original:
             vars(twin)[name] = partial(value.func, twin, *value.args[1:], **value.keywords)
     return twin
+
+
+def _restore_buffers(model: PreTrainedModel, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Restores buffers that are not saved and that a model loaded in the new dtype would have in their old dtype."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(model.dtype)
+    try:
+        with torch.device("meta"):
+            loaded = type(model)(model.config)
+    finally:
+        torch.set_default_dtype(default)
+    saved = loaded.state_dict().keys()
+    for name, buffer in loaded.named_buffers():
+        if name in buffers and name not in saved and buffers[name].dtype == buffer.dtype:
+            owner, _, child = name.rpartition(".")
+            setattr(model.get_submodule(owner), child, buffers[name].to(model.get_buffer(name).device))
 
 
 def reading_layer(layer: int) -> dict[str, Any]:

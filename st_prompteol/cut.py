@@ -117,7 +117,7 @@ def _check(model: PreTrainedModel, layer: int) -> None:
     if adapters := list(getattr(model, "peft_config", {})):
         raise ValueError(f"{name!r} has adapters ({', '.join(adapters)}): call merge_adapter() first, then cut.")
     if getattr(model, "is_quantized", False):
-        raise ValueError(f"{name!r} is quantised, and only full weights are cut: open it without quantization.")
+        raise ValueError(f"{name!r} is quantized, and only full weights are cut: open it without quantization.")
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise ValueError(f"{name!r} is spread over several devices, and is cut on one: open it with device='cpu'.")
     if not blocks_of(model):

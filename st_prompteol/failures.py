@@ -86,6 +86,7 @@ _JSON_FILES = re.compile(
     r"(modules|config(_sentence_transformers)?|sentence_\w+_config|adapter_config|tokenizer(_config)?"
     r"|special_tokens_map|added_tokens|(pytorch_)?model\.(safetensors|bin)\.index|\d+_\w+/config)\.json"
 )
+_GGUF_HEADER = 24  # bytes
 # Messages of native libraries for a full disk
 _DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos")
 
@@ -121,6 +122,11 @@ def explain_opening(model_name_or_path: str | None) -> Iterator[None]:
         if is_broken_connection(error) and not _is_ours(error):
             raise ConnectionError(
                 f"{name} could not be looked up on the Hub: check the connection, then do it again."
+            ) from error
+        if isinstance(error, ModuleNotFoundError) and not _is_ours(error):
+            raise ImportError(
+                f"{name} needs the Python package {error.name!r}, which is not installed: install it, then open "
+                f"{name} again."
             ) from error
         if type(error) is OSError:  # raised by transformers, with several lines
             raise FileNotFoundError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from error
@@ -198,9 +204,12 @@ def explain_gguf(path: str) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError, *_UNEXPECTED) as error:
         if not path.endswith(".gguf") or not os.path.isfile(path) or _is_ours(error) or is_disk_full(error):
             raise
+        size = os.path.getsize(path)
+        # the words of Python's own exceptions are about buffers and keys, and tell users nothing
+        reason = f"{size:,} bytes" if size < _GGUF_HEADER or isinstance(error, _UNEXPECTED) else _line(error)
         raise ValueError(
-            f"The GGUF file {path!r} is damaged, cut short or not one that transformers reads ({_line(error)}): "
-            "download it again, or take the safetensors of the same model."
+            f"The GGUF file {path!r} is damaged, cut short or not one that transformers reads ({reason}): download it "
+            "again, or take the safetensors of the same model."
         ) from error
 
 

@@ -359,10 +359,19 @@ class PromptEOL(SentenceTransformer):
             sentence; see `SentenceTransformer.encode`.
 
         Raises:
-            ValueError: If an embedding contains NaN or infinity, if `batch_size` or `truncate_dim` is below 1, or if
-                the model is on the device `meta`, where it has no weights.
+            ValueError: If an embedding contains NaN or infinity, if `batch_size` or `truncate_dim` is below 1, if
+                `output_value` or a device is unknown, or if the model is on the device `meta`, where it has no
+                weights.
         """
         check_whole(batch_size=batch_size, truncate_dim=kwargs.get("truncate_dim"))
+        if output_value not in ("sentence_embedding", "token_embeddings", None):
+            raise ValueError(
+                f"output_value={output_value!r} is unknown: choose 'sentence_embedding', 'token_embeddings' or None."
+            )
+        device = kwargs.get("device")
+        for one in device if isinstance(device, list) else [device]:
+            if one is not None:
+                _check_device(one)
         if self.device.type == "meta":
             raise ValueError(_NO_WEIGHTS)
         if self.training:

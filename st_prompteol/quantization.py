@@ -91,13 +91,13 @@ def opening_quantized(name: str, config: PretrainedConfig, model_kwargs: dict[st
     method = _method_of(stated)
     missing = [package for module, package in _PACKAGES.get(method, {}).items() if find_spec(module) is None]
     if missing:
-        raise ImportError(f"{name!r} is quantised by {method}, which needs a package: pip install {' '.join(missing)}")
+        raise ImportError(f"{name!r} is quantized by {method}, which needs a package: pip install {' '.join(missing)}")
     asked = _plain(model_kwargs.get("quantization_config"))
     asked_kind, kind = _kind_of(asked), _kind_of(stated)
     if method and _method_of(asked) == "bitsandbytes":
         if (method, kind) != ("bitsandbytes", asked_kind):
             raise ValueError(
-                f"{name!r} comes quantised ({f'{method} {kind}'.strip()}), and cannot be quantised to {asked_kind} as "
+                f"{name!r} comes quantized ({f'{method} {kind}'.strip()}), and cannot be quantized to {asked_kind} as "
                 "well: open it without quantization, or take the checkpoint that it was made of."
             )
         model_kwargs.pop("quantization_config")  # the checkpoint's own configuration includes it
@@ -113,7 +113,7 @@ def opening_quantized(name: str, config: PretrainedConfig, model_kwargs: dict[st
     except (ImportError, NotImplementedError) as error:
         if method:
             raise ImportError(
-                f"{name!r} is quantised by {method}, which cannot be read here: {_line(error)}"
+                f"{name!r} is quantized by {method}, which cannot be read here: {_line(error)}"
             ) from error
         raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -124,7 +124,7 @@ def opening_quantized(name: str, config: PretrainedConfig, model_kwargs: dict[st
             and "ignore_mismatched_sizes" not in str(error)
         ):
             raise ValueError(
-                f"{name!r} does not hold what its config.json says of its quantisation, {method or 'no quant_method'} "
+                f"{name!r} does not hold what its config.json says of its quantization, {method or 'no quant_method'} "
                 f"({_line(error)}): download or save it again, or take the config.json that belongs to it."
             ) from error
         raise
@@ -148,7 +148,7 @@ def check_saving(model: PreTrainedModel) -> None:
     method = _method_of(_plain(getattr(model.config, "quantization_config", None)))
     if method in ("awq", "gptq") and not getattr(model, "peft_config", None):
         raise ValueError(
-            f"{model.name_or_path!r} is quantised by {method}, whose layers are reordered while they are opened and "
+            f"{model.name_or_path!r} is quantized by {method}, whose layers are reordered while they are opened and "
             "would be saved wrong: save an adapter on it (model.add_adapter), or a copy of the checkpoint itself."
         )
 

@@ -92,8 +92,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         plain.no_truncation()
         plain.no_padding()
         plain.encode_special_tokens = False
-        _read_special_tokens_as_text(plain)
         stated = base.init_kwargs.get(TEMPLATE_KEY)
+        _read_special_tokens_as_text(plain, is_base=stated is None)
         names = base.special_tokens_map.items()
         tokenizer = cls(
             tokenizer_object=plain,  # makes a copy
@@ -233,7 +233,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         if not before or len(before) > len(self._lead(template)):
             return
         head = [*self.bos, *self._plain_ids(template.head[: -len(before)])]
-        behind = _copy(self.plain)
+        behind = _copy(self.backend_tokenizer)
         behind.normalizer = _normalizer([*self._steps(template, near, before), *_steps_of(self.plain)])
         behind.post_processor = _parts(post_processor=_template_processing(self.plain, [], far)).post_processor
         behind.encode_special_tokens = True
@@ -277,11 +277,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     def _lead(self, template: PromptTemplate) -> str:
         """The part of the head that a normalizer can prepend: the text after its last added token."""
-        ends = (
-            template.head.rfind(token.content) + len(token.content)
-            for token in self.plain.get_added_tokens_decoder().values()
-            if token.content in template.head
-        )
+        contents = (token.content.strip(_MARK) for token in self.plain.get_added_tokens_decoder().values())
+        ends = (template.head.rfind(content) + len(content) for content in contents if content in template.head)
         return template.head[max(ends, default=0) :]
 
     def _steps(self, template: PromptTemplate, near: str, lead: str | None = None) -> list[dict[str, Any]]:
@@ -402,42 +399,91 @@ def _copy(tokenizer: Tokenizer) -> Tokenizer:
     return twin if twin.get_added_tokens_decoder() == added else Tokenizer.from_str(tokenizer.to_str())
 
 
-def _read_special_tokens_as_text(plain: Tokenizer) -> None:
+def _read_special_tokens_as_text(plain: Tokenizer, is_base: bool) -> None:
     """Marks added tokens except words as special, because `split_special_tokens` only splits special tokens."""
-    words = _words(plain)
+    tokens, words = plain.get_added_tokens_decoder(), set(_words(plain))
+    if is_base:  # in a saved model they are special already
+        own = plain.get_vocab_size(with_added_tokens=False)
+        words = {number for number in words if number >= own or _can_be_renamed(tokens[number], plain.normalizer)}
     plain.add_special_tokens(
         [
             AddedToken(token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
                        normalized=False, special=True)
-            for number, token in sorted(plain.get_added_tokens_decoder().items())
+            for number, token in sorted(tokens.items())
             if number not in words and (not token.special or token.normalized)
         ]
     )  # fmt: skip
 
 
 def _words(tokenizer: Tokenizer) -> dict[int, str]:
-    """Returns the words that were added to a tokenizer's vocabulary and are not special tokens, by their ids.
+    """Returns the added words of a tokenizer that are not special tokens, by their ids.
 
     Excludes runs of spaces, which some model families add: the template's preprocessing removes these.
     """
-    own = tokenizer.get_vocab_size(with_added_tokens=False)
     return {
         number: token.content
         for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
-        if number >= own and not token.special and token.content.strip()
+        if not token.special and token.content.replace("▁", " ").strip()
     }
+
+
+def _can_be_renamed(token: AddedToken, normalizer: Any) -> bool:
+    """Whether an added word inside the model's own vocabulary (Gemma's `<unused0>`) can be kept in a template.
+
+    The base's tokenizer matches such words before its normalizer runs and the template's tokenizer afterwards, so
+    both must find the same words (in upper case, too) and leave the same text around them. Other words are text.
+    """
+    if token.lstrip or token.rstrip or token.single_word or re.fullmatch("<0x[0-9A-F]{2}>", token.content):
+        return False
+    normalize = normalizer.normalize_str if normalizer else str
+    other_case = token.content.swapcase()
+    return normalize(other_case) == other_case and (
+        normalize("x ") + token.content + normalize(" y") == normalize(f"x {token.content} y")
+    )
 
 
 def _with_words(tokenizer: Tokenizer, spell: Callable[[str], str]) -> Tokenizer:
     """Returns the tokenizer with the spelling of its added words changed; unchanged if it has none."""
-    words = _words(tokenizer)
+    words = {number: spell(word) for number, word in _words(tokenizer).items()}
     if not words:
         return tokenizer
-    content = json.loads(tokenizer.to_str())
-    for token in content["added_tokens"]:
-        if token["id"] in words:
-            token |= {"content": spell(token["content"]), "normalized": True}
-    return Tokenizer.from_str(json.dumps(content))
+    made = Tokenizer(_renamed(tokenizer, words))
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(tokenizer, part) is not None:
+            setattr(made, part, getattr(tokenizer, part))
+    made.encode_special_tokens = tokenizer.encode_special_tokens
+    made.add_tokens(
+        [
+            AddedToken(words.get(number, token.content), single_word=token.single_word, lstrip=token.lstrip,
+                       rstrip=token.rstrip, normalized=token.normalized or number in words, special=token.special)
+            for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
+        ]
+    )  # fmt: skip
+    return made
+
+
+def _renamed(tokenizer: Tokenizer, words: dict[int, str]) -> models.Model:
+    """Returns the tokenizer's model with the entries of these words, if it has any, spelled as given.
+
+    Merges into and of such an entry are dropped: the added word is matched before any merge.
+    """
+    model: models.Model = tokenizer.model
+    own = {
+        token.content: words[number]
+        for number, token in tokenizer.get_added_tokens_decoder().items()
+        if number in words and model.token_to_id(token.content) is not None and token.content != words[number]
+    }
+    if not own:
+        return model
+    content = json.loads(tokenizer.to_str())["model"]
+    if isinstance(content["vocab"], dict):
+        content["vocab"] = {own.get(word, word): number for word, number in content["vocab"].items()}
+    else:  # Unigram's pieces with their scores, in the order of their ids
+        content["vocab"] = [[own.get(word, word), score] for word, score in content["vocab"]]
+    if "merges" in content:
+        content["merges"] = [pair for pair in content["merges"] if own.keys().isdisjoint([*pair, "".join(pair)])]
+    model = _parts(model=content).model
+    return model
 
 
 def _ids_in_front(tokenizer: Tokenizer) -> list[int]:

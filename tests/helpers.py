@@ -31,7 +31,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from st_prompteol import Demonstration, PromptEOL
+from st_prompteol import Demonstration, PromptEOL, lora_config
 
 # tiny models and tiny classifiers: two threads only wait for each other, in processes that tests start as well
 torch.set_num_threads(1)
@@ -135,6 +135,15 @@ def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(one, other, rtol=0, atol=atol * np.abs(other).max())
 
 
+def adapted(model: PromptEOL) -> None:
+    """Adds an adapter that changes embeddings."""
+    model.add_adapter(lora_config(r=4))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
 def features_of(model: PromptEOL, sentences: list[str], **options: Any) -> dict[str, Any]:
     """A batch as `encode` hands it to the modules: where the model is."""
     return batch_to_device(model.preprocess(sentences, **options), model.device)
@@ -145,10 +154,10 @@ def gradients_of(model: PromptEOL) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone().cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def dequantised(base: str, quantised: PromptEOL) -> PromptEOL:
-    """The base in float32 with the weights that the quantised ones stand for: what quantised inference means."""
-    model = PromptEOL(base, device=str(quantised.device))
-    for name, module in quantised[0].model.named_modules():
+def dequantized(base: str, quantized: PromptEOL) -> PromptEOL:
+    """The base in float32 with the weights that the quantized ones stand for: what quantized inference means."""
+    model = PromptEOL(base, device=str(quantized.device))
+    for name, module in quantized[0].model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(getattr(module, "in_features", None), int) or weight is None:
             continue

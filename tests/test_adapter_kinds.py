@@ -122,9 +122,9 @@ LORA: dict[str, tuple[Make, str]] = {
 }
 # Fields of LoraConfig that change nothing that is opened, or what trains only
 _WITHOUT_ROW = set(
-    "kasa_config monteclora_config use_bdlora velora_config "  # refused, see below
+    "kasa_config megatron_config monteclora_config use_bdlora velora_config "  # refused, see below
     "arrow_config auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config fan_in_fan_out "
-    "inference_mode loftq_config lora_alpha lora_dropout lora_ga_config megatron_config megatron_core peft_type "
+    "inference_mode loftq_config lora_alpha lora_dropout lora_ga_config megatron_core peft_type "
     "peft_version qalora_group_size r revision runtime_config task_type use_qalora".split()
 )
 ROWS = {**KINDS, **LORA}
@@ -171,7 +171,7 @@ def last_states(model: Any, base: str, read: Callable[[Any], torch.Tensor]) -> n
 
 
 def test_options_that_were_not_tried_are_refused(base: str) -> None:
-    for option in ("kasa_config", "monteclora_config", "use_bdlora", "velora_config"):
+    for option in ("kasa_config", "megatron_config", "monteclora_config", "use_bdlora", "velora_config"):
         config = LoraConfig(r=4)
         setattr(config, option, {"any": 1})
         with pytest.raises(ValueError, match=f"was made with {option}"):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.adapters import load_adapter_weights
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantised, features_of, gradients_of
+from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantized, features_of, gradients_of
 
 
 def publish_adapter(base: str, folder: Path, *, seed: int = 1, binary: bool = False, **lora: Any) -> str:
@@ -214,11 +214,11 @@ def quantizable(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantised_models_encode_save_and_open(
+def test_quantized_models_encode_save_and_open(
     quantizable: str, tmp_path: Path, plain: PlainProcess, quantization: Any
 ) -> None:
     model = PromptEOL(quantizable, quantization=quantization, device="cpu")  # as `plain`: others round otherwise
-    expected = dequantised(quantizable, model).encode(SENTENCES)
+    expected = dequantized(quantizable, model).encode(SENTENCES)
     kinds = {type(module).__name__ for module in model[0].model.modules()}
     assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization] in kinds
     embeddings = model.encode(SENTENCES)
@@ -232,10 +232,10 @@ def test_quantised_models_encode_save_and_open(
     np.testing.assert_allclose(embeddings / scale, whole / scale, atol=1e-2)  # nf4 is multiplied in half precision
 
 
-def test_an_adapter_opens_on_a_quantised_base_but_is_not_merged_into_it(quantizable: str, tmp_path: Path) -> None:
+def test_an_adapter_opens_on_a_quantized_base_but_is_not_merged_into_it(quantizable: str, tmp_path: Path) -> None:
     adapter = publish_adapter(quantizable, tmp_path)
     model = PromptEOL(adapter, quantization="nf4")
-    reference = dequantised(quantizable, PromptEOL(quantizable, quantization="nf4"))
+    reference = dequantized(quantizable, PromptEOL(quantizable, quantization="nf4"))
     reference.load_adapter(adapter)
     embeddings, expected = model.encode(SENTENCES), reference.encode(SENTENCES)
     assert model.similarity_pairwise(embeddings, expected).min() > 0.99
@@ -247,11 +247,11 @@ def test_an_adapter_opens_on_a_quantised_base_but_is_not_merged_into_it(quantiza
 def test_layers_that_this_cpu_cannot_pack_are_computed_unpacked(stories: str) -> None:
     model = PromptEOL(stories, quantization="nf4", device="cpu")
     assert type(model[0].model.layers[0].mlp.down_proj).__name__ == "Linear4bit"  # of 172 columns
-    expected = dequantised(stories, model).encode(SENTENCES)
+    expected = dequantized(stories, model).encode(SENTENCES)
     assert model.similarity_pairwise(model.encode(SENTENCES), expected).min() > 0.99
 
 
-def test_the_quantisation_is_the_paper_s() -> None:
+def test_the_quantization_is_the_paper_s() -> None:
     nf4 = quantization_config("nf4")
     assert (nf4.bnb_4bit_quant_type, nf4.bnb_4bit_use_double_quant) == ("nf4", True)
     assert nf4.bnb_4bit_compute_dtype == torch.float32
@@ -318,7 +318,7 @@ def test_gradients_after_an_evaluation_are_those_before_it(quantizable: str, qua
         torch.testing.assert_close(second[name], gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
 
     if quantization == "nf4":  # the oracle: float32 weights of the same values
-        reference = dequantised(quantizable, PromptEOL(quantizable, quantization="nf4"))
+        reference = dequantized(quantizable, PromptEOL(quantizable, quantization="nf4"))
         reference.add_adapter(lora_config(r=4, lora_dropout=0.0, init_lora_weights=False))
         reference.load_state_dict({n: p for n, p in model.state_dict().items() if "lora_" in n}, strict=False)
         scale = max(gradient.abs().max().item() for gradient in first.values())

@@ -217,10 +217,10 @@ def test_what_cannot_be_cut_is_refused_with_the_remedy(odd_norms: dict[str, str]
         model.cut()
 
 
-def test_a_quantised_model_is_refused(causal_lms: dict[str, str]) -> None:
+def test_a_quantized_model_is_refused(causal_lms: dict[str, str]) -> None:
     pytest.importorskip("bitsandbytes")
     model = PromptEOL(causal_lms["opt-64"], layer=-2, quantization="nf4")
-    with pytest.raises(ValueError, match="is quantised, and only full weights are cut: open it without quantization"):
+    with pytest.raises(ValueError, match="is quantized, and only full weights are cut: open it without quantization"):
         model.cut()
 
 

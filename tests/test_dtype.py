@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from st_prompteol import PromptEOL, lora_config
+from st_prompteol import PromptEOL
 
-from .helpers import SENTENCES, PlainProcess, assert_alike, build_causal_lm
+from .helpers import SENTENCES, PlainProcess, adapted, assert_alike, build_causal_lm
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +27,6 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         dtype = torch.bfloat16 if name == "qwen2" else getattr(torch, name)
         AutoModelForCausalLM.from_pretrained(made[name], dtype=dtype).save_pretrained(made[name])
     return made
-
-
-def adapted(model: PromptEOL) -> None:
-    model.add_adapter(lora_config(r=4))
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
 
 
 def merged(model: PromptEOL) -> None:
@@ -129,3 +121,19 @@ def test_exactness_is_that_of_every_number(bases: dict[str, str], tmp_path: Path
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         wide = [key for key in file.keys() if file.get_slice(key).get_dtype() == "F32"]
     assert wide == ["layers.0.mlp.up_proj.weight"]
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [("llama", torch.float16), ("gemma3", torch.bfloat16)])
+def test_a_cast_rounds_weights_only(tmp_path: Path, architecture: str, dtype: torch.dtype) -> None:
+    """Rotary frequencies, which are not saved, stay those that a loaded model computes."""
+    model = PromptEOL(build_causal_lm(tmp_path / "base", architecture))
+    frequencies = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    model.to(dtype)
+    expected = model.encode(SENTENCES, convert_to_tensor=True).float().numpy()
+    model.save_pretrained(str(tmp_path / "saved"))
+    again = PromptEOL(str(tmp_path / "saved"))
+    assert again.dtype == dtype
+    np.testing.assert_array_equal(again.encode(SENTENCES, convert_to_tensor=True).float().numpy(), expected)
+    model.float()
+    assert frequencies
+    assert all(torch.equal(model.get_buffer(name), buffer) for name, buffer in frequencies.items())

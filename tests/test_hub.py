@@ -304,13 +304,14 @@ REFUSED = {
     'push_to_hub(model, "alice/nothing", create_pr=True)': "FileNotFoundError: 'alice/nothing' does not exist, so it",
     'push_to_hub(model, "alice/public", create_pr=True, tag="v2")': "ValueError: A pull request goes to main",
     'push_to_hub(model, "alice/a b")': "ValueError: 'alice/a b' cannot be the name of a repository",
+    'push_to_hub(model, "alice//x", dry_run=True, token=False)': "ValueError: 'alice//x' cannot be the name of a",
     'push_to_hub(model, "alice/x", merge_to="alice/y")': "ValueError: 'tiny/llama' has no adapter to merge",
     'push_to_hub(adapter, "alice/x", merge_to="alice/x")': "ValueError: 'alice/x' cannot hold both",
     'push_to_hub(adapter, "alice/x", merge_to="alice/other")': "FileExistsError: 'alice/other' already holds",
     'push_to_hub(LOCAL, "alice/x")': "ValueError: The adapter",
     'push_to_hub(LOCAL, "alice/x", CardOptions("bob/gated"))': "PermissionError: 'bob/gated' is gated: ask for access",
     'push_to_hub(model, "alice/x", CardOptions(results_dir="none"), dry_run=True)': "FileNotFoundError: 'none' is not",
-    'CardOptions(license="mine: <b>")': "ValueError: 'mine: <b>' does not identify a licence",
+    'CardOptions(license="mine: <b>")': "ValueError: 'mine: <b>' does not identify a license",
     'CardOptions(language="English")': "ValueError: 'English' is not the code of a language",
     'CardOptions(datasets=["a\\nb"])': "ValueError: 'a\\nb' cannot be the name of a repository",
     'PromptEOL("bob/private")': "FileNotFoundError: 'bob/private' is neither a folder nor a repository",
@@ -537,7 +538,7 @@ def test_results_of_a_model_from_the_hub_are_found_by_its_commit(hub: Any, clien
 
 
 @pytest.mark.slow
-def test_a_quantised_model_is_published_as_such_and_opens(
+def test_a_quantized_model_is_published_as_such_and_opens(
     hub: Any, client: Client, causal_lms: dict[str, str]
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -555,7 +556,7 @@ def test_a_quantised_model_is_published_as_such_and_opens(
 
 @pytest.mark.parametrize(("save", "kind"), [(save_bitsandbytes, "nf4"), (save_compressed, "W4A16")])
 @pytest.mark.slow
-def test_an_adapter_on_a_base_that_comes_quantised(
+def test_an_adapter_on_a_base_that_comes_quantized(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path, save: Any, kind: str
 ) -> None:
     save(Path(causal_lms["llama-64"]), tmp_path, kind)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from st_prompteol import PromptEOL
+from st_prompteol.failures import explain_opening
 
 from .helpers import build_tokenizer
 from .test_adapters import publish_adapter
@@ -209,6 +210,25 @@ def test_an_adapter_that_lacks_a_part_is_one_sentence(causal_lms: dict[str, str]
     assert "has no adapter_model.safetensors" in sentence_of(lambda: PromptEOL(str(adapter)))
 
 
+@pytest.mark.parametrize("kept", [(), ("config.json", "tokenizer.json", "tokenizer_config.json")])
+def test_an_adapter_on_an_adapter_is_one_sentence(
+    causal_lms: dict[str, str], tmp_path: Path, kept: tuple[str, ...]
+) -> None:
+    one, other = (publish_adapter(causal_lms["llama"], tmp_path / name) for name in ("one", "other"))
+    for name in kept:
+        shutil.copy(f"{causal_lms['llama']}/{name}", other)
+    changed("adapter_config.json", lambda values: {**values, "base_model_name_or_path": other})(Path(one))
+    assert f"of the adapter {one!r} is {other!r}, which is an adapter too" in sentence_of(lambda: PromptEOL(one))
+    changed("adapter_config.json", lambda values: {**values, "base_model_name_or_path": other})(Path(other))
+    assert f"of {other!r} names the adapter itself as its base" in sentence_of(lambda: PromptEOL(other))
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(ImportError, match=r"^'user/model' needs the Python package 'no_such_package', which is not"):
+        with explain_opening("user/model"):
+            import no_such_package  # noqa: F401
+
+
 NUMBERS: list[dict[str, Any]] = [
     *({name: value} for name in ("truncate_dim", "max_seq_length") for value in (0, -5, 2.5, "x", True)),
     {"layer": 0},
@@ -233,6 +253,9 @@ def test_a_batch_has_at_least_one_sentence(causal_lms: dict[str, str], fast: boo
             assert message == f"batch_size={size!r} must be at least 1, a whole number."
     assert "truncate_dim=0 must be" in sentence_of(lambda: model.encode("a", truncate_dim=0))
     assert model.encode(["a", "b"], batch_size=np.int64(1)).shape == (2, 32)
+    for options in ({"output_value": "x"}, {"device": "nope"}, {"device": ["cpu", "nope"]}):
+        message = sentence_of(lambda options=options: model.encode(["a"], **options))
+        assert re.search("output_value='x' is unknown|The device 'nope' is not one of this machine", message)
 
 
 def test_an_argument_that_does_not_exist_is_an_error_of_python(causal_lms: dict[str, str]) -> None:

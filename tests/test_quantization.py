@@ -1,9 +1,10 @@
-"""Checkpoints that come quantised, against transformers' causal LM of the same checkpoint."""
+"""Checkpoints that come quantized, against transformers' causal LM of the same checkpoint."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -29,7 +30,7 @@ from st_prompteol.fast.check import mixes_rows
 from st_prompteol.identity import identify
 from st_prompteol.recipes import LocalLM
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, build_senteval, dequantised, quick
+from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, build_senteval, dequantized, quick
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # gptqmodel's
 BLOCK = 32  # numbers that share a scale
@@ -172,7 +173,7 @@ FORMATS: dict[str, tuple[Callable[[Path, Path, str], None], str, str, float, boo
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Llama and OPT of rows that are 64 wide, as kernels of quantised weights ask for."""
+    """Llama and OPT of rows that are 64 wide, as kernels of quantized weights ask for."""
     return {
         name: Path(build_causal_lm(tmp_path_factory.mktemp(name), f"{name}-64", bos=True)) for name in ("llama", "opt")
     }
@@ -180,12 +181,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def checkpoints(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Makes a quantised checkpoint when it is first asked for."""
+    """Makes a quantized checkpoint when it is first asked for."""
     made: dict[tuple[str, str], Path] = {}
 
     def make(architecture: str, name: str) -> Path:
         if (architecture, name) not in made:
-            folder, base = tmp_path_factory.mktemp("quantised"), bases[architecture]
+            folder, base = tmp_path_factory.mktemp("quantized"), bases[architecture]
             save, kind, *_ = FORMATS[name]
             save(base, folder, kind)
             for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -255,7 +256,7 @@ def test_an_adapter_is_trained_on_it_with_right_gradients(
 ) -> None:
     folder = checkpoints("llama", name)
     model = PromptEOL(str(folder))
-    floats = dequantised(str(folder / "floats" if (folder / "floats").exists() else bases["llama"]), model)
+    floats = dequantized(str(folder / "floats" if (folder / "floats").exists() else bases["llama"]), model)
     for some in (model, floats):
         some.add_adapter(lora_config(r=4, lora_dropout=0.0, init_lora_weights=False))
     own = {key: value for key, value in model.state_dict().items() if "lora_" in key}
@@ -280,7 +281,7 @@ def test_an_adapter_is_trained_on_it_with_right_gradients(
         model.merge_adapter()
         assert distance(model.encode(SENTENCES), embeddings) <= 1e-5
     else:
-        with pytest.raises(ValueError, match="is quantised, and merging would round the adapter away"):
+        with pytest.raises(ValueError, match="is quantized, and merging would round the adapter away"):
             model.merge_adapter()
 
 
@@ -289,7 +290,7 @@ def test_what_would_be_saved_wrong_is_not_saved(
     checkpoints: Callable[[str, str], Path], tmp_path: Path, name: str
 ) -> None:
     model = PromptEOL(str(checkpoints("llama", name)))
-    with pytest.raises(ValueError, match=f"is quantised by {name}, whose layers .* would be saved wrong"):
+    with pytest.raises(ValueError, match=f"is quantized by {name}, whose layers .* would be saved wrong"):
         model.save_pretrained(str(tmp_path / "saved"))
     assert not (tmp_path / "saved").exists()
 
@@ -404,6 +405,7 @@ def test_a_gguf_file_is_taken_by_its_path_or_named_as_damaged(
         with pytest.raises(ValueError, match=rf"^The GGUF file '{cut}' is damaged, cut short or not one") as caught:
             PromptEOL(str(cut))
         assert "\n" not in str(caught.value)
+        assert not re.search("unpack|mmap|buffer", str(caught.value))
     monkeypatch.chdir(tmp_path)
     model = PromptEOL("model.gguf")
     model.save_pretrained("saved")
@@ -433,12 +435,12 @@ def write_lines(path: Path, lines: list[str]) -> Path:
     ("stated", "kind", "message"),
     [
         ({"quant_method": "gptq", "bits": 4}, ImportError, "needs a package: pip install gptqmodel optimum$"),
-        ({"quant_method": "awq", "bits": 4}, ImportError, "is quantised by awq, which needs a package: pip install"),
-        ({"quant_method": "aqlm"}, ImportError, "is quantised by aqlm, which cannot be read here: .*pip install aqlm"),
+        ({"quant_method": "awq", "bits": 4}, ImportError, "is quantized by awq, which needs a package: pip install"),
+        ({"quant_method": "aqlm"}, ImportError, "is quantized by aqlm, which cannot be read here: .*pip install aqlm"),
         ({"quant_method": "fbgemm_fp8"}, ImportError, "cannot be read here: .* requires a GPU"),
-        ({"bits": 4}, ValueError, "does not hold what its config.json says of its quantisation, no quant_method"),
-        ({"quant_method": "torchao", "quant_type": {"default": {}}}, ValueError, "of its quantisation, torchao"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, ValueError, "of its quantisation, bitsandbytes"),
+        ({"bits": 4}, ValueError, "does not hold what its config.json says of its quantization, no quant_method"),
+        ({"quant_method": "torchao", "quant_type": {"default": {}}}, ValueError, "of its quantization, torchao"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, ValueError, "of its quantization, bitsandbytes"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(
@@ -477,8 +479,8 @@ def test_a_configuration_that_lies_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_what_comes_quantised_is_not_quantised_once_more(checkpoints: Callable[[str, str], Path]) -> None:
+def test_what_comes_quantized_is_not_quantized_once_more(checkpoints: Callable[[str, str], Path]) -> None:
     assert PromptEOL(str(checkpoints("llama", "nf4")), quantization="nf4").encode("x").shape == (64,)
     for name, quantization in (("nf4", "int8"), ("fp8", "nf4")):
-        with pytest.raises(ValueError, match=f"comes quantised .*, and cannot be quantised to {quantization} as well"):
+        with pytest.raises(ValueError, match=f"comes quantized .*, and cannot be quantized to {quantization} as well"):
             PromptEOL(str(checkpoints("llama", name)), quantization=quantization)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ SPELLED = 'This_sentence_:_"A_jockey_riding_a_horse."_means_in_one_word:"Equestr
 
 
 def write_wordnet(folder: Path) -> Path:
-    """Writes a folder in WordNet's format: offsets are bytes into the data file, two spaces begin its licence."""
+    """Writes a folder in WordNet's format: offsets are bytes into the data file, two spaces begin its license."""
     senses = {
         "noun": [
             ("horse", 5, ["horse", "Equus_caballus"], 'solid-hoofed herbivorous quadruped; "he rode"'),
@@ -50,8 +50,8 @@ def write_wordnet(folder: Path) -> Path:
     }
     folder.mkdir()
     for part, entries in senses.items():
-        data = "  1 This is the licence.  \n"
-        index = "  1 This is the licence.  \n"
+        data = "  1 This is the license.  \n"
+        index = "  1 This is the license.  \n"
         for lemma, frequency, words, gloss in entries:
             offset = f"{len(data.encode()):08d}"
             members = " ".join(f"{word} 0" for word in words)

@@ -412,7 +412,7 @@ def test_the_command_writes_log_table_plot_and_model(
         assert told in result.stdout
     table = (out / "table.md").read_text(encoding="utf-8").splitlines()
     assert table[0] == lines[0]
-    columns = "template | layer | centred | sentence | word | source | pairs | score | gain over the start"
+    columns = "template | layer | centered | sentence | word | source | pairs | score | gain over the start"
     assert table[2] == f"| {columns} | low | high |"
     assert {line.split("|")[6].strip() for line in table[4:]} == {"wordnet", "llm", ""}
     assert (out / "recipes.png").read_bytes().startswith(b"\x89PNG")

@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from st_prompteol import PromptEOL, lora_config
+from st_prompteol import PromptEOL
 from st_prompteol.evaluation import EmbeddingCache, evaluate_mteb
 from st_prompteol.identity import digest, identify
 
-from .helpers import JOCKEY, SENTENCES, assert_alike
+from .helpers import JOCKEY, SENTENCES, adapted, assert_alike
 
 mteb_s_own = pytest.mark.filterwarnings(
     "ignore:The `get_sentence_embedding_dimension` method:FutureWarning",
@@ -37,13 +37,6 @@ class Doubled(torch.nn.Module):
         return features
 
 
-def adapted(model: PromptEOL) -> None:
-    model.add_adapter(lora_config(r=4))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-
-
 def off(model: PromptEOL) -> None:
     adapted(model)
     model.disable_adapters()
@@ -58,9 +51,9 @@ def one_number(model: PromptEOL) -> None:
     model[0].model.embed_tokens.weight.data[3, 7] += 1.0
 
 
-def cast_late(model: PromptEOL) -> None:
+def cast_body(model: PromptEOL) -> None:
     """Not what is opened in bfloat16: what the body computes from its configuration is cast too."""
-    model.to(torch.bfloat16)
+    model[0].model.to(torch.bfloat16)
 
 
 CHANGES: dict[str, Callable[[PromptEOL], Any]] = {
@@ -74,7 +67,7 @@ CHANGES: dict[str, Callable[[PromptEOL], Any]] = {
     "merged": merged,
     "data": one_number,
     "half": lambda model: model.half(),
-    "cast late": cast_late,
+    "cast body": cast_body,
     "max_seq_length": lambda model: setattr(model, "max_seq_length", 40),
     "prompts": lambda model: model.prompts.update(STS="query: "),
     "default prompt": lambda model: vars(model).update(prompts={"STS": "query: "}, default_prompt_name="STS"),

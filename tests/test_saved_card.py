@@ -460,6 +460,15 @@ def test_no_card_is_written_when_none_is_wanted(causal_lms: dict[str, str], tmp_
     assert may_write_card(tmp_path / "a/README.md")
 
 
+def test_a_card_speaks_of_one_word_where_the_template_does(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    assert "a template that asks for one word" in str(build_model_card(model, "alice/model"))
+    model.template = "none"
+    card = str(build_model_card(model, "alice/model"))
+    assert "word" not in card.partition("## Usage")[0]
+    assert "The hidden state of the last token that the model reads is the sentence's embedding." in card
+
+
 def test_an_author_s_own_card_data_are_on_the_card(causal_lms: dict[str, str], tmp_path: Path) -> None:
     data = PromptEOLModelCardData(
         license="mit", language="en", model_name="Dogs & cats", hardware="2 x Abacus", limits="Only dogs."

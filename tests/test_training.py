@@ -418,8 +418,8 @@ def test_all_weights_are_trained_and_saved_small(
     resumed = words(*full, "--resume_from_checkpoint", str(run / "checkpoint-2"))
     script.main(resumed)
     np.testing.assert_allclose(PromptEOL(str(run)).encode(SENTENCES), embeddings, atol=1e-4 * scale)
-    quantised = words("--output_dir", str(tmp_path / "other"), "--lora_r", "0", "--quantization", "int8")
-    assert "lora_r=0 trains all weights, which are then neither" in sentence_of_exit(quantised)
+    quantized = words("--output_dir", str(tmp_path / "other"), "--lora_r", "0", "--quantization", "int8")
+    assert "lora_r=0 trains all weights, which are then neither" in sentence_of_exit(quantized)
 
 
 def test_a_dry_run_forecasts_and_leaves_nothing(
@@ -506,7 +506,7 @@ def test_a_mistake_ends_in_a_sentence(words: Words, more: list[str], message: st
 
 
 @pytest.mark.parametrize(("method", "packages"), [("gptq", "gptqmodel optimum"), ("awq", "gptqmodel")])
-def test_a_base_that_comes_quantised_names_the_package_that_reads_it(
+def test_a_base_that_comes_quantized_names_the_package_that_reads_it(
     words: Words, causal_lms: dict[str, str], tmp_path: Path, method: str, packages: str
 ) -> None:
     if importlib.util.find_spec("gptqmodel"):

@@ -59,6 +59,7 @@ TABLE = [
     Private(torch.ones(1), "_version", "fast/head.py", "sees changes of single weights"),
     Private(torch.nn.Module(), "_parameters", "fast/head.py", "all weights, without names"),
     Private(torch.nn.Module(), "_buffers", "fast/head.py", "likewise"),
+    Private(torch.nn.Module(), "_apply", "body.py", "a cast keeps rotary frequencies in float32, as a save needs it"),
     Private(torch.nn.Module(), "_modules", "model.py", "poolings are made anew when the layer changes"),
     Private(torch.nn.Module(), "_compiled_call_impl", "model.py", "a compiled model encodes itself, not a copy"),
     Private(torch.cpu, "_is_avx512_bf16_supported", "training/arguments.py", "which precision a CPU trains in"),

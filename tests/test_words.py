@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from st_prompteol import PromptEOL
+from st_prompteol import PromptEOL, PromptTemplate
+from st_prompteol.tokens import TemplateTokenizer
 
-from .helpers import assert_alike, build_causal_lm
+from .helpers import JOCKEY, assert_alike, build_causal_lm, build_tokenizer
 
 TEXTS = ["a <ent> b", "<ent>", "x<ent>y.", "<ent><ent>'s", "größe_x", "say WORD now?", "  <ent> ", "a  <ent>\n", "no"]
 
@@ -44,6 +48,36 @@ def test_added_words_are_words_and_special_tokens_are_text(grown: str, tmp_path:
     assert not special & set(theirs.tokenizer("a <sp> b </s>")["input_ids"])
     again.template = "prompt"
     assert again.tokenizer("a <ent> b")["input_ids"] == base(again.template.render("a <ent> b"))["input_ids"]
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.Replace(" ", "▁")])
+def test_added_words_inside_the_model_s_own_vocabulary(tmp_path: Path, normalizer: Any) -> None:
+    """As Gemma's `<unused0>`; also a word that merges would make, and one that stands in the template."""
+    base = build_tokenizer(tmp_path / "plain")
+    backend = base.backend_tokenizer
+    content = json.loads(backend.to_str())
+    content["model"]["vocab"] |= {f"<unused{number}>": 400 + number for number in range(3)}
+    backend = Tokenizer.from_str(json.dumps(content))
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    assert "se" in content["model"]["vocab"]  # a piece, which merges make
+    words = ("<unused0>", "<unused1>", "<unused2>", "se")
+    backend.add_tokens([AddedToken(word, normalized=False) for word in words])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    base = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer = TemplateTokenizer.of(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
+    template = PromptTemplate(demonstrations=(JOCKEY,))
+    tokenizer.template = template
+    tokenizer.save_pretrained(tmp_path / "saved")
+    stock = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    again = TemplateTokenizer.of(AutoTokenizer.from_pretrained(tmp_path / "saved"))
+    for text in ("a <unused0> horse", "<unused2>", "x<unused1>y.", "<unused0><unused1>'s", "a  horse horse", "no"):
+        expected = base(template.render(text))["input_ids"]
+        for opened in (tokenizer, stock, again):
+            assert opened(text)["input_ids"] == expected, text
+        for opened in (tokenizer, again):  # on its way with demonstrations, too
+            (ids,) = opened([text], padding=True, truncation="longest_first", return_tensors="pt")["input_ids"]
+            assert ids.tolist() == expected, text
 
 
 @pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*")

@@ -64,7 +64,7 @@ class ModelArguments:
     layer: int | None = HfArg(default=None, help="Hidden state to read; -1 is after the final norm.")
     max_seq_length: int | None = HfArg(default=None, help="Maximum tokens of a rendered sentence.")
     quantization: str | None = HfArg(
-        default=None, help="nf4 (QLoRA: 4 bit, double quantisation), int8, or none for the weights as dtype says."
+        default=None, help="nf4 (QLoRA: 4 bit, double quantization), int8, or none for the weights as dtype says."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = HfArg(
         default="auto",

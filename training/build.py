@@ -37,7 +37,7 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
     body = model[0].model
     is_quantized, train_all = getattr(body, "is_quantized", False), model_args.lora_r == 0
     if train_all and (model.adapters or is_quantized):
-        raise ValueError("lora_r=0 trains all weights, which are then neither quantised nor adapted: raise lora_r.")
+        raise ValueError("lora_r=0 trains all weights, which are then neither quantized nor adapted: raise lora_r.")
     if is_quantized:
         prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
     if run_args.checkpoint_activations:

@@ -47,7 +47,7 @@ def read_model_options(
         int | None, typer.Option(help="Hidden state to read: -1 is the last, -2 the one before, …")
     ] = None,
     quantization: Annotated[
-        Literal["nf4", "int8"] | None, typer.Option(help="Quantise the weights by bitsandbytes.")
+        Literal["nf4", "int8"] | None, typer.Option(help="Quantize the weights by bitsandbytes.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Numbers of the weights.")

@@ -12,7 +12,7 @@ from st_prompteol.cli.options import open_model, takes_model_options
 @takes_model_options
 def push(
     path: Annotated[str, typer.Argument(help="A saved model or an adapter (or a decoder LLM): folder or Hub id.")],
-    repo: Annotated[str, typer.Argument(help="The repository: user/name or organisation/name.")],
+    repo: Annotated[str, typer.Argument(help="The repository: user/name or organization/name.")],
     model_options: dict[str, Any],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     branch: Annotated[str | None, typer.Option(help="Branch to push to, made if it does not exist.")] = None,
@@ -23,7 +23,7 @@ def push(
     keep_card: Annotated[bool, typer.Option("--keep-card", help="Leave a README that is there as it is.")] = False,
     merge_to: Annotated[str | None, typer.Option(help="Repository for the merged model, as well.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Repository of the base LLM, if PATH names a folder.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence, e.g. apache-2.0; else that of the base.")] = None,
+    license: Annotated[str | None, typer.Option(help="License, e.g. apache-2.0; else that of the base.")] = None,
     language: Annotated[list[str] | None, typer.Option(help="Code of a language, e.g. en; repeat for more.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Repository of training data; repeat for more.")] = None,
     hardware: Annotated[str | None, typer.Option(help="What the model was trained on.")] = None,

@@ -40,14 +40,14 @@ def search(
         str | None, typer.Option(help="Names of templates to try, e.g. own,knowledge; all but none if not given.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to try, e.g. -1,-2,-5; all if not given.")] = None,
-    center: Annotated[bool, typer.Option(help="Try centred embeddings as well.")] = True,
+    center: Annotated[bool, typer.Option(help="Try centered embeddings as well.")] = True,
     shots: Annotated[int, typer.Option(min=1, help="At most this many demonstrations.")] = 1,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Try every candidate on all pairs.")] = False,
     devices: Annotated[str | None, typer.Option(help="Devices to spread over, e.g. cuda:0,cuda:1.")] = None,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
 ) -> None:
-    """Find the best training-free recipe for a model: template, layer, centring and demonstration."""
+    """Find the best training-free recipe for a model: template, layer, centering and demonstration."""
     refuse_unused(context, "where they are searched for", "demonstrations")
     if pairs is not None:
         refuse_unused(context, "beside --pairs", "data_dir")

@@ -34,7 +34,7 @@ _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the larges
 # Maximum difference of a token's vector, relative to its norm; 5e-2 in half precision
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 _SHORT = 0.1  # of the median norm: shorter vectors are remainders of longer ones and carry their rounding errors
-_QUANTISED = 1e-2  # the same if quantized: 4-bit weights compute in half precision, 8-bit activations differ by more
+_QUANTIZED = 1e-2  # the same if quantized: 4-bit weights compute in half precision, 8-bit activations differ by more
 
 
 def longest_row(config: PretrainedConfig) -> int:
@@ -135,7 +135,7 @@ def is_exact(model: PreTrainedModel, layer: int) -> bool:
             difference = max(
                 _difference(model, probe, whole, layer) for probe, whole in zip(probes, expected, strict=True)
             )
-        tolerance = _QUANTISED if getattr(model, "is_quantized", False) else _TOLERANCES.get(expected[0].dtype, 5e-2)
+        tolerance = _QUANTIZED if getattr(model, "is_quantized", False) else _TOLERANCES.get(expected[0].dtype, 5e-2)
         exact = difference < tolerance
         reason = f"a shared head differs by {difference:.1g}"
     except Exception as error:  # after any error here, the model's own forward pass still works

@@ -105,7 +105,7 @@ class CleanProcess:
         if "error" in answer:
             remedy = ""
             if model.adapters and not is_quantized and model[0].quantization:
-                remedy = f"; its base is quantised ({model[0].quantization}): call merge_adapter() and push the whole"
+                remedy = f"; its base is quantized ({model[0].quantization}): call merge_adapter() and push the whole"
             return f"it does not open: {answer['error'].splitlines()[0]}{remedy}"
         embeddings = np.array(answer["embeddings"], dtype=np.float32)
         if embeddings.shape != expected.shape:

@@ -49,7 +49,7 @@ class CardOptions:
             if name is not None:
                 check_repository(name)
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
-            raise ValueError(f"{self.license!r} does not identify a licence: write, e.g., apache-2.0, or other.")
+            raise ValueError(f"{self.license!r} does not identify a license: write, e.g., apache-2.0, or other.")
         for tag in self.languages or ():
             if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,8})*|code|multilingual", tag):
                 raise ValueError(f"{tag!r} is not the code of a language: write, e.g., en.")

@@ -21,7 +21,7 @@ from st_prompteol.failures import explain_opening, explain_push, status_of
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.check import CleanProcess, embed
 from st_prompteol.hub.facts import collect_facts, run_of
-from st_prompteol.hub.options import CardOptions
+from st_prompteol.hub.options import CardOptions, check_repository
 from st_prompteol.hub.results import eval_result_files, read_results
 from st_prompteol.hub.upload import (
     check_kind,
@@ -201,6 +201,9 @@ class _Push:
     exist_ok: bool = True
     replace_model_card: bool = True
     commit_message: str | None = None
+
+    def __post_init__(self) -> None:
+        check_repository(self.repo_id)
 
     @property
     def name(self) -> str:

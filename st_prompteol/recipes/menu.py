@@ -10,7 +10,7 @@ from st_prompteol.output import FIGURES, check_output, import_figure, save_figur
 from st_prompteol.recipes.recipe import Recipe, template_name
 from st_prompteol.recipes.result import SearchResult, Trial
 
-_TEXT = ("template", "layer", "centred", "sentence", "word", "source")
+_TEXT = ("template", "layer", "centered", "sentence", "word", "source")
 _NUMBERS = ("pairs", "score", "gain over the start", "low", "high")
 
 
@@ -124,7 +124,7 @@ def _draw_layers(axes: Any, result: SearchResult) -> None:
         for centered, style in ((True, "o-"), (False, "o--")):
             trials = [one for one in plain if one.recipe == Recipe(template, one.recipe.layer, centered)]
             layers, scores = [one.recipe.layer for one in trials], [one.score for one in trials]
-            label = template_name(template)[:40] + (", centred" if centered else "")
+            label = template_name(template)[:40] + (", centered" if centered else "")
             if trials:
                 axes.plot(
                     layers,
@@ -155,7 +155,7 @@ def _draw_candidates(axes: Any, trials: list[Trial]) -> None:
     for place, source in enumerate(sources):
         axes.plot([], [], "o", color=f"C{place % 10}", label=source or "unnamed")
     for edge in [rank for rank in range(1, len(trials)) if trials[rank].pairs != trials[rank - 1].pairs]:
-        axes.axvline(edge + 0.5, color="grey", linewidth=0.8, linestyle=":")
+        axes.axvline(edge + 0.5, color="gray", linewidth=0.8, linestyle=":")
         axes.annotate(
             f" {trials[edge].pairs} pairs", (edge + 0.5, 1.01), xycoords=("data", "axes fraction"), fontsize=7
         )

@@ -20,7 +20,7 @@ class Recipe:
     Example:
         >>> recipe = Recipe(TEMPLATES["prompt"], layer=-2, center=True)
         >>> print(recipe)
-        prompt, layer -2, centred
+        prompt, layer -2, centered
         >>> recipe.to_code("tiny")
         "model = PromptEOL('tiny', template='prompt', layer=-2); model.center(sentences)"
     """
@@ -50,7 +50,7 @@ class Recipe:
     def __str__(self) -> str:
         words = [demonstration.word for demonstration in self.demonstrations]
         shown = f", demonstration {' + '.join(words)}" if words else ""
-        return f"{template_name(self.template)}, layer {self.layer}{', centred' * self.center}{shown}"
+        return f"{template_name(self.template)}, layer {self.layer}{', centered' * self.center}{shown}"
 
     def to_code(self, model_name_or_path: str) -> str:
         """Returns Python code that loads a model with this recipe."""
