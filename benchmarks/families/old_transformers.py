@@ -1,29 +1,32 @@
-"""Compares older versions of transformers on folders saved by this one, with and without the old configuration keys.
+"""Reads folders saved by this version in older versions of transformers, for every family whose configuration changed.
 
-    python benchmarks/old_transformers.py FOLDER --versions 4.48.3 4.57.6
+    python -m benchmarks.families.old_transformers --tokenizer TOKENIZER --versions 4.48.3 4.57.6
 
-Uses small random models of each architecture with non-default values, and rows longer than every window. Each version
-is installed in a separate environment under FOLDER that shares this torch. The table shows the largest difference of
-the last two hidden states, relative to their largest value, for the folder as saved by transformers 5 and with the
-configuration of `st_prompteol.spelling`; or the exception that was raised. `!` marks missing or unexpected weights.
+Uses small random models of each architecture with non-default values, and sentences longer than every window. Each
+version is installed in an environment of its own. The table shows the smallest cosine similarity to `PromptEOL`'s
+embeddings, or the exception that was raised.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
-import venv
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
 
+from benchmarks.clients.folders import ROOT, reference
+from benchmarks.clients.run import measure
+from benchmarks.clients.table import in_transformers
+from benchmarks.speed.measuring import table
+from st_prompteol import PromptEOL
+
+SENTENCES = {"short": "x", "long": "A man is playing a guitar. " * 8, "question": "Is it raining?"}
 SIZES = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 512}
-SIZES |= {"vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 LLAMA = {"intermediate_size": 96, "num_key_value_heads": 2, "rms_norm_eps": 3e-4}
 WINDOW = {"sliding_window": 16}
 SLIDING = {"use_sliding_window": True, "max_window_layers": 2, **WINDOW}
@@ -96,79 +99,50 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@torch.no_grad()
-def hidden_states(model: torch.nn.Module) -> torch.Tensor:
-    """Returns the last two hidden states of all tokens of a short, a long and a padded row."""
-    ids = torch.randint(5, 1000, (2, 60), generator=torch.Generator().manual_seed(0))
-    mask = torch.ones_like(ids).index_fill_(1, torch.arange(41, 60), 0)
-    rows = [(ids[:1, :12], None), (ids, None), (ids, mask)]
-    states = [(model(input_ids=i, attention_mask=m, output_hidden_states=True).hidden_states, m) for i, m in rows]
-    real = [(state, torch.ones(state.shape[:2]) if m is None else m) for s, m in states for state in s[-2:]]
-    return torch.cat([state[m.bool()].flatten() for state, m in real])
+def save(name: str, tokenizer: Any, folder: str) -> None:
+    """Saves a family's model in our form."""
+    model_type, options = FAMILIES[name]
+    torch.manual_seed(0)
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config = transformers.AutoConfig.for_model(model_type, **json.loads(json.dumps({**SIZES, **ids, **options})))
+    body = transformers.AutoModel.from_config(config).float().eval()
+    for weight in body.parameters():
+        noise = torch.randn_like(weight)
+        weight.data = weight + 0.2 * noise if weight.dim() == 1 else noise * 1.5 / weight.shape[-1] ** 0.5
+    with TemporaryDirectory() as base:
+        body.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        PromptEOL(base).save_pretrained(folder, create_model_card=False)
 
 
-def build(folder: Path) -> None:
-    """Saves every architecture with the keys of transformers 5 and with both, and its hidden states."""
-    from st_prompteol.spelling import spell_for_all
-
-    for name, (model_type, options) in FAMILIES.items():
-        torch.manual_seed(0)
-        config = transformers.AutoConfig.for_model(model_type, **json.loads(json.dumps({**SIZES, **options})))
-        model = transformers.AutoModel.from_config(config).float().eval()
-        for weight in model.parameters():
-            noise = torch.randn_like(weight)
-            weight.data = weight + 0.2 * noise if weight.dim() == 1 else noise * 1.5 / weight.shape[-1] ** 0.5
-        model.save_pretrained(folder / "five" / name)
-        shutil.copytree(folder / "five" / name, folder / "both" / name, dirs_exist_ok=True)
-        saved = json.loads((folder / "five" / name / "config.json").read_text())
-        (folder / "both" / name / "config.json").write_text(json.dumps(spell_for_all(saved)))
-        torch.save(hidden_states(model), folder / "five" / name / "states.pt")
+def cell(measured: dict[str, Any]) -> str:
+    """Formats what a version made of a folder."""
+    return measured["error"].partition(":")[0] if "error" in measured else f"{measured['minimum']:.6f}"
 
 
-def read(folder: Path) -> dict[str, list[str]]:
-    """Returns the differences for the version of transformers in this process."""
-    cells: dict[str, list[str]] = {name: [] for name in FAMILIES}
-    for name in FAMILIES:
-        expected = torch.load(folder / "five" / name / "states.pt")
-        for spelling in ("five", "both"):
-            try:
-                model, report = transformers.AutoModel.from_pretrained(
-                    folder / spelling / name, torch_dtype=torch.float32, output_loading_info=True
-                )
-                difference = (hidden_states(model.eval()) - expected).abs().max() / expected.abs().max()
-                cells[name].append(f"{difference:.0e}" + "!" * any(report.values()))
-            except Exception as error:  # any error is shown in the table
-                cells[name].append(type(error).__name__)
-    return cells
-
-
-def main() -> None:
+def main() -> int:
     """Saves the models, installs each version, compares and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", required=True, help="folder or repository of a tokenizer")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="NAME")
     parser.add_argument("--versions", nargs="+", default=["4.48.3", "4.51.3", "4.53.3", "4.56.2", "4.57.6"])
-    parser.add_argument("--read", action="store_true", help="only read, in this environment, and print JSON")
-    arguments = parser.parse_args()
-    if arguments.read:
-        print(json.dumps(read(arguments.folder)))
-        return
-    build(arguments.folder)
-    columns = {transformers.__version__: read(arguments.folder)}
-    for version in arguments.versions:
-        environment = arguments.folder / f"transformers-{version}"
-        python = environment / "bin" / "python"
-        if not environment.exists():
-            venv.create(environment, with_pip=True)
-            packages = [f"torch=={torch.__version__.split('+')[0]}", f"transformers=={version}"]
-            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-        command = [python, __file__, arguments.folder, "--read"]
-        columns[version] = json.loads(
-            subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
-        )
-    print("| saved by transformers", *(f"| {version}: as saved | both" for version in columns), "|")
-    print("|---" * (1 + 2 * len(columns)) + "|")
-    for name in FAMILIES:
-        print("|", name, *(f"| {cell}" for column in columns.values() for cell in column[name]), "|")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build/clients", help="where environments are made")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer, model_max_length=512)
+    with TemporaryDirectory() as saved:
+        folders = {name: str(Path(saved, name)) for name in args.families}
+        for name, folder in folders.items():
+            save(name, tokenizer, folder)
+        references = {name: reference(folder, list(SENTENCES.values())) for name, folder in folders.items()}
+        read = [
+            measure(in_transformers(version), args.cache.resolve(), folders, SENTENCES, references)["kinds"]
+            for version in args.versions
+        ]
+    lines = [[name, *(cell(kinds[name]) for kinds in read)] for name in args.families]
+    print(table(f"saved by transformers {transformers.__version__} | {' | '.join(args.versions)}", lines))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Demonstration search in one run: the reference implementation, ours by halving and ours exhaustively.
 
-    python benchmarks/search.py --tokenizer TOKENIZER --data-dir SENTEVAL
+    python -m benchmarks.speed.search --tokenizer TOKENIZER --data-dir SENTEVAL
 
 Uses random weights in the shape of OPT-125M, a real tokenizer and STS-B dev. The reference encodes both sentences of
 every pair from scratch for each candidate: causal LM with logits and all hidden states, batches of 32, padded on the
@@ -15,14 +15,13 @@ import argparse
 import json
 import random
 import statistics
-import tempfile
 from dataclasses import replace
 
 import transformers
-from reference import JOCKEY, Reference, machine, save_random_model, seconds_of
 
+from benchmarks.speed.measuring import machine, seconds_of, table
+from benchmarks.speed.reference import JOCKEY, Reference, model_folder
 from st_prompteol import Demonstration, PromptEOL
-from st_prompteol.output import to_markdown
 from st_prompteol.recipes import sts_b_dev
 from st_prompteol.recipes.searching import ROUNDS
 
@@ -54,8 +53,7 @@ def main() -> None:
     steps = [share - before for share, before in zip(shares, (0.0, *shares), strict=False)]
     halving = sum(step * kept for step, (_, kept) in zip(steps, ROUNDS, strict=True))
 
-    with tempfile.TemporaryDirectory() as folder:
-        save_random_model("opt-125m", arguments.tokenizer, folder)
+    with model_folder("opt-125m", arguments.tokenizer) as folder:
         model, reference = PromptEOL(folder), Reference.open(folder, batch_size=32)
 
     rng = random.Random(0)
@@ -71,7 +69,7 @@ def main() -> None:
     exhaustive_hours = statistics.median(ours) * len(distinct) * CANDIDATES / 3600
     halving_hours = statistics.median(ours) * len(distinct) * CANDIDATES * halving / 3600
     print(json.dumps({**machine(), "candidates measured": arguments.candidates}))
-    lines = [["way", "s a sentence", "sentences", "hours, extrapolated", "ratio"]]
+    lines = []
     for way, seconds, count, hours in (
         ("reference, exhaustive", theirs, len(every) * CANDIDATES, reference_hours),
         ("ours, exhaustive", ours, len(distinct) * CANDIDATES, exhaustive_hours),
@@ -79,7 +77,7 @@ def main() -> None:
     ):
         speed, ratio = f"{statistics.median(seconds):.4f}", f"{reference_hours / hours:.1f}x"
         lines.append([way, speed, f"{count:,}", f"{hours:.2f}", ratio])
-    print(to_markdown(lines, text_columns=("way",)), end="")
+    print(table("way | s a sentence | sentences | hours, extrapolated | ratio", lines), end="")
 
 
 if __name__ == "__main__":
