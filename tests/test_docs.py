@@ -46,7 +46,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
 # what a reader does once and a test must not, and what takes a GPU, a cloud or many environments, or never ends
 NOT_RUN = re.compile(
-    r"pip install |hf auth login|make gpu|ray (up|submit) |python -m benchmarks\.(clients|families)|(st-prompteol|vllm) serve "
+    r"pip install |hf auth login|make gpu|ray (up|submit) |python -m benchmarks\.clients|(st-prompteol|vllm) serve "
 )
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|--config")
 TRIPLETS = "examples/triplets.tsv"
@@ -56,7 +56,8 @@ SMALLER = {
     r"(st-prompteol candidates .*)": r"\1 --dictionary-count 3",
     r"(python training/train\.py .*)": rf"\1 --train_file {TRIPLETS} --per_device_train_batch_size 8"
     " --max_steps 2 --warmup_steps 0 --eval_strategy no",
-    r"(python -m benchmarks\.speed\.encode .*)": r"\1 --model toy --count 4 --rounds 1 --dtype float32",
+    r"(python -m benchmarks\.speed\.encode .*)": r"\1 --model toy --count 4 --rounds 1 --dtype float32"
+    " --demonstrations 1",
     r"(python -m benchmarks\.speed\.encode .*--scaling) .*": r"\1 8 --model toy --dtype float32 --count 4 --calls 1",
     r"(python -m benchmarks\.speed\.train .*)": r"\1 --model toy --batches 2/1 2 --steps 1",
     r"(python -m benchmarks\.speed\.corpus .*)": r"\1 --rows 8 --workers 1 --fragment-rows 4",

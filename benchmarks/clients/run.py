@@ -4,12 +4,12 @@
     python -m benchmarks.clients.run --only vLLM txtai
 
 Saves a folder of each kind, computes the reference in float32, creates an environment for every client in `table.py`
-and runs the client's program from `programs/` there. If a client cannot be installed or rejects a folder, its row shows
-the error. Rows that are not measured again are kept. Writes docs/clients.json, and from it the results in
+and runs the client's program from `programs/` there. If a client cannot be installed or rejects a folder, its row
+shows the error. Rows that are not measured again are kept. Writes docs/clients.json, and from it the results in
 docs/clients.md.
 
-Requires PyPI and npm, Node for the JavaScript rows, and about 8 GB of disk: PyTorch is installed once, and added to the
-other environments with a `.pth` file. PyTorch's CPU build is sufficient: set pip's variables, such as
+Requires PyPI and npm, Node for the JavaScript rows, and about 8 GB of disk: PyTorch is installed once, and added to
+the other environments with a `.pth` file. PyTorch's CPU build is sufficient: set pip's variables, such as
 `PIP_EXTRA_INDEX_URL`, if pip would choose another build.
 """
 

@@ -69,9 +69,7 @@ CLIENTS = (
     in_transformers("5.23.0", "peft==0.21.2"),
     Client("LangChain", "langchain.py", ("langchain-huggingface==1.2.3", *_NEW)),
     Client("LlamaIndex", "llama_index.py", ("llama-index-embeddings-huggingface==0.8.0", *_NEW)),
-    Client(
-        "Haystack, text", "haystack_text.py", ("sentence-transformers-haystack==2.0.0", "haystack-ai==3.4.0", *_NEW)
-    ),
+    Client("Haystack, text", "haystack_text.py", _HAYSTACK),
     Client("Haystack, documents", "haystack_documents.py", _HAYSTACK),
     Client("Chroma", "chroma.py", ("chromadb==1.5.9", *_NEW)),
     Client("txtai", "txtai.py", ("txtai==9.14.0", *_NEW)),
