@@ -154,6 +154,10 @@ def measure(opened: Ways, demonstrations: int, batch_size: int) -> dict[str, Any
                     memory.setdefault(way, []).append(peak)
             for name, rate in products(opened.dtype, args.device).items() if number else ():
                 speeds.setdefault(name, []).append(rate)
+        if args.calls:
+            result["single"] = latency(opened.ours, args.calls)
+        if args.device == "cuda":
+            result["busy"] = busy(partial(ways["ours"], args.texts))
     medians = {way: statistics.median(values) for way, values in speeds.items()}
     return {**result, **medians, "memory": {way: max(values) for way, values in memory.items()}}
 
@@ -216,28 +220,23 @@ def flops_per_sentence(model: PromptEOL, sentences: list[str]) -> float:
     return counter.get_total_flops() / len(sentences)
 
 
-def measure_latency(opened: Ways) -> dict[str, float]:
-    """Encodes one sentence at a time; returns median seconds of `encode` and of a pass over the sentence's tokens."""
-    ours, sentence = opened.ours, "A man is playing a guitar."
-    own = ours.tokenizer.tokenize_plainly(sentence + ours.template.tail)
-    ids = torch.tensor([own], device=ours.device)
-    seconds: dict[str, list[float]] = {"forward": [], "encode": []}
+def latency(model: PromptEOL, calls: int) -> list[float]:
+    """Returns median seconds of a forward pass over the tokens of a sentence, and of `encode` with that sentence."""
+    sentence, forward, encode = "A man is playing a guitar.", [], []
+    own = model.tokenizer.tokenize_plainly(sentence + model.template.tail)
+    ids = torch.tensor([own], device=model.device)
     with torch.inference_mode():
-        for _ in range(opened.args.calls):
-            seconds["forward"].append(seconds_of(lambda: ours[0].model(input_ids=ids, use_cache=False)))
-            seconds["encode"].append(seconds_of(lambda: ours.encode(sentence)))
-    return {way: statistics.median(values) for way, values in seconds.items()}
+        for _ in range(calls):
+            forward.append(seconds_of(lambda: model[0].model(input_ids=ids, use_cache=False)))
+            encode.append(seconds_of(lambda: model.encode(sentence)))
+    return [statistics.median(forward), statistics.median(encode)]
 
 
-def profile(opened: Ways) -> dict[str, Any]:
-    """Profiles our method on a GPU: the share of the time in which it computes, and in which kernels."""
-    encode = partial(opened.ours.encode, opened.args.texts, batch_size=max(opened.args.batch_size))
-    encode()
+def busy(encode: Callable[[], Any]) -> float:
+    """Returns the share of the time in which the GPU computes."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         seconds = seconds_of(encode)
-    kernels = {event.key: event.self_device_time_total / 1e6 / seconds for event in profiler.key_averages()}
-    most = sorted(kernels, key=kernels.__getitem__, reverse=True)[:8]
-    return {"busy": sum(kernels.values()), "kernels": {kernel[:100]: kernels[kernel] for kernel in most}}
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / seconds
 
 
 def scale(device: str, sentences: list[str], count: int, folder: str) -> dict[str, float]:
@@ -257,10 +256,6 @@ def plan(args: argparse.Namespace) -> Iterator[tuple[Row, Callable[[], Any]]]:
         for count, size in product(args.demonstrations, args.batch_size):
             labels = {**names, "demonstrations": count, "batch": size}
             yield labels, lambda key=(model, dtype), count=count, size=size: measure(ways(*key), count, size)
-        if args.calls:
-            yield {**names, "calls": args.calls}, lambda key=(model, dtype): measure_latency(ways(*key))
-        if args.device == "cuda":
-            yield {**names, "profile": max(args.batch_size)}, lambda key=(model, dtype): profile(ways(*key))
         for count in args.scaling:
             run = partial(in_a_process, scale, args.device, args.texts, count)
             yield {**names, "sentences": count}, lambda key=(model, dtype), run=run: run(ways(*key).saved)
@@ -273,60 +268,46 @@ WAYS = {
     "vllm": "vLLM",
     "ours": "PromptEOL",
 }
+PRODUCTS = ("torch.mm", "oneDNN")
 
 
 def to_markdown(rows: list[Row]) -> str:
     """Formats the measurements as tables, with targets in parentheses."""
     compared = [row for row in rows if "batch" in row]
-    float32 = {
-        (row["model"], row["demonstrations"]): row["result"].get("reference")
+    references = {  # on a CPU there is only one, in float32
+        (row["model"], row["demonstrations"]): row["result"]["reference"]
         for row in compared
-        if row["dtype"] == "float32"
+        if "reference" in row["result"]
     }
-    speeds = []
+    lines = []
     for row in compared:
         result, shots = row["result"], row["demonstrations"]
-        result.setdefault("reference", float32.get((row["model"], shots)))
+        ours, plain = result.get("ours"), [result[way] for way in ("plain", "plain, flash") if way in result]
+        result.setdefault("reference", references.get((row["model"], shots)))
         aims = TARGETS.get((row["device"], row["model"], row["dtype"]), {}).get(shots, (None, None))
-        plain = max((result[way] for way in ("plain", "plain, flash") if result.get(way)), default=None)
-        others = (result["reference"], aims[0]), (plain, aims[1]), (result.get("vllm"), None)
+        others = (result["reference"], aims[0]), (max(plain, default=None), aims[1]), (result.get("vllm"), None)
         cells = [row[name] for name in ("model", "dtype", "demonstrations", "batch")]
         cells += [f"{result[way]:.1f}" if result.get(way) else None for way in WAYS]
-        cells += [ratio(result.get("ours"), *other) for other in others]
-        for peak in ("torch.mm", "oneDNN"):
-            known = result.get(peak) and result["flops"] and result.get("ours")
-            cells.append(f"{result['ours'] * result['flops'] / result[peak]:.0%}" if known else None)
+        for other, aim in others:
+            cells.append((f"{ours / other:.1f}x" if ours and other else "") + (f" ({aim}x)" if aim else ""))
+        useful = (ours or 0) * (result["flops"] or 0)
+        cells += [f"{useful / result[peak]:.0%}" if useful and peak in result else None for peak in PRODUCTS]
         memory = [result["memory"].get(way) for way in ("plain", "ours")]
         cells += [f"{peak / 2**30:.1f}" if peak else None for peak in memory]
-        speeds.append([*cells, f"{result['difference']:.0e}", "yes" if result["shared"] else "no"])
+        cells += [f"{1e3 * seconds:.2f}" for seconds in result["single"]] if "single" in result else [None, None]
+        cells.append(f"{result['busy']:.0%}" if "busy" in result else None)
+        lines.append([*cells, f"{result['difference']:.0e}", "yes" if result["shared"] else "no"])
     header = (
         f"model | dtype | demonstrations | batch | {' | '.join(WAYS.values())} | vs reference | vs plain | vs vLLM"
     )
-    header += " | of torch.mm | of oneDNN | plain's GiB | GiB | difference | shared prefix"
-    single = [
-        [row["model"], row["dtype"], *(f"{1e3 * row['result'][way]:.2f}" for way in ("forward", "encode"))]
-        for row in rows
-        if "calls" in row
-    ]
+    header += f" | of {' | of '.join(PRODUCTS)} | plain's GiB | GiB | forward, ms | one sentence, ms | GPU busy"
     scaling = [
         [f"{row['sentences']:,}", f"{1e3 * row['result']['seconds']:.3f}", f"{row['result']['peak'] / 2**20:,.0f}"]
         for row in rows
         if "sentences" in row
     ]
-    text = table(header, speeds, texts=2) + table(
-        "model | dtype | forward pass, ms | one sentence, ms", single, texts=2
-    )
-    text += table("sentences | ms a sentence | peak MiB", scaling, texts=0)
-    for row in rows:
-        if "profile" in row:
-            kernels = ", ".join(f"{share:.0%} `{kernel}`" for kernel, share in row["result"]["kernels"].items())
-            text += f"- {row['model']}, {row['dtype']}: busy {row['result']['busy']:.0%} of the time; {kernels}\n"
-    return text
-
-
-def ratio(ours: float | None, other: float | None, target: float | None) -> str:
-    """Formats a speed-up with its target."""
-    return (f"{ours / other:.1f}x" if ours and other else "") + (f" ({target}x)" if target else "")
+    text = table(f"{header} | difference | shared prefix", lines, texts=2)
+    return text + table("sentences | ms a sentence | peak MiB", scaling, texts=0)
 
 
 def plot(rows: list[Row], path: Path) -> None:
