@@ -152,7 +152,7 @@ def measure(opened: Ways, demonstrations: int, batch_size: int) -> dict[str, Any
                 if number:
                     speeds.setdefault(way, []).append(len(chosen[way]) / seconds)
                     memory.setdefault(way, []).append(peak)
-            for name, rate in products(opened.dtype, args.device).items() if number else ():
+            for name, rate in products(opened.dtype, args.device).items() if number and result["flops"] else ():
                 speeds.setdefault(name, []).append(rate)
         if args.calls:
             result["single"] = latency(opened.ours, args.calls)

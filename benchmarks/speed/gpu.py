@@ -51,7 +51,7 @@ STEPS = {  # share of 25 minutes, command
 ON_CPU = "--count 48 --rounds 1 --demonstrations 0 1 --batch-size 8"
 TRIAL = {
     "tests": (1.0, "pytest -v --color no -p no:xdist -p no:cacheprovider tests/test_template.py"),
-    "encode": (1.0, f"{ENCODE} {OPT} --model toy {ON_CPU} --calls 2"),
+    "encode": (1.0, f"{ENCODE} {OPT} --model toy {ON_CPU} --dtype float32 --calls 2"),
     "nf4": (1.0, f"{ENCODE} {LLAMA} --model stories260k {ON_CPU} --dtype nf4"),
     "train": (1.0, "benchmarks.speed.train --model toy --precision float32 nf4 --batches 2 4/2 --steps 1 --threads 1"),
     "corpus": (1.0, f"{CORPUS} {OPT} --model toy --rows 64"),

@@ -12,7 +12,6 @@ ones, which are drawn at random; ours computes a candidate's prefix once per mea
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from dataclasses import replace
@@ -65,18 +64,19 @@ def main() -> None:
         sentences = rng.sample(distinct, arguments.sentences)
         # including its prefix
         ours.append(seconds_of(lambda sentences=sentences: model.encode(sentences, batch_size=64)) / len(sentences))
-    reference_hours = statistics.median(theirs) * len(every) * CANDIDATES / 3600
-    exhaustive_hours = statistics.median(ours) * len(distinct) * CANDIDATES / 3600
-    halving_hours = statistics.median(ours) * len(distinct) * CANDIDATES * halving / 3600
-    print(json.dumps({**machine(), "candidates measured": arguments.candidates}))
-    lines = []
-    for way, seconds, count, hours in (
-        ("reference, exhaustive", theirs, len(every) * CANDIDATES, reference_hours),
-        ("ours, exhaustive", ours, len(distinct) * CANDIDATES, exhaustive_hours),
-        ("ours, halving", ours, round(len(distinct) * CANDIDATES * halving), halving_hours),
-    ):
-        speed, ratio = f"{statistics.median(seconds):.4f}", f"{reference_hours / hours:.1f}x"
-        lines.append([way, speed, f"{count:,}", f"{hours:.2f}", ratio])
+    exhaustive = len(distinct) * CANDIDATES
+    ways = {
+        "reference, exhaustive": (statistics.median(theirs), len(every) * CANDIDATES),
+        "ours, exhaustive": (statistics.median(ours), exhaustive),
+        "ours, halving": (statistics.median(ours), round(exhaustive * halving)),
+    }
+    hours = {way: seconds * count / 3600 for way, (seconds, count) in ways.items()}
+    most = hours["reference, exhaustive"]
+    lines = [
+        [way, f"{seconds:.4f}", f"{count:,}", f"{hours[way]:.2f}", f"{most / hours[way]:.1f}x"]
+        for way, (seconds, count) in ways.items()
+    ]
+    print(machine())
     print(table("way | s a sentence | sentences | hours, extrapolated | ratio", lines), end="")
 
 
