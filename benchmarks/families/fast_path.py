@@ -1,6 +1,6 @@
 """Compares the fast path with transformers' own forward pass for every decoder architecture in transformers.
 
-    python -m benchmarks.families.fast_path --tokenizer TOKENIZER --output build/families.md
+    python -m benchmarks.families.fast_path --tokenizer TOKENIZER --output build/families
 
 Uses small random models of each architecture; windows and chunks shorter and longer than the sentences; 0, 1 and 16
 demonstrations; sentences of one to some hundred words; the last, the second-to-last and the first layer. Each
@@ -17,8 +17,8 @@ import inspect
 import logging
 import signal
 import tempfile
-import time
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 import transformers
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoTokenizer
 
-from benchmarks.speed.measuring import table
+from benchmarks.speed.measuring import Row, measure_rows, report, table
 from benchmarks.speed.reference import JOCKEY
 from st_prompteol import PromptEOL
 from st_prompteol.decoders import is_decoder
@@ -132,48 +132,52 @@ def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
     return worst, shared, cases
 
 
+def measure(config_class: Any, tokenizer: Any, length: int, seconds: int) -> tuple[float, int, int] | None:
+    """Builds and compares a family; None if it has no lengths to set."""
+    if not is_decoder(config_class()):
+        raise ValueError("it is not a decoder")
+    signal.alarm(seconds)
+    try:
+        body = build(config_class, len(tokenizer) + 8, length)
+        return compare(body, tokenizer) if length == 1024 or LENGTHS & set(body.config.to_dict()) else None
+    finally:
+        signal.alarm(0)
+
+
 def give_up(*_: Any) -> None:
-    """Stops an architecture that takes too long."""
+    """Stops a family that takes too long."""
     raise TimeoutError("it takes too long")
 
 
+def to_markdown(rows: list[Row]) -> str:
+    """Formats the comparisons."""
+    lines = [
+        [row["family"], row["lengths"], f"{row['result'][0]:.0e}", f"{row['result'][1]} of {row['result'][2]}"]
+        for row in rows
+        if row["result"] is not None
+    ]
+    return table("family | lengths | difference | shared prefix", lines)
+
+
 def main() -> None:
-    """Compares every architecture and writes the table."""
+    """Compares every architecture and prints the table, with those that failed below."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="folder or repository of a tokenizer")
-    parser.add_argument("--output", type=Path, default=Path("build/families.md"))
+    parser.add_argument("--output", type=Path, help="where to write, without suffix")
     parser.add_argument("--families", nargs="*", help="model types; all by default")
     parser.add_argument("--seconds", type=int, default=120, help="how long a family may take")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     signal.signal(signal.SIGALRM, give_up)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, model_max_length=2048)
-    lines, left_out = [], []
-    for config_class in dict.fromkeys(MODEL_FOR_CAUSAL_LM_MAPPING):
-        name = config_class.model_type
-        if arguments.families and name not in arguments.families:
-            continue
-        for length in (1024, 40):
-            signal.alarm(arguments.seconds)
-            try:
-                if not is_decoder(config_class()):
-                    break
-                start = time.perf_counter()
-                body = build(config_class, len(tokenizer) + 8, length)
-                if length == 40 and not LENGTHS & set(body.config.to_dict()):
-                    break
-                worst, shared, cases = compare(body, tokenizer)
-                signal.alarm(0)
-            except Exception as error:  # any error is shown in the list
-                left_out.append(f"{name} ({length}): {type(error).__name__}: {' '.join(str(error).split())[:90]}")
-                continue
-            lines.append([name, length, f"{worst:.0e}", f"{shared} of {cases}"])
-            print(*lines[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
-    page = table("family | lengths | difference | shared prefix", lines)
-    arguments.output.write_text(page + "".join(f"- left out: {line}\n" for line in left_out), encoding="utf-8")
-    print(*left_out, sep="\n")
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, model_max_length=2048)
+    families = {each.model_type: each for each in MODEL_FOR_CAUSAL_LM_MAPPING}
+    rows = [
+        ({"family": name, "lengths": length}, partial(measure, families[name], tokenizer, length, args.seconds))
+        for name, length in product(args.families or families, (1024, 40))
+    ]
+    report(measure_rows(rows, args.output and args.output.with_suffix(".jsonl")), to_markdown, args.output)
 
 
 if __name__ == "__main__":

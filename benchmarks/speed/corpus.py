@@ -33,6 +33,8 @@ from benchmarks.speed.reference import model_folder
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus
 
+ENGINES = ("local", "ray")
+
 
 def encode_plainly(model: str, way: str, options: dict[str, Any], texts: list[str], batch_size: int) -> dict[str, Any]:
     """Calls `encode`, or only `preprocess`, with all sentences; the time is without loading the model."""
@@ -49,32 +51,14 @@ def encode_plainly(model: str, way: str, options: dict[str, Any], texts: list[st
     return {"seconds": seconds_of(ways[way]), "peak": peak_memory()}
 
 
-def encode_file(
-    model: str,
-    engine: Any,
-    workers: int,
-    options: dict[str, Any],
-    source: str,
-    batch_size: int,
-    fragment_rows: int,
-) -> dict[str, Any]:
-    """Encodes a file with an engine; memory is the peak of the driver and of the largest worker."""
+def encode_file(model: str, source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Calls `encode_corpus`; memory is the peak of the driver and of the largest worker."""
     peaks: dict[int, int] = {}
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(peaks, done), daemon=True)
     watcher.start()
     with TemporaryDirectory() as destination:
-        result = encode_corpus(
-            model,
-            source,
-            destination,
-            column="text",
-            engine=engine,
-            batch_size=batch_size,
-            workers=workers if engine == "ray" else None,
-            fragment_rows=fragment_rows,
-            model_options=options,
-        )
+        result = encode_corpus(model, source, destination, column="text", **options)
         totals = json.loads((Path(destination) / "_manifest.json").read_text(encoding="utf-8"))["totals"]
     done.set()
     watcher.join()
@@ -102,11 +86,11 @@ def plan(args: argparse.Namespace, model: str, folder: str) -> Iterator[tuple[Ro
         pq.write_table(pa.table({"text": texts}), source)
         for workers in args.workers if way == "ray" else [1]:
             labels = {"model": args.model, "way": way, "workers": workers, "rows": count, "dtype": args.dtype}
-            if way in ("encode", "preprocess"):
-                run = partial(in_a_process, encode_plainly, model, way, options, texts, args.batch_size)
-            else:
-                sizes = args.batch_size, args.fragment_rows
-                run = partial(in_a_process, encode_file, model, way, workers, options, source, *sizes)
+            run = partial(in_a_process, encode_plainly, model, way, options, texts, args.batch_size)
+            if way in ENGINES:
+                how = {"engine": way, "workers": workers if way == "ray" else None, "model_options": options}
+                how |= {"batch_size": args.batch_size, "fragment_rows": args.fragment_rows}
+                run = partial(in_a_process, encode_file, model, source, how)
             yield labels, run
 
 
@@ -133,8 +117,7 @@ def main() -> int:
     parser.add_argument("--model", default="opt-125m", help="a shape, a folder or a Hub id")
     parser.add_argument("--tokenizer", help="folder or repository of a tokenizer, for a shape")
     parser.add_argument("--sentences", required=True, type=Path, help="text file, one sentence a line")
-    ways = ["encode", "preprocess", "local", "ray"]
-    parser.add_argument("--ways", nargs="+", choices=ways, default=["encode", "ray"])
+    parser.add_argument("--ways", nargs="+", choices=["encode", "preprocess", *ENGINES], default=["encode", "ray"])
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000], help="how many to encode")
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="Ray's, at a time")
     parser.add_argument("--device", default="cpu")
