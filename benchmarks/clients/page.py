@@ -29,8 +29,11 @@ def _write(results: dict[str, Any]) -> str:
     lines = [
         [name, *(_cell(row["kinds"].get(kind), count) for kind in KINDS), _lengths(row)] for name, row in rows.items()
     ]
-    table = _table(["client", *KINDS.values(), "lengths"], lines)
-    packages = _table(["client", "packages"], [[name, ", ".join(row["requirements"])] for name, row in rows.items()])
+    installed = [[name, ", ".join(row["requirements"])] for name, row in rows.items()]
+    table, packages = (
+        to_markdown([head, *body], text_columns=head)
+        for head, body in ((["client", *KINDS.values(), "lengths"], lines), (["client", "packages"], installed))
+    )
     return f"""\
 {count} sentences, the model `{results["model"]}`, {results["torch"]}:
 
@@ -83,7 +86,3 @@ def _list(rows: dict[str, Any], describe: Any) -> str:
                 groups.setdefault(described, []).append(KINDS[kind])
         items += "".join(f"- {name} ({', '.join(kinds)}): {described}\n" for described, kinds in groups.items())
     return items or "Nothing.\n"
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    return to_markdown([head, *body], text_columns=head)

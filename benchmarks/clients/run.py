@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sysconfig
 import venv
@@ -47,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
 
     measured = json.loads(options.output.read_text(encoding="utf-8"))["rows"] if options.output.exists() else {}
-    cache, sentences = options.cache.resolve(), choose_sentences()
+    cache, page, sentences = options.cache.resolve(), options.output.with_suffix(".md"), choose_sentences()
     folders = save_folders(options.model, cache / "saved")
     references = {kind: reference(folder, list(sentences.values())) for kind, folder in folders.items()}
     for client in CLIENTS:
@@ -56,14 +57,9 @@ def main() -> None:
             measured[client.name] = measure(client, cache, folders, sentences, references)
             print(json.dumps(measured[client.name], ensure_ascii=False), flush=True)
             rows = {each.name: measured[each.name] for each in CLIENTS if each.name in measured}
-            write({"model": options.model, "torch": TORCH, "sentences": list(sentences), "rows": rows}, options.output)
-
-
-def write(results: dict[str, Any], output: Path) -> None:
-    """Writes the results, also into the page beside them."""
-    output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    page = output.with_suffix(".md")
-    page.write_text(with_results(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+            results = {"model": options.model, "torch": TORCH, "sentences": list(sentences), "rows": rows}
+            options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            page.write_text(with_results(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 def measure(
@@ -128,17 +124,16 @@ def run(client: Client, folder: Path, folders: dict[str, str], sentences: list[s
     answers.unlink(missing_ok=True)
     asked = {"folders": folders, "sentences": sentences, "answers": str(answers)}
     request.write_text(json.dumps(asked), encoding="utf-8")
-    harness, program = PROGRAMS / "harness.py", PROGRAMS / client.program
-    command: list[str | Path] = [folder / "bin/python", "-P", harness, program, request]
+    command: list[str | Path] = [folder / "bin/python", "-P", PROGRAMS / "harness.py", PROGRAMS / client.program]
     if _is_javascript(client):  # finds its packages in the folders above its own file
-        harness, program = (folder / path.name for path in (PROGRAMS / "harness.mjs", program))
-        for path in (harness, program):
-            path.write_bytes((PROGRAMS / path.name).read_bytes())
-        command = ["node", harness, program, request]
+        copied = [shutil.copy(PROGRAMS / name, folder) for name in ("harness.mjs", client.program)]
+        command = ["node", *copied]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     path = f"{folder / 'bin'}{os.pathsep}{kept['PATH']}"
     offline = {"PATH": path, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env={**kept, **offline}, capture_output=True, text=True, timeout=60 * MINUTES)
+    done = subprocess.run(
+        [*command, request], env={**kept, **offline}, capture_output=True, text=True, timeout=60 * MINUTES
+    )
     last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
     lines = answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []
     found = {answer.pop("kind"): answer for answer in map(json.loads, lines)}

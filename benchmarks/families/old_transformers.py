@@ -65,7 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, LongRoPE": ("llama", {**LLAMA, **rope("longrope", factor=8.0, **FACTORS), "head_dim": 12}),
     "SmolLM2": ("llama", {**LLAMA, **rope(rope_theta=100000.0), "hidden_size": 96, "num_attention_heads": 6}),
     "SmolLM3": ("smollm3", {**LLAMA, **rope()}),
-    "Qwen2": ("qwen2", {**LLAMA, **rope(), "head_dim": 32}),
+    "Qwen2": ("qwen2", {**LLAMA, **rope()}),
     "Qwen2, sliding": ("qwen2", {**LLAMA, **rope(), **SLIDING}),
     "Qwen2, YaRN": ("qwen2", {**LLAMA, **YARN}),
     "Qwen3": ("qwen3", {**LLAMA, **rope(), "head_dim": 32, "attention_bias": True}),

@@ -64,31 +64,40 @@ class Ways:
     def __init__(self, args: argparse.Namespace, model: str, dtype: str) -> None:
         self.args, self.is_nf4 = args, dtype == "nf4"
         self.dtype = torch.float32 if dtype == "float32" else torch.bfloat16
-        self.stack = ExitStack()
-        self.options = {"dtype": self.dtype}
-        folder = self.stack.enter_context(model_folder(model, args.tokenizer, args.device, self.dtype))
-        self.saved = self.stack.enter_context(TemporaryDirectory())
-        PromptEOL(folder, device="cpu", model_kwargs=self.options).save_pretrained(self.saved, create_model_card=False)
-        self.reference = None
-        if dtype == "float32" or (dtype == "bfloat16" and args.device != "cpu"):
-            self.reference = Reference.open(folder, REFERENCE_BATCH_SIZE, args.device, self.dtype)
+        self.options, self.folder, self.demonstrations = {"dtype": self.dtype}, TemporaryDirectory(), -1
+        self.saved, self.reference = self.folder.name, None
+        with model_folder(model, args.tokenizer, args.device, self.dtype) as base:
+            PromptEOL(base, device="cpu", model_kwargs=self.options).save_pretrained(
+                self.saved, create_model_card=False
+            )
+            if dtype == "float32" or (dtype == "bfloat16" and args.device != "cpu"):
+                self.reference = Reference.open(base, REFERENCE_BATCH_SIZE, args.device, self.dtype)
         if self.is_nf4:
             self.options["quantization_config"] = quantization_config("nf4")
-        self.ours = self.open(PromptEOL)
+        self.models = {"ours": self.open(PromptEOL)}
+        self.ours = self.models["ours"]
 
     def open(self, of: Callable[..., Any], **options: Any) -> Any:
         """Opens the saved model on the device."""
         return of(self.saved, device=self.args.device, model_kwargs={**self.options, **options})
 
-    @contextmanager
-    def encoders(self, demonstrations: int, batch_size: int) -> Iterator[dict[str, Encode]]:
-        """Yields the methods by name, and leaves the tokenizer with these demonstrations in the saved folder."""
-        self.ours.template = replace(self.ours.template, demonstrations=(JOCKEY,) * demonstrations)
+    def demonstrate(self, count: int) -> None:
+        """Puts demonstrations into our model and into the saved one, which plain sentence-transformers opens."""
+        if count == self.demonstrations:
+            return
+        self.demonstrations = count
+        self.ours.template = replace(self.ours.template, demonstrations=(JOCKEY,) * count)
         self.ours.tokenizer.save_pretrained(self.saved)
-        models = {"plain": self.open(SentenceTransformer), "ours": self.ours}
+        self.models["plain"] = self.open(SentenceTransformer)
         if self.args.device == "cuda" and self.dtype != torch.float32 and is_flash_attn_2_available():
-            models["plain, flash"] = self.open(SentenceTransformer, attn_implementation="flash_attention_2")
-        ways: dict[str, Encode] = {way: partial(model.encode, batch_size=batch_size) for way, model in models.items()}
+            self.models["plain, flash"] = self.open(SentenceTransformer, attn_implementation="flash_attention_2")
+
+    @contextmanager
+    def encoders(self, batch_size: int) -> Iterator[dict[str, Encode]]:
+        """Yields the methods by name."""
+        ways: dict[str, Encode] = {
+            way: partial(model.encode, batch_size=batch_size) for way, model in self.models.items()
+        }
         if self.reference is not None:
             ways["reference"] = self._by_reference
         with ExitStack() as stack:
@@ -135,7 +144,8 @@ def measure(opened: Ways, demonstrations: int, batch_size: int) -> dict[str, Any
     largest value; whether the shared prefix was computed once. Methods that do not fit into the memory are left out.
     """
     args = opened.args
-    with opened.encoders(demonstrations, batch_size) as ways:
+    opened.demonstrate(demonstrations)
+    with opened.encoders(batch_size) as ways:
         result = compare(opened.ours, ways, args.texts[:32])
         result["flops"] = None if opened.is_nf4 else flops_per_sentence(opened.ours, args.texts[::8][:64])
         speeds: dict[str, list[float]] = {}
@@ -242,6 +252,7 @@ def busy(encode: Callable[[], Any]) -> float:
 def scale(device: str, sentences: list[str], count: int, folder: str) -> dict[str, float]:
     """Encodes `count` distinct sentences; returns seconds per sentence and peak bytes of the process."""
     model = PromptEOL(folder, device=device)
+    model.template = replace(model.template, demonstrations=())
     model.encode(sentences[:64])
     many = [f"{sentences[number % len(sentences)]} {number}" for number in range(count)]
     seconds = seconds_of(lambda: model.encode(many))

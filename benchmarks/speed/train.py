@@ -186,6 +186,7 @@ def updater(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
 
 
 STEPS = {"reference": reference_step, "ours": our_step}
+LABELS = ("model", "way", "precision", "batch")
 
 
 def measure(labels: Row, device: str, threads: int, steps: int) -> tuple[float, float]:
@@ -216,30 +217,25 @@ def measure(labels: Row, device: str, threads: int, steps: int) -> tuple[float, 
 
 def plan(args: argparse.Namespace) -> Iterator[tuple[Row, Callable[[], Any]]]:
     """Yields the rows with their measurements."""
-    rows: list[Row] = []
+    every = product(args.model, args.ways, args.batches, args.precision)
+    rows = [(model, way, precision, batch) for model, way, batch, precision in every]
     if args.recipes:
         paths = sorted(RECIPES.glob("*.yaml"), key=lambda path: path.stem.endswith("13b"))  # the largest at last
-        rows = [named_by_recipe(path) for path in paths if path.stem in SHAPES]
-    for model, way in product(() if args.recipes else args.model, args.ways):
-        for batch, precision in product(args.batches, args.precision):
-            if way == "ours" or ("/" not in batch and precision != "bf16"):  # the reference has neither
-                rows.append(named(model, way, precision, batch))
-    for labels in rows:
-        yield labels, partial(in_a_process, measure, labels, args.device, args.threads, args.steps)
+        rows = [of_recipe(path) for path in paths if path.stem in SHAPES]
+    for row in rows:
+        _, way, precision, batch = row
+        if way == "ours" or ("/" not in batch and precision != "bf16"):  # the reference has neither
+            labels = dict(zip(LABELS, row, strict=True))
+            yield labels, partial(in_a_process, measure, labels, args.device, args.threads, args.steps)
 
 
-def named(model: str, way: str, precision: str, batch: str) -> Row:
-    """Returns the labels of a row."""
-    return {"model": model, "way": way, "precision": precision, "batch": batch}
-
-
-def named_by_recipe(path: Path) -> Row:
+def of_recipe(path: Path) -> tuple[str, str, str, str]:
     """Returns the labels of a recipe on one GPU, with its share of the global batch."""
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     batch, mini_batch = recipe["per_device_train_batch_size"], recipe.get("mini_batch_size")
     weights = "nf4" if recipe.get("quantization") == "nf4" else recipe.get("dtype", "float32")
     precision = {"bfloat16": "bf16 weights", "float32": "bf16"}.get(weights, weights)
-    return named(path.stem, "ours", precision, f"{batch}/{mini_batch}" if mini_batch else str(batch))
+    return path.stem, "ours", precision, f"{batch}/{mini_batch}" if mini_batch else str(batch)
 
 
 def to_markdown(rows: list[Row]) -> str:
@@ -253,9 +249,8 @@ def to_markdown(rows: list[Row]) -> str:
         base_seconds, base_peak = (reference or same)[0]["result"]
         numbers = seconds, base_seconds / seconds, peak / 2**30, peak / base_peak
         cells = [f"{number:.2f}" if math.isfinite(number) else "does not fit" for number in numbers]
-        lines.append([*(row[name] for name in ("model", "way", "precision", "batch")), *cells])
-    header = "model | way | precision | batch | s a step | steps/s, ratio | peak GiB | peak, ratio"
-    return table(header, lines, texts=4)
+        lines.append([*(row[name] for name in LABELS), *cells])
+    return table(f"{' | '.join(LABELS)} | s a step | steps/s, ratio | peak GiB | peak, ratio", lines, texts=4)
 
 
 def main() -> int:
