@@ -46,7 +46,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
 # what a reader does once and a test must not, and what takes a GPU, a cloud or many environments, or never ends
 NOT_RUN = re.compile(
-    r"pip install |hf auth login|make gpu|ray (up|submit) |python -m benchmarks\.clients|(st-prompteol|vllm) serve "
+    r"pip install |hf auth login|make gpu|ray (up|submit) |(st-prompteol|vllm) serve |"
+    r"python -m benchmarks\.(clients|families)"
 )
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|--config")
 TRIPLETS = "examples/triplets.tsv"
