@@ -297,7 +297,7 @@ def to_markdown(rows: list[Row]) -> str:
         result.setdefault("reference", references.get((row["model"], shots)))
         aims = TARGETS.get((row["device"], row["model"], row["dtype"]), {}).get(shots, (None, None))
         others = (result["reference"], aims[0]), (max(plain, default=None), aims[1]), (result.get("vllm"), None)
-        cells = [row[name] for name in ("model", "dtype", "demonstrations", "batch")]
+        cells = [row["model"].rpartition("/")[2], row["dtype"], shots, row["batch"]]
         cells += [f"{result[way]:.1f}" if result.get(way) else None for way in WAYS]
         for other, aim in others:
             cells.append((f"{ours / other:.1f}x" if ours and other else "") + (f" ({aim}x)" if aim else ""))
@@ -337,7 +337,12 @@ def plot(rows: list[Row], path: Path) -> None:
                 points = [(row["demonstrations"], row["result"][way]) for row in mine if row["result"].get(way)]
                 if points:
                     axes.plot(*zip(*sorted(points), strict=True), style, color=color, label=f"{name}, {dtype}")
-        axes.set(title=model, yscale="log", xlabel="demonstrations", ylabel="sentences per second (log scale)")
+        axes.set(
+            title=model.rpartition("/")[2],
+            yscale="log",
+            xlabel="demonstrations",
+            ylabel="sentences per second (log scale)",
+        )
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=160)

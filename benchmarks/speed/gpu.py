@@ -83,7 +83,7 @@ def write_page(steps: dict[str, tuple[float, str]], output: Path) -> None:
     for name, (_, command) in steps.items():
         log = output / f"{name}.jsonl"
         if log.exists():
-            text += f"\n## {name}\n\n{page(read_rows(log), import_module(command.split()[0]).to_markdown)}"
+            text += f"\n## {name}\n\n{page(read_rows(log), import_module(command.split()[0]).to_markdown).rstrip()}\n"
         elif command.startswith("pytest") and (printed := output / f"{name}.txt").exists():
             lines = printed.read_text(encoding="utf-8").splitlines()
             said = [line for line in lines[:-1] if line.startswith(("FAILED", "ERROR"))] + lines[-1:]

@@ -246,7 +246,8 @@ def to_markdown(rows: list[Row]) -> str:
         same = [other for other in rows if other["model"] == row["model"]]
         whole = row["batch"].split("/")[0]
         reference = [other for other in same if (other["way"], other["batch"]) == ("reference", whole)]
-        base_seconds, base_peak = (reference or same)[0]["result"]
+        alike = [other for other in reference if other["precision"] == row["precision"]]
+        base_seconds, base_peak = (alike or reference or same)[0]["result"]
         numbers = seconds, base_seconds / seconds, peak / 2**30, peak / base_peak
         cells = [f"{number:.2f}" if math.isfinite(number) else "does not fit" for number in numbers]
         lines.append([*(row[name] for name in LABELS), *cells])
