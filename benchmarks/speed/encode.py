@@ -130,10 +130,12 @@ def vllm(python: str, folder: str, dtype: torch.dtype) -> Iterator[Encode]:
             os.killpg(process.pid, signal.SIGSTOP)  # otherwise its polling workers slow the other methods
             return embedding
 
-        encode(["A sentence, so that nothing is measured before it has started."])
-        yield encode
-        os.killpg(process.pid, signal.SIGCONT)
-        process.stdin.close()  # type: ignore[union-attr]
+        try:
+            encode(["A sentence, so that nothing is measured before it has started."])
+            yield encode
+        finally:
+            os.killpg(process.pid, signal.SIGCONT)
+            process.stdin.close()  # type: ignore[union-attr]
 
 
 def measure(opened: Ways, demonstrations: int, batch_size: int) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def measure(opened: Ways, demonstrations: int, batch_size: int) -> dict[str, Any
                 speeds.setdefault(name, []).append(rate)
         if args.calls:
             result["single"] = latency(opened.ours, args.calls)
-        if args.device == "cuda":
+        if args.device == "cuda" and "ours" in ways:
             result["busy"] = busy(partial(ways["ours"], args.texts))
     medians = {way: statistics.median(values) for way, values in speeds.items()}
     return {**result, **medians, "memory": {way: max(values) for way, values in memory.items()}}
