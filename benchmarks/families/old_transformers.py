@@ -3,9 +3,8 @@
     python -m benchmarks.families.old_transformers --tokenizer TOKENIZER --versions 4.48.3 4.57.6
 
 Uses small random models of each architecture (Qwen2 is saved as Llama) with non-default values, and sentences longer
-than every window. Each
-version is installed in an environment of its own. The table shows the smallest cosine similarity to `PromptEOL`'s
-embeddings, or the exception that was raised.
+than every window. Each version is installed in an environment of its own. The table shows the smallest cosine
+similarity to `PromptEOL`'s embeddings, or the exception that was raised.
 """
 
 from __future__ import annotations
