@@ -34,10 +34,10 @@ test-lowest: build/lowest/.done ## Run the core tests on the lowest versions tha
 	build/lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE_TESTS)
 
 gpu-kit: $(VENV)/.dev ## Pack packages and data for an offline GPU machine (SHARED=... has tokenizers and senteval)
-	$(BIN)/python benchmarks/gpu_kit.py --tokenizers $(SHARED)/tokenizers --data-dir $(SHARED)/senteval build/gpu-kit.tar.xz
+	$(BIN)/python -m benchmarks.speed.gpu_kit --tokenizers $(SHARED)/tokenizers --data-dir $(SHARED)/senteval build/gpu-kit.tar.xz
 
-gpu: build/gpu-kit ## Run all GPU benchmarks in 25 minutes, into build/gpu (PYTHON=... GPU="--sections encode")
-	PYTHONPATH=$(CURDIR)/build/gpu-kit/site:$(CURDIR) $(PYTHON) benchmarks/gpu.py $(GPU)
+gpu: build/gpu-kit ## Run all GPU benchmarks in 25 minutes, into build/gpu (PYTHON=... GPU="--steps nf4")
+	PYTHONPATH=$(CURDIR)/build/gpu-kit/site:$(CURDIR) $(PYTHON) -m benchmarks.speed.gpu $(GPU)
 
 docs: $(VENV)/.docs ## Build the documentation site in build/site; warnings and broken links are errors
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/site

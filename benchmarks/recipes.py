@@ -1,6 +1,6 @@
 """Evaluates every template at every layer, centered and not, on STS-B dev and the 7 STS tasks.
 
-    python benchmarks/recipes.py MODEL --data-dir SENTEVAL
+    python -m benchmarks.recipes MODEL --data-dir SENTEVAL
 
 Each sentence is encoded once per template. For all tasks, centering subtracts the mean of the distinct sentences of
 STS-B dev, like a search on these pairs. Prints averages; `--output` writes all tasks.

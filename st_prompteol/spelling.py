@@ -18,7 +18,7 @@ _FAILS_BELOW_4_56: dict[str, Any] = {"torch_dtype": "this model needs transforme
 # second key, later ones the first.
 _EAGER = {"attn_implementation": "eager", "_attn_implementation_internal": "eager"}
 
-# The model types that `benchmarks/old_transformers.py` compared; Gemma 3 and GPT-NeoX have their own keys.
+# The model types that `benchmarks/families/old_transformers.py` compared; Gemma 3 and GPT-NeoX have their own keys.
 _WITHOUT_ROPE = set("bloom gpt2 gpt_neo gptj opt".split())
 _WITH_ROPE = set("falcon gemma gemma2 granite llama mistral olmo olmo2 qwen2 qwen3 smollm3 starcoder2".split())
 _WITH_PARTIAL_ROPE = set("glm4 nemotron phi phi3 stablelm".split())

@@ -46,7 +46,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE | re.DOTALL)
 # what a reader does once and a test must not, and what takes a GPU, a cloud or many environments, or never ends
 NOT_RUN = re.compile(
-    r"pip install |hf auth login|make gpu|ray (up|submit) |python benchmarks/clients\.py|(st-prompteol|vllm) serve "
+    r"pip install |hf auth login|make gpu|ray (up|submit) |(st-prompteol|vllm) serve |"
+    r"python -m benchmarks\.(clients|families)"
 )
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|--config")
 TRIPLETS = "examples/triplets.tsv"
@@ -56,13 +57,14 @@ SMALLER = {
     r"(st-prompteol candidates .*)": r"\1 --dictionary-count 3",
     r"(python training/train\.py .*)": rf"\1 --train_file {TRIPLETS} --per_device_train_batch_size 8"
     " --max_steps 2 --warmup_steps 0 --eval_strategy no",
-    r"(python benchmarks/encode\.py .*)": r"\1 --count 4 --rounds 1 --demonstrations 1 --dtype float32 --scaling 8"
-    " --output encode",
-    r"(python benchmarks/train\.py .*)": r"\1 --shape tiny --steps 1",
-    r"(python benchmarks/corpus\.py .*)": r"\1 --rows 8 --workers 1 --fragment-rows 4",
-    r"(python benchmarks/recipes\.py .*)": r"\1 --tasks STSBenchmark",
-    r"(python benchmarks/serve\.py .*)": r"\1 --count 32 --clients 1 8",
-    r"(python benchmarks/search\.py .*)": r"\1 --sentences 4 --reference-sentences 4 --candidates 1",
+    r"(python -m benchmarks\.speed\.encode .*)": r"\1 --model toy --count 4 --rounds 1 --dtype float32"
+    " --demonstrations 1",
+    r"(python -m benchmarks\.speed\.encode .*--scaling) .*": r"\1 8 --model toy --dtype float32 --count 4 --calls 1",
+    r"(python -m benchmarks\.speed\.train .*)": r"\1 --model toy --batches 2/1 2 --steps 1",
+    r"(python -m benchmarks\.speed\.corpus .*)": r"\1 --rows 8 --workers 1 --fragment-rows 4",
+    r"(python -m benchmarks\.recipes .*)": r"\1 --tasks STSBenchmark",
+    r"(python -m benchmarks\.speed\.serve .*)": r"\1 --count 32 --clients 1 8",
+    r"(python -m benchmarks\.speed\.search .*)": r"\1 --sentences 4 --reference-sentences 4 --candidates 1",
 }
 OFFLINE = {r"(st-prompteol evaluate (?!.*--data-dir).*)": r"\1 --data-dir senteval"}
 NUMBER = re.compile(r"-?\d+\.\d*")

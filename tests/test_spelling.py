@@ -1,6 +1,6 @@
 """Configurations in both spellings: the old keys, written out here, and transformers 5, which must read no difference.
 
-What older versions compute from them is compared by `benchmarks/old_transformers.py`, in environments of its own.
+What older versions compute from them is compared by `benchmarks/families/old_transformers.py`.
 """
 
 import json

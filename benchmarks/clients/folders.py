@@ -1,4 +1,4 @@
-"""The inputs of `benchmarks/clients.py`: fifty sentences, folders of every kind, and the reference embeddings."""
+"""The inputs of the comparison: fifty sentences, folders of every kind, and the reference embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from st_prompteol import Demonstration, PromptEOL, lora_config
 from st_prompteol.cli import app
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEMONSTRATIONS = [
     Demonstration("A jockey riding a horse.", "Equestrian"),
     Demonstration("meat from a deer.", "Venison"),
@@ -66,8 +66,8 @@ def save_folders(model: str, folder: Path) -> dict[str, str]:
         "adapter": _adapter(base).save_pretrained,
         "inner": PromptEOL(base, layer=-2).save_pretrained,
         "cut": lambda path: app(["export", inner, path, "--cut"], standalone_mode=False),
-        "normalised": PromptEOL(modules=[*PromptEOL(base), Normalize()]).save_pretrained,
-        "centred": _centred(base).save_pretrained,
+        "normalized": PromptEOL(modules=[*PromptEOL(base), Normalize()]).save_pretrained,
+        "centered": _centered(base).save_pretrained,
     }
     folders = {"full": base}
     for kind, save in builders.items():
@@ -87,7 +87,7 @@ def _adapter(base: str) -> PromptEOL:
     return model
 
 
-def _centred(base: str) -> PromptEOL:
+def _centered(base: str) -> PromptEOL:
     model = PromptEOL(base)
     model.center([*choose_sentences().values()])
     return PromptEOL(modules=[*model, Normalize()])

@@ -1,6 +1,6 @@
 """Demonstration search in one run: the reference implementation, ours by halving and ours exhaustively.
 
-    python benchmarks/search.py --tokenizer TOKENIZER --data-dir SENTEVAL
+    python -m benchmarks.speed.search --tokenizer TOKENIZER --data-dir SENTEVAL
 
 Uses random weights in the shape of OPT-125M, a real tokenizer and STS-B dev. The reference encodes both sentences of
 every pair from scratch for each candidate: causal LM with logits and all hidden states, batches of 32, padded on the
@@ -12,17 +12,15 @@ ones, which are drawn at random; ours computes a candidate's prefix once per mea
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import tempfile
 from dataclasses import replace
 
 import transformers
-from reference import JOCKEY, Reference, machine, save_random_model, seconds_of
 
+from benchmarks.speed.measuring import machine, seconds_of, table
+from benchmarks.speed.reference import JOCKEY, Reference, model_folder
 from st_prompteol import Demonstration, PromptEOL
-from st_prompteol.output import to_markdown
 from st_prompteol.recipes import sts_b_dev
 from st_prompteol.recipes.searching import ROUNDS
 
@@ -54,8 +52,7 @@ def main() -> None:
     steps = [share - before for share, before in zip(shares, (0.0, *shares), strict=False)]
     halving = sum(step * kept for step, (_, kept) in zip(steps, ROUNDS, strict=True))
 
-    with tempfile.TemporaryDirectory() as folder:
-        save_random_model("opt-125m", arguments.tokenizer, folder)
+    with model_folder("opt-125m", arguments.tokenizer) as folder:
         model, reference = PromptEOL(folder), Reference.open(folder, batch_size=32)
 
     rng = random.Random(0)
@@ -67,19 +64,20 @@ def main() -> None:
         sentences = rng.sample(distinct, arguments.sentences)
         # including its prefix
         ours.append(seconds_of(lambda sentences=sentences: model.encode(sentences, batch_size=64)) / len(sentences))
-    reference_hours = statistics.median(theirs) * len(every) * CANDIDATES / 3600
-    exhaustive_hours = statistics.median(ours) * len(distinct) * CANDIDATES / 3600
-    halving_hours = statistics.median(ours) * len(distinct) * CANDIDATES * halving / 3600
-    print(json.dumps({**machine(), "candidates measured": arguments.candidates}))
-    lines = [["way", "s a sentence", "sentences", "hours, extrapolated", "ratio"]]
-    for way, seconds, count, hours in (
-        ("reference, exhaustive", theirs, len(every) * CANDIDATES, reference_hours),
-        ("ours, exhaustive", ours, len(distinct) * CANDIDATES, exhaustive_hours),
-        ("ours, halving", ours, round(len(distinct) * CANDIDATES * halving), halving_hours),
-    ):
-        speed, ratio = f"{statistics.median(seconds):.4f}", f"{reference_hours / hours:.1f}x"
-        lines.append([way, speed, f"{count:,}", f"{hours:.2f}", ratio])
-    print(to_markdown(lines, text_columns=("way",)), end="")
+    exhaustive = len(distinct) * CANDIDATES
+    ways = {
+        "reference, exhaustive": (statistics.median(theirs), len(every) * CANDIDATES),
+        "ours, exhaustive": (statistics.median(ours), exhaustive),
+        "ours, halving": (statistics.median(ours), round(exhaustive * halving)),
+    }
+    hours = {way: seconds * count / 3600 for way, (seconds, count) in ways.items()}
+    most = hours["reference, exhaustive"]
+    lines = [
+        [way, f"{seconds:.4f}", f"{count:,}", f"{hours[way]:.2f}", f"{most / hours[way]:.1f}x"]
+        for way, (seconds, count) in ways.items()
+    ]
+    print(machine())
+    print(table("way | s a sentence | sentences | hours, extrapolated | ratio", lines), end="")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compares the fast path with transformers' own forward pass for every decoder architecture in transformers.
 
-    python benchmarks/families.py --tokenizer TOKENIZER --output benchmarks/families.md
+    python -m benchmarks.families.fast_path --tokenizer TOKENIZER --output build/families
 
 Uses small random models of each architecture; windows and chunks shorter and longer than the sentences; 0, 1 and 16
 demonstrations; sentences of one to some hundred words; the last, the second-to-last and the first layer. Each
@@ -17,18 +17,21 @@ import inspect
 import logging
 import signal
 import tempfile
-import time
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from reference import JOCKEY, noting_shared_heads
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoTokenizer
 
+from benchmarks.speed.measuring import Row, measure_rows, report, table
+from benchmarks.speed.reference import JOCKEY
 from st_prompteol import PromptEOL
 from st_prompteol.decoders import is_decoder
+from st_prompteol.fast import Reading
 
 SENTENCES = ["x", "A man is playing a guitar.", "Is it raining?", " ".join(["The cat sat on the mat, and"] * 14)]
 # Small values for the configuration keys of any architecture
@@ -110,64 +113,71 @@ def compare(body: Any, tokenizer: Any) -> tuple[float, int, int]:
     model[0].put_body(body.eval(), True)  # some architectures initialize unsaved buffers randomly
     blocks = model[0].config.get_text_config().num_hidden_layers
     template = model.template
-    with noting_shared_heads() as ran:
-        for shots in (0, 1, 16):
-            model.template = replace(template, demonstrations=(JOCKEY,) * shots)
-            for layer in (-1, -2, -blocks):
-                model.layer = layer
-                for batches in ([[sentence] for sentence in SENTENCES], [SENTENCES[:3]]):
-                    sentences, ran[:] = [sentence for batch in batches for sentence in batch], []
-                    got = torch.as_tensor(model.encode(sentences, batch_size=len(batches[0]))).float()
-                    # in some architectures a row depends on others: without prefix cache, compare whole batches
-                    expected = oracle(plain, model, [[sentence] for sentence in sentences] if all(ran) else batches)
-                    if not torch.isfinite(expected).all():
-                        raise ValueError("transformers' own hidden states are not finite")
-                    worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
-                    shared, cases = shared + sum(ran), cases + len(ran)
+    for shots, layer in product((0, 1, 16), (-1, -2, -blocks)):
+        model.template = replace(template, demonstrations=(JOCKEY,) * shots)
+        model.layer = layer
+        for batches in ([[sentence] for sentence in SENTENCES], [SENTENCES[:3]]):
+            got, heads = [], []
+            for batch in batches:
+                reading = Reading(last_only=True)
+                got.append(torch.as_tensor(model.encode(batch, reading=reading)).float())
+                heads.append(reading.head is not None)
+            # in some architectures a row depends on others: without prefix cache, compare whole batches
+            alone = [[sentence] for batch in batches for sentence in batch]
+            expected = oracle(plain, model, alone if all(heads) else batches)
+            if not torch.isfinite(expected).all():
+                raise ValueError("transformers' own hidden states are not finite")
+            worst = max(worst, float((torch.cat(got) - expected).abs().max() / expected.abs().max()))
+            shared, cases = shared + sum(heads), cases + len(heads)
     return worst, shared, cases
 
 
+def measure(config_class: Any, tokenizer: Any, length: int, seconds: int) -> tuple[float, int, int] | None:
+    """Builds and compares a family; None if it has no lengths to set."""
+    if not is_decoder(config_class()):
+        raise ValueError("it is not a decoder")
+    signal.alarm(seconds)
+    try:
+        body = build(config_class, len(tokenizer) + 8, length)
+        return compare(body, tokenizer) if length == 1024 or LENGTHS & set(body.config.to_dict()) else None
+    finally:
+        signal.alarm(0)
+
+
 def give_up(*_: Any) -> None:
-    """Stops an architecture that takes too long."""
+    """Stops a family that takes too long."""
     raise TimeoutError("it takes too long")
 
 
+def to_markdown(rows: list[Row]) -> str:
+    """Formats the comparisons."""
+    lines = [
+        [row["family"], row["lengths"], f"{row['result'][0]:.0e}", f"{row['result'][1]} of {row['result'][2]}"]
+        for row in rows
+        if row["result"] is not None
+    ]
+    return table("family | lengths | difference | shared prefix", lines)
+
+
 def main() -> None:
-    """Compares every architecture and writes the table."""
+    """Compares every architecture and prints the table, with those that failed below."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="folder or repository of a tokenizer")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/families.md"))
+    parser.add_argument("--output", type=Path, help="where to write, without suffix")
     parser.add_argument("--families", nargs="*", help="model types; all by default")
     parser.add_argument("--seconds", type=int, default=120, help="how long a family may take")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     signal.signal(signal.SIGALRM, give_up)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, model_max_length=2048)
-    lines, left_out = ["| family | lengths | difference | behind a head |", "| --- | ---: | ---: | ---: |"], []
-    for config_class in dict.fromkeys(MODEL_FOR_CAUSAL_LM_MAPPING):
-        name = config_class.model_type
-        if arguments.families and name not in arguments.families:
-            continue
-        for length in (1024, 40):
-            signal.alarm(arguments.seconds)
-            try:
-                if not is_decoder(config_class()):
-                    break
-                start = time.perf_counter()
-                body = build(config_class, len(tokenizer) + 8, length)
-                if length == 40 and not LENGTHS & set(body.config.to_dict()):
-                    break
-                worst, shared, cases = compare(body, tokenizer)
-                signal.alarm(0)
-            except Exception as error:  # any error is shown in the list
-                left_out.append(f"{name} ({length}): {type(error).__name__}: {' '.join(str(error).split())[:90]}")
-                continue
-            lines.append(f"| {name} | {length} | {worst:.0e} | {shared} of {cases} |")
-            print(lines[-1], f"{time.perf_counter() - start:.0f} s", flush=True)
-    arguments.output.write_text("\n".join([*lines, "", "Left out:", "", *(f"- {line}" for line in left_out), ""]))
-    print("\n".join(left_out))
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, model_max_length=2048)
+    families = {each.model_type: each for each in MODEL_FOR_CAUSAL_LM_MAPPING}
+    rows = [
+        ({"family": name, "lengths": length}, partial(measure, families[name], tokenizer, length, args.seconds))
+        for name, length in product(args.families or families, (1024, 40))
+    ]
+    report(measure_rows(rows, args.output and args.output.with_suffix(".jsonl")), to_markdown, args.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Packs all files for a GPU machine without a network into an archive: packages, tokenizers and sentences.
 
-    python benchmarks/gpu_kit.py --tokenizers TOKENIZERS --data-dir SENTEVAL build/gpu-kit.tar.xz
+    python -m benchmarks.speed.gpu_kit --tokenizers TOKENIZERS --data-dir SENTEVAL build/gpu-kit.tar.xz
 
 The packages are those in `PACKAGES` in the versions of constraints.txt, for Python 3.12 on x86-64, without PyTorch and
 other packages that such a machine has; of bitsandbytes only the library for CUDA 13, of Ray only the files for a
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from st_prompteol.evaluation.senteval import STS_TASKS, read_task
 from st_prompteol.files import replacing_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "3.12"
 SENTENCES = 4096
 # packages that are missing or too old on a machine with PyTorch, sentence-transformers 6.0 and their dependencies

@@ -1,6 +1,6 @@
 """Requests of one sentence each to `st-prompteol serve`, from one client and from many concurrent ones.
 
-    python benchmarks/serve.py MODEL
+    python -m benchmarks.speed.serve MODEL
 
 Server and clients share the machine. Each client is a thread with its own persistent connection. The last row is
 `PromptEOL.encode` with all sentences in one call, in the process of the clients.
@@ -18,10 +18,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from reference import machine
-
+from benchmarks.speed.measuring import machine, seconds_of, table
 from st_prompteol import PromptEOL
-from st_prompteol.output import to_markdown
 
 SERVE = "from st_prompteol.cli import app; app()"
 
@@ -75,11 +73,9 @@ def main() -> None:
             server.terminate()
     model = PromptEOL(arguments.model)
     model.encode(sentences[:32])
-    start = time.perf_counter()
-    model.encode(sentences)
-    rows.append(["encode", f"{len(sentences) / (time.perf_counter() - start):.0f}", "", ""])
+    rows.append(["encode", f"{len(sentences) / seconds_of(lambda: model.encode(sentences)):.0f}", "", ""])
     print(machine())
-    print(to_markdown([["clients", "sentences/s", "median ms", "95 % within ms"], *rows], {"clients"}))
+    print(table("clients | sentences/s | median ms | 95 % within ms", rows), end="")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What the documentation measures: speed, other programs, families of models; run from a checkout."""

@@ -1,0 +1,1 @@
+"""Saved models in other programs."""

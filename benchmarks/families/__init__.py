@@ -1,0 +1,1 @@
+"""The fast path and the saved configuration of every family of decoders."""

@@ -1,0 +1,1 @@
+"""Speed and memory, compared with the reference implementation and other libraries."""
