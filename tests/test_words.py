@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from st_prompteol import PromptEOL
+from st_prompteol import TEMPLATES, PromptEOL
 
-from .helpers import assert_alike, build_causal_lm
+from .helpers import JOCKEY, assert_alike, build_causal_lm
 
 TEXTS = ["a <ent> b", "<ent>", "x<ent>y.", "<ent><ent>'s", "größe_x", "say WORD now?", "  <ent> ", "a  <ent>\n", "no"]
 
@@ -44,6 +44,19 @@ def test_added_words_are_words_and_special_tokens_are_text(grown: str, tmp_path:
     assert not special & set(theirs.tokenizer("a <sp> b </s>")["input_ids"])
     again.template = "prompt"
     assert again.tokenizer("a <ent> b")["input_ids"] == base(again.template.render("a <ent> b"))["input_ids"]
+
+
+def test_a_copy_of_the_tokenizer_is_the_same_and_changes_alone(grown: str) -> None:
+    tokenizer = PromptEOL(grown, demonstrations=[JOCKEY]).tokenizer
+    twin = tokenizer.copy()
+    pairs = [(tokenizer.backend_tokenizer, twin.backend_tokenizer), (tokenizer._behind[1], twin._behind[1])]
+    for one, other in pairs:
+        assert one is not other
+        assert one.to_str() == other.to_str()
+    ids = tokenizer(TEXTS)["input_ids"]
+    assert twin(TEXTS)["input_ids"] == ids
+    twin.template, twin.pad_token = TEMPLATES["prompt"], "WORD"
+    assert (tokenizer(TEXTS)["input_ids"], tokenizer.pad_token) == (ids, "</s>")
 
 
 @pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*")
