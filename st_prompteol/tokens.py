@@ -387,16 +387,15 @@ def tokenizable(sentence: Any) -> str:
 
 
 def _copy(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns a copy that shares the vocabulary, whose own copy takes seconds in large tokenizers."""
+    """Returns `Tokenizer.from_str(tokenizer.to_str())`, but shares the vocabulary, whose copy may take seconds."""
     twin = Tokenizer(tokenizer.model)
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "encode_special_tokens"):
         setattr(twin, part, getattr(tokenizer, part))
-    added = tokenizer.get_added_tokens_decoder()
-    for is_special, tokens in groupby((added[number] for number in sorted(added)), lambda token: token.special):
+    added = (token for _, token in sorted(tokenizer.get_added_tokens_decoder().items()))
+    for is_special, tokens in groupby(added, lambda token: token.special):
         add = twin.add_special_tokens if is_special else twin.add_tokens
         add(list(tokens))
-    # ids that do not follow the vocabulary are kept by a whole copy only
-    return twin if twin.get_added_tokens_decoder() == added else Tokenizer.from_str(tokenizer.to_str())
+    return twin
 
 
 def _read_special_tokens_as_text(plain: Tokenizer, is_base: bool) -> None:

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from st_prompteol import PromptEOL, PromptTemplate
+from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate
 from st_prompteol.tokens import TemplateTokenizer
 
 from .helpers import JOCKEY, assert_alike, build_causal_lm, build_tokenizer
@@ -78,6 +78,19 @@ def test_added_words_inside_the_model_s_own_vocabulary(tmp_path: Path, normalize
         for opened in (tokenizer, again):  # on its way with demonstrations, too
             (ids,) = opened([text], padding=True, truncation="longest_first", return_tensors="pt")["input_ids"]
             assert ids.tolist() == expected, text
+
+
+def test_a_copy_of_the_tokenizer_is_the_same_and_changes_alone(grown: str) -> None:
+    tokenizer = PromptEOL(grown, demonstrations=[JOCKEY]).tokenizer
+    twin = tokenizer.copy()
+    pairs = [(tokenizer.backend_tokenizer, twin.backend_tokenizer), (tokenizer._behind[1], twin._behind[1])]
+    for one, other in pairs:
+        assert one is not other
+        assert one.to_str() == other.to_str()
+    ids = tokenizer(TEXTS)["input_ids"]
+    assert twin(TEXTS)["input_ids"] == ids
+    twin.template, twin.pad_token = TEMPLATES["prompt"], "WORD"
+    assert (tokenizer(TEXTS)["input_ids"], tokenizer.pad_token) == (ids, "</s>")
 
 
 @pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*")
