@@ -15,7 +15,7 @@ import numpy as np
 from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, read_task
 from st_prompteol.evaluation.sts import cosine_similarities
-from st_prompteol.output import to_markdown, write_table
+from st_prompteol.files.output import to_markdown, write_table
 from st_prompteol.recipes.measure import encode_layers
 from st_prompteol.recipes.statistics import spearman
 

@@ -50,7 +50,7 @@ nitpick_ignore = [
     ("py:class", "st_prompteol.fast.head.SharedHead"),
     ("py:class", "st_prompteol.fast.rows.Plan"),
     # a part of `PromptEOLTransformer` in a file of its own: its methods are listed there
-    ("py:class", "st_prompteol.body.DecoderTransformer"),
+    ("py:class", "st_prompteol.llm.body.DecoderTransformer"),
     # inherited from upstream's card data: with a default value, Sphinx splits `list[dict[str, str]]` at the comma
     ("py:class", "list[dict[str"),
 ]

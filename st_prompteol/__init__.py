@@ -9,13 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_prompteol.adapters import lora_config
+    from st_prompteol.llm.adapters import lora_config
+    from st_prompteol.llm.quantization import quantization_config
     from st_prompteol.model import PromptEOL
-    from st_prompteol.modules import PromptEOLTransformer
-    from st_prompteol.pooling import LastTokenPooling
-    from st_prompteol.quantization import quantization_config
-    from st_prompteol.released import TINY
-    from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
+    from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+    from st_prompteol.prompt.template import TEMPLATES, Demonstration, PromptTemplate
+    from st_prompteol.saved.released import TINY
 
 __all__ = [
     "TEMPLATES",
@@ -32,15 +31,15 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "TEMPLATES": "template",
-    "TINY": "released",
-    "Demonstration": "template",
-    "LastTokenPooling": "pooling",
+    "TEMPLATES": "prompt.template",
+    "TINY": "saved.released",
+    "Demonstration": "prompt.template",
+    "LastTokenPooling": "modules",
     "PromptEOL": "model",
     "PromptEOLTransformer": "modules",
-    "PromptTemplate": "template",
-    "lora_config": "adapters",
-    "quantization_config": "quantization",
+    "PromptTemplate": "prompt.template",
+    "lora_config": "llm.adapters",
+    "quantization_config": "llm.quantization",
 }
 
 

@@ -20,22 +20,21 @@ from sentence_transformers.sentence_transformer.modules import Dropout, LayerNor
 from sentence_transformers.util import get_device_name, quantize_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 
-from st_prompteol.adapters import load_adapter, merge_adapter, prepare_config
-from st_prompteol.body import shallow_copy
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
-from st_prompteol.cut import Cut, cut_body
-from st_prompteol.decoders import split_gguf
 from st_prompteol.failures import check_whole, explain_gguf, explain_opening
 from st_prompteol.fast import Reading, encode_distinct
-from st_prompteol.finite import check_finite, check_weights
-from st_prompteol.modules import PromptEOLTransformer
-from st_prompteol.pooling import LastTokenPooling
-from st_prompteol.quantization import Quantization, quantization_config
-from st_prompteol.released import find_released
-from st_prompteol.saving import reading_from, saving_into
-from st_prompteol.stock import write_stock_form
-from st_prompteol.template import HOLE, Demonstration, PromptTemplate, get_template
+from st_prompteol.llm.adapters import load_adapter, merge_adapter, prepare_config
+from st_prompteol.llm.body import shallow_copy
+from st_prompteol.llm.cut import Cut, cut_body
+from st_prompteol.llm.decoders import split_gguf
+from st_prompteol.llm.finite import check_finite, check_weights
+from st_prompteol.llm.quantization import Quantization, quantization_config
+from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
+from st_prompteol.prompt.template import HOLE, Demonstration, PromptTemplate, get_template
+from st_prompteol.saved.released import find_released
+from st_prompteol.saved.saving import reading_from, saving_into
+from st_prompteol.saved.stock import write_stock_form
 
 if TYPE_CHECKING:
     from st_prompteol.hub import PushReport
@@ -419,7 +418,7 @@ class PromptEOL(SentenceTransformer):
         Args:
             peft_model_id: Folder or Hub repository of the adapter.
             adapter_name: The name of the adapter in the model, for `set_adapter`. Defaults to `"default"`.
-            **kwargs: Other arguments of `st_prompteol.adapters.load_adapter`.
+            **kwargs: Other arguments of `st_prompteol.llm.adapters.load_adapter`.
 
         Raises:
             ValueError: If the adapter does not fit; the model is then unchanged.

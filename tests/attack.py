@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol import TINY, PromptEOL, PromptTemplate
-from st_prompteol.tables import Bad, read_rows
+from st_prompteol.files import Bad, read_rows
 
 from . import ROOT
 

@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL
-from st_prompteol.adapter_files import check_kind
+from st_prompteol.llm.adapter_files import check_kind
 
 from .helpers import SENTENCES, PlainProcess, assert_alike
 

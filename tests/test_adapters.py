@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
-from st_prompteol.adapters import load_adapter_weights
+from st_prompteol.llm.adapters import load_adapter_weights
 
 from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantized, features_of, gradients_of
 

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from st_prompteol import PromptEOL, lora_config
-from st_prompteol.identity import digest, identify
+from st_prompteol.saved.identity import digest, identify
 
 from .helpers import SENTENCES, PlainProcess, assert_alike
 

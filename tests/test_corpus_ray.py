@@ -23,7 +23,7 @@ from st_prompteol.corpus.cluster import _Opening, _Worker, start_attempts
 from st_prompteol.corpus.encoder import Job
 from st_prompteol.corpus.fragments import cut, list_sources
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS, read_task
-from st_prompteol.identity import identify
+from st_prompteol.saved.identity import identify
 
 from .test_corpus_runs import CLOSE, ROOT, embeddings_of, manifest_of, read, sentences, write_parquet
 

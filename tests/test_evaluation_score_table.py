@@ -13,7 +13,7 @@ import pytest
 from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Row, plot_scaling, published_rows, write_scores
 from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
 from st_prompteol.evaluation.score_table import table
-from st_prompteol.output import write_table
+from st_prompteol.files.output import write_table
 
 SCORES = dict(zip(STS_TASKS, [40.634, 43.835, 37.255, 49.545, 44.105, 41.085, 49.265], strict=True))
 

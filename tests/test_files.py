@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from st_prompteol.files import append_lines, create_file, read_json_lines, replacing_file
+from st_prompteol.files.atomic import append_lines, create_file, read_json_lines, replacing_file
 
 
 def half_write(path: Path) -> None:

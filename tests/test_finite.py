@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from st_prompteol import PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.corpus import encode_corpus, encode_file
-from st_prompteol.finite import NotFiniteError, check_finite
+from st_prompteol.llm.finite import NotFiniteError, check_finite
 
 from .helpers import build_causal_lm
 

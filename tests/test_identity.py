@@ -19,8 +19,8 @@ from tokenizers import normalizers
 from st_prompteol import Demonstration, PromptEOL, lora_config
 from st_prompteol.corpus import encode_corpus
 from st_prompteol.evaluation.results import Run
-from st_prompteol.identity import identify
 from st_prompteol.recipes.log import model_key
+from st_prompteol.saved.identity import identify
 
 from .helpers import build_tokenizer
 from .test_corpus_runs import TEN

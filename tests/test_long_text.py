@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from st_prompteol.template import TEMPLATES, PromptTemplate
-from st_prompteol.tokens import TemplateTokenizer
+from st_prompteol.prompt.template import TEMPLATES, PromptTemplate
+from st_prompteol.prompt.tokenizer import TemplateTokenizer
 
 from . import SHARED
 

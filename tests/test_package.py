@@ -22,17 +22,14 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {"extras", "lock"},
-    set("template files failures tables long_text adapter_files decoders pooling quantization signals".split()),
-    {"adapters", "finite", "released", "spelling"},
-    {"body", "tokens", "fast", "output", "retries", "saving"},
-    {"stock", "card"},
+    {"extras", "failures", "lock"},
+    {"files", "llm"},
+    {"fast", "prompt"},
+    {"card", "saved"},
     {"modules"},
-    {"cut"},
     {"model"},
-    {"identity"},
-    {"corpus", "evaluation"},
-    {"recipes", "hub", "server"},
+    {"corpus", "evaluation", "server"},
+    {"hub", "recipes"},
     {"cli"},
     {"__main__"},
 ]
@@ -70,6 +67,11 @@ def test_imports_follow_the_arrows() -> None:
             if (room, other) in EXCEPTIONS:
                 continue
             assert ranks[other] < ranks[room], f"{path.relative_to(ROOT)} imports {other}, against the arrow"
+
+
+def test_contributing_shows_the_arrows() -> None:
+    ranks = [f"{{{', '.join(sorted(rooms))}}}" if len(rooms) > 1 else "".join(rooms) for rooms in RANKS[:-1]]
+    assert " <- ".join(ranks) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_nothing_in_the_library_imports_what_stands_around_it() -> None:

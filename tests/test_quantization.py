@@ -27,8 +27,8 @@ from st_prompteol import PromptEOL, lora_config
 from st_prompteol.corpus import encode_corpus
 from st_prompteol.evaluation import Comparison
 from st_prompteol.fast.check import mixes_rows
-from st_prompteol.identity import identify
 from st_prompteol.recipes import LocalLM
+from st_prompteol.saved.identity import identify
 
 from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, build_senteval, dequantized, quick
 

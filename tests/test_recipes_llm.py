@@ -15,10 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import Demonstration
+from st_prompteol.failures import retry_after
 from st_prompteol.recipes import Endpoint, LocalLM, build_demonstrations, read_candidates
 from st_prompteol.recipes import endpoint as endpoint_module
 from st_prompteol.recipes.llm import PROMPT, as_word
-from st_prompteol.retries import retry_after
 
 from .chatserver import ChatServer, fails, says
 from .helpers import build_causal_lm, build_senteval

@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_prompteol import PromptEOL
 from st_prompteol.evaluation import EmbeddingCache, evaluate_mteb
-from st_prompteol.identity import digest, identify
+from st_prompteol.saved.identity import digest, identify
 
 from .helpers import JOCKEY, SENTENCES, adapted, assert_alike
 

@@ -25,9 +25,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from st_prompteol import PromptEOL, lora_config, saving
-from st_prompteol.files import put_in_place, replacing_file
-from st_prompteol.saving import saving_into
+from st_prompteol import PromptEOL, lora_config
+from st_prompteol.files.atomic import put_in_place, replacing_file
+from st_prompteol.saved import saving
+from st_prompteol.saved.saving import saving_into
 
 from .helpers import SENTENCES, assert_alike
 from .test_files import as_another_user
@@ -405,7 +406,8 @@ for _ in range(6):
 
 LOOP = """
 import sys
-from st_prompteol.saving import saving_into
+from st_prompteol.saved import saving
+from st_prompteol.saved.saving import saving_into
 for round in range(1_000_000):
     with saving_into(sys.argv[1]) as folder:
         (folder / "modules.json").write_text(f'[{{"path": "", "round": {round}}}]')
@@ -438,7 +440,7 @@ MOUNTS = """
 import errno, os, pathlib, sys
 import numpy as np
 from st_prompteol import PromptEOL
-from st_prompteol.files import replacing_file
+from st_prompteol.files.atomic import replacing_file
 folder, base = pathlib.Path(sys.argv[1]), sys.argv[2]
 model = PromptEOL(base)
 expected = model.encode(["x"])

@@ -28,8 +28,7 @@ from transformers import (
 from st_prompteol import PromptEOL, PromptTemplate
 from st_prompteol.fast.head import SharedHead
 from st_prompteol.fast.rows import PackedRows
-from st_prompteol.modules import PromptEOLTransformer
-from st_prompteol.pooling import LastTokenPooling
+from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 
 from .helpers import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, features_of, grouped, quick, sized
 from .test_adapters import publish_adapter

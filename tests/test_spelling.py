@@ -9,7 +9,7 @@ import logging
 import pytest
 from transformers import AutoConfig, AutoModel
 
-from st_prompteol.spelling import spell_for_all
+from st_prompteol.saved.spelling import spell_for_all
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES |= {"intermediate_size": 48, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from st_prompteol.corpus.formats import read_batches
+from st_prompteol.files import LINE, Bad, Row, look_into, read_rows
 from st_prompteol.recipes import read_candidates, read_pairs
-from st_prompteol.tables import LINE, Bad, Row, look_into, read_rows
 
 # name, content, the cells of the rows (None: a row that is told to be bad), what is told of the bad rows or the file
 TABLE: list[tuple[str, bytes, list[Any], str]] = [

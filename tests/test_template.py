@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
-from st_prompteol.template import get_template
+from st_prompteol.prompt.template import get_template
 
 from .helpers import JOCKEY
 
@@ -170,7 +170,7 @@ def test_mistakes_are_named(make: object, message: str) -> None:
 
 def test_needs_the_standard_library_only() -> None:
     code = (
-        "import sys; import st_prompteol.template as t; t.PromptTemplate().render('x');"
+        "import sys; import st_prompteol.prompt.template as t; t.PromptTemplate().render('x');"
         "print([m for m in ('torch', 'transformers', 'jinja2', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from st_prompteol import PromptEOL, __version__
 from st_prompteol.cli import app, similarity, terminal
-from st_prompteol.output import duration, one_line, to_text
-from st_prompteol.signals import ending_on_sigterm
+from st_prompteol.cli.signals import ending_on_sigterm
+from st_prompteol.files.output import duration, one_line, to_text
 
 from .test_recipes_search import write_search
 

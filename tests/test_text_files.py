@@ -15,8 +15,8 @@ import pytest
 
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_corpus, encode_file
+from st_prompteol.files import look_into
 from st_prompteol.recipes import read_candidates, read_pairs
-from st_prompteol.tables import look_into
 
 from .test_cli import run
 from .test_corpus_runs import Counting

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from st_prompteol import TINY, PromptEOL
 from st_prompteol.evaluation import evaluate_sts
-from st_prompteol.released import _say_what_it_is_for
+from st_prompteol.saved.released import _say_what_it_is_for
 
 from . import ROOT
 from .helpers import SENTENCES, PlainProcess, assert_alike

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from st_prompteol import TINY, Demonstration, PromptTemplate
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, read_task
-from st_prompteol.tokens import TemplateTokenizer, read_template
+from st_prompteol.prompt.tokenizer import TemplateTokenizer, read_template
 
 from . import SHARED
 from .helpers import JOCKEY, VENISON, build_tokenizer

@@ -35,8 +35,8 @@ BODY = body()
 _LLAMA = sys.modules[LlamaModel.__module__]
 _PLAIN = SentenceTransformer(modules=[torch.nn.Identity()])
 TABLE = [
-    Private(Transformer, "_load_config", "body.py", "a pinned commit of an adapter's base; the newest is taken"),
-    Private(Transformer, "_load_model", "body.py", "adapters with every tensor accounted for; nf4 on a CPU"),
+    Private(Transformer, "_load_config", "llm/body.py", "a pinned commit of an adapter's base; the newest is taken"),
+    Private(Transformer, "_load_model", "llm/body.py", "adapters with every tensor accounted for; nf4 on a CPU"),
     Private(SentenceTransformer, "_load_default_modules", "model.py", "opens a base LLM as this module"),
     Private(SentenceTransformer, "_load_config_modules", "model.py", "opens a saved model with this pooling"),
     Private(SentenceTransformer, "_load_module_class_from_ref", "model.py", "opens a Transformer as this module"),
@@ -49,17 +49,17 @@ TABLE = [
     Private(
         PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())),
         "_tokenizer",
-        "tokens.py",
+        "prompt/tokenizer.py",
         "added words are listed otherwise inside a template",
     ),
-    Private(BODY, "_hf_peft_config_loaded", "adapters.py", "a merged model is saved as a full one"),
+    Private(BODY, "_hf_peft_config_loaded", "llm/adapters.py", "a merged model is saved as a full one"),
     Private(_LLAMA, "eager_attention_forward", "fast/attention.py", "eager, as each family has it"),
     Private(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", "fast/attention.py", "speed; guarded"),
     Private(torch.ops.mkldnn, "_linear_pointwise", "fast/linear.py", "speed; guarded"),
     Private(torch.ones(1), "_version", "fast/head.py", "sees changes of single weights"),
     Private(torch.nn.Module(), "_parameters", "fast/head.py", "all weights, without names"),
     Private(torch.nn.Module(), "_buffers", "fast/head.py", "likewise"),
-    Private(torch.nn.Module(), "_apply", "body.py", "a cast keeps rotary frequencies in float32, as a save needs it"),
+    Private(torch.nn.Module(), "_apply", "llm/body.py", "a cast keeps rotary frequencies in float32"),
     Private(torch.nn.Module(), "_modules", "model.py", "poolings are made anew when the layer changes"),
     Private(torch.nn.Module(), "_compiled_call_impl", "model.py", "a compiled model encodes itself, not a copy"),
     Private(torch.cpu, "_is_avx512_bf16_supported", "training/arguments.py", "which precision a CPU trains in"),

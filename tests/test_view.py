@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate, lora_config
-from st_prompteol.identity import identify
+from st_prompteol.saved.identity import identify
 
 from .helpers import SENTENCES, SHOTS, assert_alike, features_of, gradients_of
 from .test_adapters import publish_adapter

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate
-from st_prompteol.tokens import TemplateTokenizer
+from st_prompteol.prompt.tokenizer import TemplateTokenizer
 
 from .helpers import JOCKEY, assert_alike, build_causal_lm, build_tokenizer
 

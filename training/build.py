@@ -13,8 +13,8 @@ from peft import prepare_model_for_kbit_training
 from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
-from st_prompteol.adapters import linear_layers, load_adapter_weights
-from st_prompteol.finite import NotFiniteError
+from st_prompteol.llm.adapters import linear_layers, load_adapter_weights
+from st_prompteol.llm.finite import NotFiniteError
 from training.arguments import ModelArguments, RunArguments
 
 _PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]

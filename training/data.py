@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from tokenizers import Tokenizer
 
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
-from st_prompteol.tables import Bad, Row, look_into, opened, read_rows, suffix_of
+from st_prompteol.files import Bad, Row, look_into, opened, read_rows, suffix_of
 
 if TYPE_CHECKING:
     from training.arguments import DataArguments

@@ -14,8 +14,8 @@ from huggingface_hub import EvalResult
 from transformers import PreTrainedModel, TrainerCallback
 
 from st_prompteol import PromptEOL
-from st_prompteol.files import replacing_file
-from st_prompteol.output import duration
+from st_prompteol.files.atomic import replacing_file
+from st_prompteol.files.output import duration
 from training.arguments import DEV_METRIC, RunArguments
 
 _DRY_STEPS = 2

@@ -17,9 +17,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from st_prompteol.files import digest_of_files, remove_staged, replacing_file
-from st_prompteol.identity import differences
-from st_prompteol.saving import finish_saving, remove_left_behind
+from st_prompteol.files.atomic import digest_of_files, remove_staged, replacing_file
+from st_prompteol.saved.identity import differences
+from st_prompteol.saved.saving import finish_saving, remove_left_behind
 from training.arguments import DataArguments, ModelArguments, RunArguments
 from training.data import files_of
 

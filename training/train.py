@@ -32,10 +32,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.trainer import TRAINER_STATE_NAME
 
 from st_prompteol.cli.options import quiet
-from st_prompteol.decoders import check_layer
+from st_prompteol.cli.signals import ending_on_sigterm
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.hub import check_push, push_to_hub
-from st_prompteol.signals import ending_on_sigterm
+from st_prompteol.llm.decoders import check_layer
 from training.arguments import DEV_METRIC, DataArguments, ModelArguments, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_finite, check_saved, save_merged
 from training.data import PREPROCESSING, STS_BENCHMARK, load_triplets, sts_benchmark

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from st_prompteol.output import to_markdown
+from st_prompteol.files.output import to_markdown
 
 BEGIN, END = "<!-- results of benchmarks/clients -->\n", "<!-- end of the results -->\n"
 KINDS = {

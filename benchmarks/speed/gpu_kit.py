@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from st_prompteol.evaluation.senteval import STS_TASKS, read_task
-from st_prompteol.files import replacing_file
+from st_prompteol.files.atomic import replacing_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "3.12"

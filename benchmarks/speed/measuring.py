@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from st_prompteol.output import to_markdown
+from st_prompteol.files.output import to_markdown
 
 Row = dict[str, Any]  # its labels, and "result" or "error"
 

@@ -10,7 +10,7 @@ from reading import Token, read_tokens
 from recipes import OWN_MODEL, OWN_TEXT, Recipe
 
 from st_prompteol import TEMPLATES, PromptEOL
-from st_prompteol.template import get_template
+from st_prompteol.prompt.template import get_template
 
 MIN_TO_CENTRE = 8  # distinct sentences; the mean of fewer depends too much on each of them
 

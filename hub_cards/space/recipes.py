@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from st_prompteol import Demonstration, PromptTemplate
-from st_prompteol.template import get_template
-from st_prompteol.tokens import tokenizable
+from st_prompteol.prompt.template import get_template
+from st_prompteol.prompt.tokenizer import tokenizable
 
 MAX_SENTENCES = 32
 MAX_LENGTH = 300  # characters of a sentence, a template or a demonstration

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from st_prompteol.card.markdown import code, escape, fence, one_line
-from st_prompteol.output import to_markdown
+from st_prompteol.files.output import to_markdown
 
 _FIRST = ("Epoch", "Step", "Training Loss", "Validation Loss")
 _LOCAL = ("resume_from_checkpoint",)  # hyperparameters that are only local paths

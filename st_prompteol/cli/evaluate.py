@@ -51,7 +51,7 @@ def evaluate(
         refuse_unused(context, "on MTEB's tasks", "data_dir")
     quiet()
     from st_prompteol.evaluation import Comparison, plot_scaling, published_rows, write_scores
-    from st_prompteol.output import duration
+    from st_prompteol.files.output import duration
 
     comparison = Comparison(
         tasks=tuple(tasks or (() if mteb else ("all",))),

@@ -40,6 +40,6 @@ def export(
     opened.save_pretrained(path)
     typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)
     if opened.layer != -1:
-        from st_prompteol.cut import server_note
+        from st_prompteol.llm.cut import server_note
 
         typer.echo(server_note(opened.layer), err=True)

@@ -132,7 +132,7 @@ def shown_files() -> Iterator[None]:
                 lines.append(record.getMessage())
 
     lines: list[str] = []
-    echo, logger = Echo(), logging.getLogger("st_prompteol.tables")
+    echo, logger = Echo(), logging.getLogger("st_prompteol.files")
     level = logger.level
     logger.addHandler(echo)
     logger.setLevel(logging.INFO)

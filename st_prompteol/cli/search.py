@@ -58,7 +58,7 @@ def search(
     read_layers = None if layers is None else _numbers(layers)
     quiet()
     from st_prompteol import recipes
-    from st_prompteol.output import import_figure
+    from st_prompteol.files.output import import_figure
 
     import_figure()  # fail before hours of work, not after them
     tried = [] if candidates is None else recipes.read_candidates(candidates)

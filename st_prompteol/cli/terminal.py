@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from st_prompteol.signals import ending_on_sigterm
+from st_prompteol.cli.signals import ending_on_sigterm
 
 BROKEN_PIPE = 141  # exit status in a shell after SIGPIPE
 
@@ -32,8 +32,8 @@ class Commands(TyperGroup):
 
 
 def show_table(lines: Sequence[Sequence[str]], text_columns: int = 1) -> None:
-    """Prints a table to stdout in the layout of `st_prompteol.output.to_text`, in blocks that fit the terminal."""
-    from st_prompteol.output import to_text
+    """Prints a table to stdout in the layout of `files.output.to_text`, in blocks that fit the terminal."""
+    from st_prompteol.files.output import to_text
 
     for line in to_text(lines, text_columns, _terminal_width()):
         typer.echo(line)
@@ -41,7 +41,7 @@ def show_table(lines: Sequence[Sequence[str]], text_columns: int = 1) -> None:
 
 def fits(lines: Sequence[Sequence[str]], text_columns: int) -> bool:
     """Whether a table fits the terminal in one block."""
-    from st_prompteol.output import to_text
+    from st_prompteol.files.output import to_text
 
     width = _terminal_width()
     return width is None or to_text(lines, text_columns) == to_text(lines, text_columns, width)

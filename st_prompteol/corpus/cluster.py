@@ -23,8 +23,8 @@ from st_prompteol.corpus.fragments import Fragment
 from st_prompteol.corpus.parts import Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
 from st_prompteol.extras import missing_extra
-from st_prompteol.identity import identify
 from st_prompteol.model import PromptEOL
+from st_prompteol.saved.identity import identify
 
 logger = logging.getLogger(__name__)
 

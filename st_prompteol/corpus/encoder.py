@@ -20,7 +20,7 @@ from st_prompteol.corpus.fragments import Fragment
 from st_prompteol.corpus.parts import Array, Outcome, PartWriter
 from st_prompteol.corpus.storage import Storage
 from st_prompteol.failures import is_disk_full
-from st_prompteol.finite import NotFiniteError, check_finite
+from st_prompteol.llm.finite import NotFiniteError, check_finite
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from st_prompteol.corpus.encoder import CHUNK_BATCHES
 from st_prompteol.corpus.formats import Batch, read_sentences, wanted_columns
 from st_prompteol.corpus.parts import Array, PartWriter
 from st_prompteol.failures import check_whole
-from st_prompteol.files import replacing_file
-from st_prompteol.finite import NotFiniteError, check_finite
-from st_prompteol.tables import look_into, report
+from st_prompteol.files import look_into, report
+from st_prompteol.files.atomic import replacing_file
+from st_prompteol.llm.finite import NotFiniteError, check_finite
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 _Chunk = tuple[list[str], Array]  # sentences and their embeddings (len(sentences), dimension)

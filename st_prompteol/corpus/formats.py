@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
-from st_prompteol.tables import (
+from st_prompteol.files import (
     LINE,
     Bad,
     Contents,

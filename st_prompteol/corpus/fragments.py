@@ -14,7 +14,7 @@ from typing import Any
 
 from st_prompteol.corpus.formats import choose_columns, wanted_columns
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.tables import (
+from st_prompteol.files import (
     SUFFIXES,
     Contents,
     HeaderError,

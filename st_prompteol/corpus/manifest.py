@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_prompteol.corpus.fragments import SourceFile
 from st_prompteol.corpus.storage import Storage
-from st_prompteol.identity import differences, digest, identify
+from st_prompteol.saved.identity import differences, digest, identify
 
 NAME = "_manifest.json"  # readers of Parquet folders skip names with a leading underscore
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import create_file, remove_staged, replacing_file
-from st_prompteol.tables import import_pyarrow
+from st_prompteol.files import import_pyarrow
+from st_prompteol.files.atomic import create_file, remove_staged, replacing_file
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
 
-from st_prompteol.finite import check_finite
-from st_prompteol.identity import identify
+from st_prompteol.llm.finite import check_finite
+from st_prompteol.saved.identity import identify
 
 
 class EmbeddingCache:

@@ -11,7 +11,6 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig
 
-from st_prompteol.decoders import has_file, is_decoder, split_gguf
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods
@@ -28,10 +27,11 @@ from st_prompteol.evaluation.senteval import (
     check_tasks,
 )
 from st_prompteol.failures import check_whole, explain_opening
+from st_prompteol.files.output import FIGURES, TABLES, check_output, duration
+from st_prompteol.llm.decoders import has_file, is_decoder, split_gguf
+from st_prompteol.llm.quantization import quantization_config
 from st_prompteol.model import PromptEOL
-from st_prompteol.output import FIGURES, TABLES, check_output, duration
-from st_prompteol.quantization import quantization_config
-from st_prompteol.released import find_released
+from st_prompteol.saved.released import find_released
 
 _OWN = {"template", "demonstrations", "layer", "max_seq_length"}  # options that only `PromptEOL` takes
 

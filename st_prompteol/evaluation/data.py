@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import cached_assets_path, hf_hub_download
 
 from st_prompteol.failures import explain_opening
-from st_prompteol.files import locked
+from st_prompteol.files.atomic import locked
 
 REPOSITORY, ARCHIVE = "princeton-nlp/datasets-for-simcse", "senteval.tar"
 

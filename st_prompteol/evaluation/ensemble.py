@@ -8,7 +8,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol.model import PromptEOL
-from st_prompteol.pooling import LastTokenPooling
+from st_prompteol.modules import LastTokenPooling
 
 
 class TemplateEnsemble(SentenceTransformer):

@@ -11,12 +11,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from st_prompteol.body import shallow_copy
 from st_prompteol.evaluation.published import DEFAULT_DEMONSTRATION, DEMONSTRATIONS
+from st_prompteol.llm.body import shallow_copy
 from st_prompteol.model import PromptEOL
-from st_prompteol.pooling import LastTokenPooling
-from st_prompteol.template import TEMPLATES, PromptTemplate
-from st_prompteol.tokens import TemplateTokenizer
+from st_prompteol.modules import LastTokenPooling
+from st_prompteol.prompt.template import TEMPLATES, PromptTemplate
+from st_prompteol.prompt.tokenizer import TemplateTokenizer
 
 
 def apply_decoder_methods(

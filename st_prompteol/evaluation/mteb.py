@@ -12,11 +12,11 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_prompteol.decoders import has_file
 from st_prompteol.evaluation.results import revision_of
 from st_prompteol.extras import missing_extra
 from st_prompteol.failures import check_whole
-from st_prompteol.identity import digest, identify
+from st_prompteol.llm.decoders import has_file
+from st_prompteol.saved.identity import digest, identify
 
 logger = logging.getLogger(__name__)
 

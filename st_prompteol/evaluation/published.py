@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from st_prompteol.evaluation.score_table import Row
-from st_prompteol.template import Demonstration
+from st_prompteol.prompt.template import Demonstration
 
 
 def _row(model: str, method: str, sts: float, transfer: float | None = None) -> Row:

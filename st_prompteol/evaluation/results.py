@@ -15,10 +15,10 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_prompteol.decoders import opened_commit, split_gguf
 from st_prompteol.evaluation.senteval import TaskResult, task_files
-from st_prompteol.files import digest_of_files, replacing_file
-from st_prompteol.identity import digest, identify
+from st_prompteol.files.atomic import digest_of_files, replacing_file
+from st_prompteol.llm.decoders import opened_commit, split_gguf
+from st_prompteol.saved.identity import digest, identify
 
 logger = logging.getLogger(__name__)
 

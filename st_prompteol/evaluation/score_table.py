@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
-from st_prompteol.output import FIGURES, check_output, import_figure, save_figure, write_table
+from st_prompteol.files.output import FIGURES, check_output, import_figure, save_figure, write_table
 
 # Column names, as papers abbreviate them
 SHORT_NAMES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R", "STSBenchmark-dev": "STS-B dev"}

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from st_prompteol.fast.passes import Pass
-from st_prompteol.quantization import parts_of
+from st_prompteol.llm.quantization import parts_of
 
 # Values compared per weight. A change to a whole tensor changes the first one; any contiguous change longer than a
 # 64th of the tensor contains one of them.

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from st_prompteol.llm.decoders import blocks_of
+
 if TYPE_CHECKING:
     from st_prompteol.fast.head import SharedHead
     from st_prompteol.fast.rows import PackedRows
@@ -138,22 +140,6 @@ class _Reached(Exception):
 
 class Captured(Exception):
     """Raised when a block has computed its keys and values and stored them in `Pass.keys_values`."""
-
-
-def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Returns the blocks of a decoder; empty if it does not keep them in one list.
-
-    Args:
-        model: The body of a decoder LLM.
-
-    Example:
-        >>> body = PromptEOL("tiny")[0].model
-        >>> len(blocks_of(body)) == body.config.num_hidden_layers
-        True
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count)
-    return next(lists, torch.nn.ModuleList())
 
 
 def add_hooks(model: PreTrainedModel) -> list[RemovableHandle]:

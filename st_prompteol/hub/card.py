@@ -11,11 +11,11 @@ from st_prompteol.card.data import key_of, render
 from st_prompteol.card.earlier import write_cosines
 from st_prompteol.evaluation.published import published_rows
 from st_prompteol.evaluation.score_table import Row, table
+from st_prompteol.files.output import to_markdown
 from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
 from st_prompteol.hub.options import CardOptions
 from st_prompteol.hub.results import SOURCES, ModelResults, eval_results, read_results
 from st_prompteol.model import PromptEOL
-from st_prompteol.output import to_markdown
 
 _PART = "results"
 _INTRODUCTION = (

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from st_prompteol.llm.quantization import came_quantized
 from st_prompteol.model import PromptEOL
-from st_prompteol.quantization import came_quantized
 
 # Preprocessing, quotes, truncation and special characters must have the same effect in both processes
 SENTENCES = [

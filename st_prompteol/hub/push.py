@@ -15,9 +15,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
-from st_prompteol.cut import server_note
 from st_prompteol.evaluation.results import Run
-from st_prompteol.failures import explain_opening, explain_push, status_of
+from st_prompteol.failures import RETRY_WAITS, explain_opening, explain_push, retrying, status_of
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.check import CleanProcess, embed
 from st_prompteol.hub.facts import collect_facts, run_of
@@ -30,8 +29,8 @@ from st_prompteol.hub.upload import (
     files_of,
     look,
 )
+from st_prompteol.llm.cut import server_note
 from st_prompteol.model import PromptEOL
-from st_prompteol.retries import RETRY_WAITS, retrying
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import ModelInfo
 
 from st_prompteol.card.data import TAG
-from st_prompteol.retries import may_pass, retrying, was_turned_away
-from st_prompteol.saving import is_saved
+from st_prompteol.failures import may_pass, retrying, was_turned_away
+from st_prompteol.saved.saving import is_saved
 
 # Files of models of any type
 _OF_A_MODEL = re.compile(r"\.(safetensors|bin|pt|pth|gguf|onnx|h5|msgpack|py)$|^config\.json$")

@@ -9,11 +9,11 @@ from pathlib import Path
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
 from st_prompteol.failures import check_whole
-from st_prompteol.output import check_output
+from st_prompteol.files.output import check_output
+from st_prompteol.prompt.template import Demonstration
 from st_prompteol.recipes.candidates import FORMATS, Candidate, drop_duplicates, write_candidates
 from st_prompteol.recipes.llm import LLM, ask_for_words
 from st_prompteol.recipes.wordnet import read_dictionary
-from st_prompteol.template import Demonstration
 
 # The paper's mix (section 3.2)
 LLM_COUNT, DICTIONARY_COUNT = 100, 200

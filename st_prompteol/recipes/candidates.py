@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import replacing_file
+from st_prompteol.files import LINE, Bad, look_into, opened, read_rows, report
+from st_prompteol.files.atomic import replacing_file
+from st_prompteol.files.output import check_output
 from st_prompteol.model import PromptEOL
-from st_prompteol.output import check_output
-from st_prompteol.tables import LINE, Bad, look_into, opened, read_rows, report
-from st_prompteol.template import CLOSING_QUOTES, HOLE, Demonstration, PromptTemplate
+from st_prompteol.prompt.template import CLOSING_QUOTES, HOLE, Demonstration, PromptTemplate
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from st_prompteol.card.markdown import escape
-from st_prompteol.output import to_markdown
+from st_prompteol.files.output import to_markdown
 from st_prompteol.recipes.result import SearchResult, Trial
 
 _COLUMNS = [

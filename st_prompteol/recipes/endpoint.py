@@ -13,9 +13,8 @@ from typing import Any
 
 from huggingface_hub import InferenceClient, get_token
 
-from st_prompteol.failures import check_whole, status_of
+from st_prompteol.failures import check_whole, may_pass, retry_after, status_of
 from st_prompteol.recipes.llm import PROMPT, Answered, as_word
-from st_prompteol.retries import may_pass, retry_after
 
 _AGAIN = "That was not exactly one word of letters and hyphens. Answer with one word only."
 _ATTEMPTS = 5  # maximum per question

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from st_prompteol.files import append_lines, read_json_lines
+from st_prompteol.files.atomic import append_lines, read_json_lines
 
 PROMPT = (
     "Answer with exactly one word, the one that best stands for the meaning of this sentence: letters and hyphens "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from st_prompteol.decoders import split_gguf
 from st_prompteol.failures import check_whole, explain_opening
+from st_prompteol.llm.decoders import split_gguf
+from st_prompteol.prompt.template import Demonstration, PromptTemplate
 from st_prompteol.recipes.llm import PROMPT, Answered
-from st_prompteol.template import Demonstration, PromptTemplate
 
 # Examples for base models, which complete text; from the paper's demonstrations
 _SHOWN = (

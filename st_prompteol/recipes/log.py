@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from st_prompteol.files import append_lines, read_json_lines
-from st_prompteol.identity import digest, identify
+from st_prompteol.files.atomic import append_lines, read_json_lines
 from st_prompteol.model import PromptEOL
 from st_prompteol.recipes.recipe import Recipe
+from st_prompteol.saved.identity import digest, identify
 
 Similarities = npt.NDArray[np.float32]
 

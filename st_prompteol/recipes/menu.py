@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import replacing_file
-from st_prompteol.output import FIGURES, check_output, import_figure, save_figure, to_markdown
+from st_prompteol.files.atomic import replacing_file
+from st_prompteol.files.output import FIGURES, check_output, import_figure, save_figure, to_markdown
 from st_prompteol.recipes.recipe import Recipe, template_name
 from st_prompteol.recipes.result import SearchResult, Trial
 

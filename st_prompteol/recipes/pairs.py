@@ -10,7 +10,7 @@ import numpy as np
 from st_prompteol.evaluation.data import senteval_folder
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, read_task
 from st_prompteol.failures import check_whole
-from st_prompteol.tables import Bad, look_into, opened, read_rows, report
+from st_prompteol.files import Bad, look_into, opened, read_rows, report
 
 ScoredPair = tuple[str, str, float]
 

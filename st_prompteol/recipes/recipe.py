@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate
+from st_prompteol.prompt.template import TEMPLATES, Demonstration, PromptTemplate
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tqdm.auto import tqdm
 
-from st_prompteol.decoders import check_layer
 from st_prompteol.evaluation.sts import cosine_similarities
 from st_prompteol.failures import check_whole
+from st_prompteol.llm.decoders import check_layer
 from st_prompteol.model import CENTERING, PromptEOL
-from st_prompteol.pooling import LastTokenPooling
+from st_prompteol.modules import LastTokenPooling
+from st_prompteol.prompt.template import TEMPLATES, Demonstration, PromptTemplate, get_template
 from st_prompteol.recipes.candidates import Candidate, drop_duplicates, problem, usable
 from st_prompteol.recipes.card import describe_search
 from st_prompteol.recipes.log import Similarities
@@ -25,7 +26,6 @@ from st_prompteol.recipes.pairs import ScoredPair, split_pairs
 from st_prompteol.recipes.recipe import Recipe
 from st_prompteol.recipes.result import SearchResult, Step, Trial
 from st_prompteol.recipes.statistics import Bootstrap, gain, spearman
-from st_prompteol.template import TEMPLATES, Demonstration, PromptTemplate, get_template
 
 # Fraction of the pairs and of the initial candidates in each round. For 300 candidates, the rounds encode 21 % of the
 # sentences of an exhaustive search.

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from st_prompteol.files import read_lines
+from st_prompteol.prompt.template import Demonstration
 from st_prompteol.recipes.candidates import Candidate, read_candidates
-from st_prompteol.tables import read_lines
-from st_prompteol.template import Demonstration
 
 _PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")

@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, STS_TRAIN_TASK, read_task
+from st_prompteol.prompt.template import PromptTemplate
 from st_prompteol.recipes.wordnet import read_synsets
-from st_prompteol.template import PromptTemplate
 from training.data import read_file
 
 _TRAINING_PARTS = ("MR", "CR", "SUBJ", "MPQA", "TREC", "MRPC")  # MR holds the sentences of SST

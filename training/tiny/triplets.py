@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `training` is run from a checkout, not installed
 
 from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
-from st_prompteol.files import replacing_file
+from st_prompteol.files.atomic import replacing_file
 from training.data import ROLES, read_file
 from training.failures import explained
 from training.tiny.text import evaluation_sentences, is_forbidden, normalise, read_sick_train

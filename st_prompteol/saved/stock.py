@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
 
-from st_prompteol.spelling import spell_for_all
-from st_prompteol.tokens import TemplateTokenizer
+from st_prompteol.prompt.tokenizer import TemplateTokenizer
+from st_prompteol.saved.spelling import spell_for_all
 
 # The package in which every version of sentence-transformers finds its modules
 _CLASSIC = "sentence_transformers.models"

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO
 
-from st_prompteol.tables.content import KINDS, Kind, opened, suffix_of, unpacked
-from st_prompteol.tables.lines import LINE, Bad, Row, bad, check_text, is_utf_8, lines, not_utf_8
-from st_prompteol.tables.parquet import open_parquet, read_tables, values_of
-from st_prompteol.tables.separated import names_of, read_separated
+from st_prompteol.files.content import KINDS, Kind, opened, suffix_of, unpacked
+from st_prompteol.files.lines import LINE, Bad, Row, bad, check_text, is_utf_8, lines, not_utf_8
+from st_prompteol.files.parquet import open_parquet, read_tables, values_of
+from st_prompteol.files.separated import names_of, read_separated
 
 logger = logging.getLogger(__name__)
 

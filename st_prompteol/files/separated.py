@@ -8,9 +8,9 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 
-from st_prompteol.tables.content import Kind
-from st_prompteol.tables.lines import Bad, Row, bad, check_text, is_utf_8, lines, not_utf_8, raw_lines
-from st_prompteol.tables.parquet import check_single
+from st_prompteol.files.content import Kind
+from st_prompteol.files.lines import Bad, Row, bad, check_text, is_utf_8, lines, not_utf_8, raw_lines
+from st_prompteol.files.parquet import check_single
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from st_prompteol.extras import missing_extra
-from st_prompteol.files import replacing_file
+from st_prompteol.files.atomic import replacing_file
 
 TABLES = (".md", ".csv", ".json")
 FIGURES = (".png", ".svg")

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import can_put, can_remove, is_allowed, is_locked, locked, put_in_place
+from st_prompteol.files.atomic import can_put, can_remove, is_allowed, is_locked, locked, put_in_place
 
 # The files of a model. If the folder has one, those that the new model does not have are removed. All other files in
 # the folder (a trainer's optimizer state, checkpoints, a README if none is written) are kept.

@@ -21,10 +21,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from st_prompteol.files import replacing_file
+from st_prompteol.files.atomic import replacing_file
 from st_prompteol.lock import Lock
-from st_prompteol.long_text import Shortener, is_long
-from st_prompteol.template import HOLE, PromptTemplate
+from st_prompteol.prompt.long_text import Shortener, is_long
+from st_prompteol.prompt.template import HOLE, PromptTemplate
 
 logger = logging.getLogger(__name__)
 

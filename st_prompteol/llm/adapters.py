@@ -17,7 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, Tra
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from st_prompteol.adapter_files import adapter_tensors, check_kind, embedding_name, name_as_body, read_adapter
+from st_prompteol.llm.adapter_files import adapter_tensors, check_kind, embedding_name, name_as_body, read_adapter
 
 _PROBED = 24  # tokens for comparing the outputs before and after a merge
 

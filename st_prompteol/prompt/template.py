@@ -1,7 +1,7 @@
 """Prompt templates: the text around a sentence; the hidden state of its last token is the embedding.
 
-Uses the standard library only. `PromptTemplate.render` is the reference implementation; `st_prompteol.tokens` builds
-the same function into a tokenizer.
+Uses the standard library only. `PromptTemplate.render` is the reference implementation; `prompt.tokenizer` builds the
+same function into a tokenizer.
 """
 
 from __future__ import annotations

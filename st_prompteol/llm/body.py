@@ -15,8 +15,8 @@ from sentence_transformers.base.modules import Transformer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from st_prompteol.adapters import load_adapter
-from st_prompteol.decoders import (
+from st_prompteol.llm.adapters import load_adapter
+from st_prompteol.llm.decoders import (
     check_complete,
     check_layer,
     has_file,
@@ -26,7 +26,7 @@ from st_prompteol.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
-from st_prompteol.quantization import (
+from st_prompteol.llm.quantization import (
     body_of,
     check_read,
     describe_quantization,

@@ -12,7 +12,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from st_prompteol.fast import blocks_of
+from st_prompteol.llm.decoders import blocks_of
 
 _PROBES = ["A jockey riding a horse.", "Is it raining?", "x", "The cat sat on the mat, and the dog did not. " * 3]
 _EQUAL_LENGTHS = 1e-3  # relative tolerance for equal norms

@@ -9,7 +9,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-TINY = str(Path(__file__).with_name("tiny"))
+TINY = str(Path(__file__).parents[1] / "tiny")
 """The folder of `prompteol-tiny`, which also loads with plain sentence-transformers.
 
 Example:

@@ -1,0 +1,1 @@
+"""The text around a sentence: templates, and tokenizers that contain them."""
