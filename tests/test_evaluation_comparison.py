@@ -65,7 +65,7 @@ def test_decoder_methods_are_the_pipelines_that_they_say(causal_lms: dict[str, s
     shot = VENISON
     embeddings = {
         name: model.encode(SENTENCES)
-        for name, model in apply_decoder_methods(PromptEOL(path), "facebook/opt-13b", layers=(-1, -2))
+        for name, model in list(apply_decoder_methods(PromptEOL(path), "facebook/opt-13b", layers=(-1, -2)))
     }
     bare = PromptEOL(path, template="none")
     mean = SentenceTransformer(modules=[bare[0], Pooling(32, "mean")])
@@ -84,7 +84,7 @@ def test_decoder_methods_are_the_pipelines_that_they_say(causal_lms: dict[str, s
 
 def test_the_masked_prompt_reads_the_mask_and_survives_long_sentences(bert: str) -> None:
     sentences = ["a man rides a horse", "the dog sings", "a cat " * 100, "big [ MASK ] dog"]
-    by_name = {name: model.encode(sentences) for name, model in apply_encoder_methods(bert, device="cpu")}
+    by_name = {name: model.encode(sentences) for name, model in list(apply_encoder_methods(bert, device="cpu"))}
     assert list(by_name) == ["mean of tokens", "masked prompt", "masked prompt without the period"]
     transformer = Transformer(bert)
     body, tokenizer = transformer.model.eval(), transformer.tokenizer
