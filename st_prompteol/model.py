@@ -278,7 +278,7 @@ class PromptEOL(SentenceTransformer):
             )
         pooling = next((place for place, module in enumerate(self) if isinstance(module, Pooling)), None)
         if pooling is None:
-            raise ValueError("The model has no pooling, behind which embeddings could be centred: put one behind it.")
+            raise ValueError("The model has no pooling, behind which embeddings could be centered: put one behind it.")
         if mean is None:
             pooled = self.view()
             pooled.truncate_dim = None
@@ -308,7 +308,7 @@ class PromptEOL(SentenceTransformer):
 
     def _warn_if_centered(self) -> None:
         if CENTERING in self._modules:
-            logger.warning("Embeddings are centred by the mean of others than these: call center() again.")
+            logger.warning("Embeddings are centered by the mean of others than these: call center() again.")
 
     @property
     def fast(self) -> bool:

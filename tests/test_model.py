@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from st_prompteol import LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
 
@@ -31,6 +31,7 @@ from .helpers import (
     assert_alike,
     build_causal_lm,
     build_tokenizer,
+    grouped,
     quick,
 )
 from .test_template import ODD_TEXT, templates
@@ -346,3 +347,10 @@ def test_a_family_whose_tokenizer_transformers_replaces_is_refused(tmp_path: Pat
     with pytest.raises(ValueError, match=r"opens the tokenizer of .* as its own Qwen2Tokenizer, which drops"):
         model.save_pretrained(str(tmp_path / "saved"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["base"]
+
+
+def test_heads_of_another_size_than_hidden_size_over_their_number_are_saved(tmp_path: Path) -> None:
+    path = build_causal_lm(tmp_path / "base", grouped(Qwen2Config, head_dim=16), bos=False)
+    model = PromptEOL(path)
+    model.save_pretrained(str(tmp_path / "saved"))
+    np.testing.assert_array_equal(PromptEOL(str(tmp_path / "saved")).encode(SENTENCES), model.encode(SENTENCES))

@@ -71,7 +71,8 @@ def stock_body(model: PreTrainedModel) -> PreTrainedModel:
     if config.model_type != "qwen2" or windows or changed:
         return model
     values = {key: value for key, value in config.to_dict().items() if key not in _OF_QWEN2}
-    llama = LlamaConfig(**values, attention_bias=True, head_dim=config.hidden_size // config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    llama = LlamaConfig(**{**values, "attention_bias": True, "head_dim": head_dim})
     with torch.device("meta"):
         body = LlamaModel(llama)
     tensors = model.state_dict()
