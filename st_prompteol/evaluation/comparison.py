@@ -17,7 +17,7 @@ from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder
 from st_prompteol.evaluation.mteb import evaluate_mteb
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
-from st_prompteol.evaluation.score_table import Row
+from st_prompteol.evaluation.score_table import ScoreRow
 from st_prompteol.evaluation.senteval import (
     STS_DEV_TASK,
     STS_TASKS,
@@ -86,7 +86,7 @@ class Comparison:
         *,
         show: Callable[[str], None] = lambda line: None,
         show_progress_bar: bool = False,
-    ) -> Iterator[Row]:
+    ) -> Iterator[ScoreRow]:
         """Evaluates one model and yields a row per method.
 
         Args:
@@ -136,7 +136,7 @@ class Comparison:
                     scores[f"{task.task_name} (MTEB)"] = 100 * task.get_score()
                     took = f" (in {duration(task.evaluation_time)})" if task.evaluation_time else ""
                     show(f"{name}, {method}: {task.task_name} (MTEB) {100 * task.get_score():.2f}{took}")
-            yield Row(name, method, scores, run.parameters)
+            yield ScoreRow(name, method, scores, run.parameters)
 
     def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
         """Yields the name of each method, with a model for it."""

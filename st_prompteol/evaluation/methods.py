@@ -109,7 +109,7 @@ class MaskTokenPooling(Module):
         is_mask = features["input_ids"] == self.mask_token_id  # (batch_size, sequence_length)
         if not is_mask.any(dim=1).all():
             raise ValueError(
-                f"A sentence was tokenised without the mask token (id {self.mask_token_id}): MaskTokenPooling needs a "
+                f"A sentence was tokenized without the mask token (id {self.mask_token_id}): MaskTokenPooling needs a "
                 "template that holds it."
             )
         positions = torch.arange(is_mask.shape[1], device=is_mask.device)

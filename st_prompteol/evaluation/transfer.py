@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from tqdm.auto import tqdm
 
 from st_prompteol.evaluation.cache import EmbeddingCache
-from st_prompteol.evaluation.classifier import Rows, Split, train_classifiers
+from st_prompteol.evaluation.classifier import Indices, Split, train_classifiers
 from st_prompteol.evaluation.senteval import TREC_CLASSES, Examples, TaskResult, read_task
 
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -90,7 +90,7 @@ def sort_examples(examples: Examples) -> Examples:
     return Examples(tuple([column[i] for i in order] for column in examples.columns), examples.labels[order])
 
 
-def _folds(labels: npt.NDArray[np.int64]) -> list[tuple[Rows, Rows]]:
+def _folds(labels: npt.NDArray[np.int64]) -> list[tuple[Indices, Indices]]:
     folds = StratifiedKFold(n_splits=N_FOLDS, shuffle=True, random_state=SEED)
     return list(folds.split(np.zeros(len(labels)), labels))
 
@@ -100,7 +100,7 @@ def _percent(accuracy: float) -> float:
     return float(round(100 * accuracy, 2))
 
 
-def _by_folds(outer: Sequence[tuple[Rows, Rows]], labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
+def _by_folds(outer: Sequence[tuple[Indices, Indices]], labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
     """Chooses the L2 strength for each training set by 10-fold cross-validation, and scores it on the test set.
 
     Args:
