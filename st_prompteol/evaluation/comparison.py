@@ -12,8 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig
 
 from st_prompteol.evaluation.data import senteval_folder
-from st_prompteol.evaluation.ensemble import apply_ensembles
-from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods
+from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods, apply_ensembles, at_layer
 from st_prompteol.evaluation.mteb import evaluate_mteb
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
@@ -191,10 +190,9 @@ def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def method_name(model: PromptEOL) -> str:
     """Returns the name of a model's embedding method in tables."""
-    shots = len(model.template.demonstrations)
     name = "PromptEOL" if "in one word" in model.template.text else f"template {model.template.text!r}"
-    if shots:
+    if shots := len(model.template.demonstrations):
         name += f" + {shots} demonstration{'s' * (shots > 1)}"
     if model.adapters:
         name += " + adapter"
-    return name if model.layer == -1 else f"{name}, layer {model.layer}"
+    return at_layer(name, model.layer)

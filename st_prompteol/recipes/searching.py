@@ -101,7 +101,6 @@ def search(
         True
     """
     check_whole(shots=shots, batch_size=batch_size)
-    check_whole(0, seed=seed)
     tried = drop_duplicates(one if isinstance(one, Candidate) else Candidate(one) for one in candidates)
     searched, held_out = split_pairs(pairs, holdout, seed)
     _check_modules(model)
