@@ -64,8 +64,8 @@ def ask_for_words(
             for answer in given:
                 known[sentence] = as_word(answer, sentence)
                 row = {"sentence": sentence, "answer": answer, "word": known[sentence]}
-                logged = {**row, "model": llm.name, "prompt": llm.prompt}
-                append_lines(answers, [json.dumps(logged, ensure_ascii=False)])
+                row |= {"model": llm.name, "prompt": llm.prompt}
+                append_lines(answers, [json.dumps(row, ensure_ascii=False)])
             bar.update()
     return {sentence: word for sentence in sentences if (word := known.get(sentence)) is not None}, reason
 
