@@ -14,10 +14,9 @@ import numpy as np
 
 from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, read_task
-from st_prompteol.evaluation.sts import cosine_similarities
-from st_prompteol.files.output import to_markdown, write_table
+from st_prompteol.evaluation.sts import cosine_similarities, spearman
+from st_prompteol.files.output import save_table, to_markdown
 from st_prompteol.recipes.measure import encode_layers
-from st_prompteol.recipes.statistics import spearman
 
 
 def main() -> None:
@@ -67,7 +66,7 @@ def main() -> None:
             averages.append([name, str(layer), both[0][0], both[1][0], both[0][1], both[1][1]])
     print(to_markdown(averages, text_columns=("template",)), end="")
     if arguments.output:
-        write_table(lines, arguments.output, text_columns=("template", "centred"))
+        save_table(lines, arguments.output, text_columns=("template", "centred"))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,12 @@ from typer.testing import CliRunner
 from st_prompteol import PromptEOL, PromptTemplate
 from st_prompteol.cli import app
 from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Comparison, Run, run_tasks
-from st_prompteol.evaluation.ensemble import apply_ensembles
-from st_prompteol.evaluation.methods import MaskTokenPooling, apply_decoder_methods, apply_encoder_methods
+from st_prompteol.evaluation.methods import (
+    MaskTokenPooling,
+    apply_decoder_methods,
+    apply_encoder_methods,
+    apply_ensembles,
+)
 from st_prompteol.evaluation.runner import expand_tasks
 
 from .helpers import SENTENCES, VENISON, WORDS, assert_alike, build_causal_lm, build_senteval, sized

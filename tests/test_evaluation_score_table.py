@@ -10,25 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Row, plot_scaling, published_rows, write_scores
+from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, ScoreRow, plot_scaling, published_rows, write_scores
 from st_prompteol.evaluation.published import DEMONSTRATIONS, PUBLISHED
 from st_prompteol.evaluation.score_table import table
-from st_prompteol.files.output import write_table
+from st_prompteol.files.output import save_table
 
 SCORES = dict(zip(STS_TASKS, [40.634, 43.835, 37.255, 49.545, 44.105, 41.085, 49.265], strict=True))
 
 
 def test_averages_round_each_task_first_and_need_all_of_them() -> None:
-    row = Row("m", "x", SCORES)
+    row = ScoreRow("m", "x", SCORES)
     assert row.average("STS avg") == pytest.approx(sum(round(score, 2) for score in SCORES.values()) / 7, abs=1e-12)
     assert row.average("transfer avg") is None
-    assert Row("m", "x", {"STS12": 1.0}).average("STS avg") is None
+    assert ScoreRow("m", "x", {"STS12": 1.0}).average("STS avg") is None
 
 
 def test_tables_hold_the_same_in_every_format(tmp_path: Path) -> None:
     rows = [
-        Row("org/a|b", "PromptEOL", {**SCORES, "STSBenchmark-dev": 50.0, "STS12 (MTEB)": 1.005}, parameters=10),
-        Row(str(tmp_path), "mean", {"MR": 57.21}),
+        ScoreRow("org/a|b", "PromptEOL", {**SCORES, "STSBenchmark-dev": 50.0, "STS12 (MTEB)": 1.005}, parameters=10),
+        ScoreRow(str(tmp_path), "mean", {"MR": 57.21}),
     ]
     header, first, second = table(rows)
     assert header == [
@@ -49,20 +49,20 @@ def test_tables_hold_the_same_in_every_format(tmp_path: Path) -> None:
     content = json.loads(texts[".json"])
     assert content[0]["scores"]["STS12"] == 40.634
     assert content[0]["averages"] == {"STS avg": pytest.approx(rows[0].average("STS avg"))}
-    write_table([["sentence", "score"], ["x", "1.00"]], tmp_path / "texts.json")
+    save_table([["sentence", "score"], ["x", "1.00"]], tmp_path / "texts.json")
     assert json.loads((tmp_path / "texts.json").read_text(encoding="utf-8")) == [{"sentence": "x", "score": "1.00"}]
     with pytest.raises(ValueError, match=r"end its name in \.md, \.csv or \.json"):
         write_scores(rows, tmp_path / "table.txt")
 
 
 def test_published_numbers_stand_beside_the_models_that_they_are_of() -> None:
-    rows = published_rows([Row("facebook/opt-2.7b", "PromptEOL", {}), Row("x/y", "PromptEOL", {})])
+    rows = published_rows([ScoreRow("facebook/opt-2.7b", "PromptEOL", {}), ScoreRow("x/y", "PromptEOL", {})])
     assert [(row.method, row.average("STS avg")) for row in rows] == [
         ("PromptEOL + demonstration (published)", 78.18),
         ("PromptEOL + CSE (published)", 85.62),
     ]
-    assert published_rows([Row("x/y", "PromptEOL", {})]) == []
-    llama = published_rows([Row("meta-llama/Llama-2-7b-hf", "PromptEOL", {})])
+    assert published_rows([ScoreRow("x/y", "PromptEOL", {})]) == []
+    llama = published_rows([ScoreRow("meta-llama/Llama-2-7b-hf", "PromptEOL", {})])
     assert (llama[0].average("STS avg"), llama[0].average("transfer avg")) == (70.03, 90.94)
     assert len(PUBLISHED) == 23
     assert DEMONSTRATIONS["facebook/opt-13b"].word == "Venison"
@@ -70,7 +70,7 @@ def test_published_numbers_stand_beside_the_models_that_they_are_of() -> None:
 
 def test_the_scaling_plot_is_drawn_as_png_and_svg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
-        Row(f"org/m-{size}", method, {task: base + size / 1e6 for task in STS_TASKS}, parameters=size)
+        ScoreRow(f"org/m-{size}", method, {task: base + size / 1e6 for task in STS_TASKS}, parameters=size)
         for size in (1_000_000, 5_000_000, 30_000_000)
         for method, base in (("PromptEOL", 30.0), ("mean of tokens", 20.0))
     ]
@@ -78,10 +78,13 @@ def test_the_scaling_plot_is_drawn_as_png_and_svg(tmp_path: Path, monkeypatch: p
     svg = (tmp_path / "scaling.svg").read_text(encoding="utf-8")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
     assert svg.count('<g id="line2d') > 2 * len({row.method for row in rows})
-    partial = [Row("org/a", "x", {"STS12": 1.0, "MR": 2.0}, parameters=10), Row("org/b", "x", {"STS12": 3.0}, 20)]
+    partial = [
+        ScoreRow("org/a", "x", {"STS12": 1.0, "MR": 2.0}, parameters=10),
+        ScoreRow("org/b", "x", {"STS12": 3.0}, 20),
+    ]
     plot_scaling(partial, tmp_path / "partial.svg")
     with pytest.raises(ValueError, match="nothing to plot"):
-        plot_scaling([Row("org/a", "x", {task: 1.0 for task in TRANSFER_TASKS})], tmp_path / "none.png")
+        plot_scaling([ScoreRow("org/a", "x", {task: 1.0 for task in TRANSFER_TASKS})], tmp_path / "none.png")
     with pytest.raises(ValueError, match=r"end its name in \.png or \.svg"):
         plot_scaling(rows, tmp_path / "scaling.jpg")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

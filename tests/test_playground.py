@@ -29,6 +29,7 @@ import pytest
 import yaml
 
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
+from st_prompteol.recipes import Recipe
 
 from . import ROOT
 from .helpers import JOCKEY, SENTENCES, free_port
@@ -54,10 +55,6 @@ def rooms() -> Iterator[SimpleNamespace]:
 @pytest.fixture(scope="module")
 def tiny(rooms: SimpleNamespace) -> Any:
     return rooms.playground.Playground("tiny")
-
-
-def recipe_of(rooms: SimpleNamespace, *arguments: Any) -> Any:
-    return rooms.recipes.Recipe(*arguments)
 
 
 def run_code(code: str) -> dict[str, Any]:
@@ -89,7 +86,7 @@ def draw(pictures: Any, result: Any, sentences: list[str], compared: list[int] |
 )
 def test_sentences_that_cannot_be_compared_are_refused(rooms: SimpleNamespace, text: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        rooms.recipes.read_sentences(text)
+        rooms.recipes.split_sentences(text)
 
 
 @pytest.mark.parametrize(
@@ -106,26 +103,25 @@ def test_sentences_that_cannot_be_compared_are_refused(rooms: SimpleNamespace, t
 )
 def test_recipes_that_cannot_be_are_refused(rooms: SimpleNamespace, form: tuple[Any, ...], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        rooms.recipes.read_recipe(*form)
+        rooms.recipes.read_recipe(PromptTemplate(), *form)
 
 
-def test_too_few_sentences_are_not_centred(rooms: SimpleNamespace, tiny: Any) -> None:
+def test_too_few_sentences_are_not_centered(rooms: SimpleNamespace, tiny: Any) -> None:
     with pytest.raises(ValueError, match="write at least 8, or switch it off"):
-        tiny.run(recipe_of(rooms, None, (), -1, True), ["a", "b"] * 8)
+        tiny.run(Recipe(PromptTemplate(), -1, center=True), ["a", "b"] * 8)
 
 
 RECIPES = [
-    (),
-    ("prompteol", (JOCKEY,), -2, True),
-    ("none", (), -3, False),
-    ('He said: "{sentence}" It\'s', (), -1, True),
-    (None, (JOCKEY, Demonstration('"Quoted"', "it's")), -1, False),
+    Recipe(PromptTemplate(), -1),
+    Recipe(PromptTemplate(demonstrations=(JOCKEY,)), -2, center=True),
+    Recipe(TEMPLATES["none"], -3),
+    Recipe(PromptTemplate('He said: "{sentence}" It\'s'), -1, center=True),
+    Recipe(PromptTemplate(demonstrations=(JOCKEY, Demonstration('"Quoted"', "it's"))), -1),
 ]
 
 
-@pytest.mark.parametrize("arguments", RECIPES)
-def test_the_code_does_what_the_page_shows(rooms: SimpleNamespace, tiny: Any, arguments: tuple[Any, ...]) -> None:
-    recipe = recipe_of(rooms, *arguments)
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_the_code_does_what_the_page_shows(tiny: Any, recipe: Recipe) -> None:
     result = tiny.run(recipe, LINES)
     names = run_code(tiny.write_code(recipe, LINES))
     assert names["sentences"] == LINES
@@ -145,8 +141,14 @@ def test_other_models_are_shown_too(
     opened = rooms.playground.Playground(path)
     template = opened.templates[0]
     assert template == ("the model's own" if architecture == "saved" else "prompteol")
-    for form in ((template, "", opened.own_layer, False, []), (template, "", -3, True, [("A dog.", "Pet")])):
-        recipe = rooms.recipes.read_recipe(*form)
+    jockey = [(JOCKEY.sentence, JOCKEY.word)]  # the saved template's own demonstration
+    for form in (
+        (template, "", opened.own_layer, False, []),
+        (template, "", -3, True, [("A dog.", "Pet")]),
+        ("your own text", '"{sentence}" is', -1, False, []),
+        ("prompt", "", -1, False, jockey),
+    ):
+        recipe = rooms.recipes.read_recipe(opened.own_template, *form)
         result = opened.run(recipe, LINES)
         names = run_code(opened.write_code(recipe, LINES))
         np.testing.assert_allclose(result.embeddings, names["embeddings"], rtol=1e-5, atol=1e-5)
@@ -155,12 +157,11 @@ def test_other_models_are_shown_too(
 
 
 def test_visitors_do_not_disturb_each_other(rooms: SimpleNamespace, tiny: Any) -> None:
-    recipes = [recipe_of(rooms, *arguments) for arguments in RECIPES]
-    alone = [tiny.run(recipe, LINES) for recipe in recipes]
+    alone = [tiny.run(recipe, LINES) for recipe in RECIPES]
     with ThreadPoolExecutor(max_workers=4) as visitors:
-        together = list(visitors.map(lambda recipe: tiny.run(recipe, LINES), recipes * 4))
+        together = list(visitors.map(lambda recipe: tiny.run(recipe, LINES), RECIPES * 4))
     for number, result in enumerate(together):
-        expected = alone[number % len(recipes)]
+        expected = alone[number % len(RECIPES)]
         np.testing.assert_allclose(result.embeddings, expected.embeddings, rtol=1e-5, atol=1e-5)
         assert result.tokens == expected.tokens
 
@@ -191,7 +192,7 @@ def test_what_is_too_long_is_shown_as_cut(rooms: SimpleNamespace) -> None:
 
 
 def test_maps_are_turned_alike_and_keep_their_distances(rooms: SimpleNamespace, tiny: Any) -> None:
-    points, share = rooms.pictures.flatten(tiny.run(recipe_of(rooms), LINES).embeddings)
+    points, share = rooms.pictures.flatten(tiny.run(RECIPES[0], LINES).embeddings)
     mirrored = points @ np.array([[0.0, 1.0], [1.0, 0.0]])
     np.testing.assert_allclose(rooms.pictures.turn_like(mirrored, points), points, atol=1e-6)
     assert 0 < share < 1
@@ -202,7 +203,7 @@ def test_maps_are_turned_alike_and_keep_their_distances(rooms: SimpleNamespace, 
 
 def test_pictures_hold_nothing_of_a_visitor_s_as_markup(rooms: SimpleNamespace, tiny: Any) -> None:
     sentences = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&amp;"]
-    result = tiny.run(recipe_of(rooms, '<b>{sentence}</b> "'), sentences)
+    result = tiny.run(Recipe(PromptTemplate('<b>{sentence}</b> "'), -1), sentences)
     for picture in (*draw(rooms.pictures, result, sentences, [2, 0]), *map(rooms.pictures.token_view, result.tokens)):
         assert not re.search(r"<(script|img)|<b>[^\d]", picture)
         assert "&lt;" in picture or "&amp;amp;" in picture
@@ -210,7 +211,7 @@ def test_pictures_hold_nothing_of_a_visitor_s_as_markup(rooms: SimpleNamespace, 
 
 def test_the_same_sentence_many_times_has_pictures(rooms: SimpleNamespace, tiny: Any) -> None:
     sentences = ["The same."] * 32
-    result = tiny.run(recipe_of(rooms), sentences)
+    result = tiny.run(RECIPES[0], sentences)
     assert not any("nan" in picture for picture in draw(rooms.pictures, result, sentences))
 
 
@@ -492,7 +493,7 @@ def test_the_code_that_is_copied_does_the_same(url: str) -> None:
         visitor.driver.execute_cdp_cmd("Browser.grantPermissions", permission)
         visitor.one("#recipe-b-centre input").click()
         visitor.compare()
-        until(lambda: "centred" in visitor.text("#heat-b h3"))
+        until(lambda: "centered" in visitor.text("#heat-b h3"))
         shown = visitor.numbers("b")
         visitor.tab("Code")
         until(lambda: "template" in visitor.text("#code-b"))
@@ -517,7 +518,7 @@ def test_bad_input_is_answered_by_one_line_each_time(url: str) -> None:
         refused("These are 40 sentences, but this page takes 32")
         visitor.fill("#sentences textarea", "\n".join(LINES[:4]))
         visitor.one("#recipe-b-centre input").click()
-        refused("Recipe B: Centring subtracts the mean of your sentences")
+        refused("Recipe B: Centering subtracts the mean of your sentences")
         visitor.one("#recipe-b-centre input").click()
         visitor.choose("#recipe-a-template", "your own text")
         visitor.fill("#recipe-a-text textarea, #recipe-a-text input", "without a place <script>")

@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from st_prompteol import Demonstration, PromptEOL, PromptTemplate
+from st_prompteol.evaluation.sts import spearman
 from st_prompteol.recipes import (
     Candidate,
     Gain,
@@ -23,7 +24,7 @@ from st_prompteol.recipes import (
     write_candidates,
 )
 from st_prompteol.recipes.candidates import problem
-from st_prompteol.recipes.statistics import Bootstrap, gain, spearman
+from st_prompteol.recipes.statistics import Bootstrap, gain
 from st_prompteol.recipes.wordnet import read_dictionary
 
 from .helpers import JOCKEY, VENISON, build_senteval

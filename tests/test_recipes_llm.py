@@ -14,7 +14,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from st_prompteol import Demonstration
+from st_prompteol import Demonstration, failures
 from st_prompteol.failures import retry_after
 from st_prompteol.recipes import Endpoint, LocalLM, build_demonstrations, read_candidates
 from st_prompteol.recipes import endpoint as endpoint_module
@@ -28,8 +28,8 @@ SENTENCES = [f"Sentence number {name}." for name in ("one", "two", "three", "fou
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(endpoint_module, "_ATTEMPTS", 3)
+    monkeypatch.setattr(failures, "RETRY_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(endpoint_module, "_MOST_ANSWERS", 3)
 
 
 def word_of(sentence: str) -> str:

@@ -103,9 +103,11 @@ def test_durations() -> None:
 
 def test_scores_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from st_prompteol.cli.evaluate import _show_rows
-    from st_prompteol.evaluation.score_table import Row
+    from st_prompteol.evaluation.score_table import ScoreRow
 
-    rows = [Row("org/a-model-with-a-long-name", "PromptEOL", {f"STS1{task}": 60 + task for task in range(2, 7)})] * 2
+    rows = [
+        ScoreRow("org/a-model-with-a-long-name", "PromptEOL", {f"STS1{task}": 60 + task for task in range(2, 7)})
+    ] * 2
     for width in (40, None):
         monkeypatch.setattr(terminal, "_terminal_width", lambda width=width: width)
         _show_rows(rows)

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.llm.adapters import linear_layers, load_adapter_weights
+from st_prompteol.llm.cut import PROBES
 from st_prompteol.llm.finite import NotFiniteError
 from training.arguments import ModelArguments, RunArguments
-
-_PROBES = ["A man is playing a guitar.", "The cat sat on the mat.", "Interest rates go up again.", "It rains."]
 
 
 def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL:
@@ -110,7 +109,7 @@ def before_training(model: PromptEOL, model_args: ModelArguments, run_args: RunA
 
 
 def _embed(model: PromptEOL) -> torch.Tensor:
-    return model.encode(_PROBES, convert_to_tensor=True).float()
+    return model.encode(PROBES, convert_to_tensor=True).float()
 
 
 def check_finite(model: PromptEOL) -> None:

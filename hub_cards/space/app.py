@@ -23,7 +23,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 import gradio as gr
 from pictures import flatten, heat_map, neighbour_list, rank_neighbours, scatter, span_of, token_view, turn_like
 from playground import MIN_TO_CENTRE, Playground, Result
-from recipes import MAX_LENGTH, MAX_SENTENCES, OWN_TEXT, read_recipe, read_sentences
+from recipes import MAX_LENGTH, MAX_SENTENCES, OWN_TEXT, read_recipe, split_sentences
 from samples import EXAMPLES
 from scipy.stats import spearmanr
 
@@ -131,7 +131,7 @@ def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.co
                 elem_id=f"{mark}-layer",
                 filterable=False,
             )
-            centred = gr.Checkbox(
+            center = gr.Checkbox(
                 False,
                 label="Centre",
                 info=f"From {MIN_TO_CENTRE} sentences on.",
@@ -151,7 +151,7 @@ def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.co
                             "", label=f"Its word {number}", placeholder=example and "Equestrian", scale=2, min_width=90
                         )
                     )
-    return [choice, text, layer, centred, *shots]
+    return [choice, text, layer, center, *shots]
 
 
 def _build_views() -> tuple[gr.Checkbox, Views, Views]:
@@ -197,7 +197,7 @@ def compare(playground: Playground, text: str, alike: bool, *fields: Any) -> lis
         recipes, the code of both, and the output of `look`.
     """
     try:
-        sentences = read_sentences(text or "")
+        sentences = split_sentences(text or "")
         half = len(fields) // 2
         forms = {"A": fields[:half], "B": fields[half:]}
         pair = [_run(playground, name, sentences, form) for name, form in forms.items()]
@@ -222,10 +222,10 @@ def compare(playground: Playground, text: str, alike: bool, *fields: Any) -> lis
 
 def _run(playground: Playground, name: str, sentences: list[str], fields: tuple[Any, ...]) -> Result:
     """Runs the recipe of a form; error messages name the form."""
-    template, text, layer, centred, *shots = fields
+    template, text, layer, center, *shots = fields
     pairs = [(sentence or "", word or "") for sentence, word in zip(shots[::2], shots[1::2], strict=True)]
     try:
-        recipe = read_recipe(template, text or "", layer, centred, pairs)
+        recipe = read_recipe(playground.own_template, template, text or "", layer, center, pairs)
         return playground.run(recipe, sentences)
     except ValueError as error:
         raise ValueError(f"Recipe {name}: {error}") from error
@@ -257,7 +257,7 @@ def look(results: tuple[list[str], list[Result]] | None, picked: int, alike: boo
     orders = [None, rank_neighbours(pair[0].similarities, picked)]
     drawn = []
     for side, result in enumerate(pair):
-        title = f"<h3><b>{'AB'[side]}</b> {escape(result.recipe.describe())}</h3>"
+        title = f"<h3><b>{'AB'[side]}</b> {escape(str(result.recipe))}</h3>"
         pictures = (
             heat_map(result.similarities, sentences, picked, *spans[side]),
             neighbour_list(result.similarities, sentences, picked, orders[side]),

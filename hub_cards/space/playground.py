@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from reading import Token, read_tokens
-from recipes import OWN_MODEL, OWN_TEXT, Recipe
+from recipes import OWN_MODEL, OWN_TEXT
 
 from st_prompteol import TEMPLATES, PromptEOL
-from st_prompteol.prompt.template import get_template
+from st_prompteol.recipes import Recipe
+from st_prompteol.recipes.recipe import template_name
 
 MIN_TO_CENTRE = 8  # distinct sentences; the mean of fewer depends too much on each of them
 
@@ -71,16 +72,13 @@ class Playground:
         Raises:
             ValueError: If the model does not support the recipe, or there are too few sentences for centering.
         """
-        if recipe.centred and len(set(sentences)) < MIN_TO_CENTRE:
+        if recipe.center and len(set(sentences)) < MIN_TO_CENTRE:
             raise ValueError(
-                f"Centring subtracts the mean of your sentences, and {len(set(sentences))} different ones say too "
+                f"Centering subtracts the mean of your sentences, and {len(set(sentences))} different ones say too "
                 f"little of it: write at least {MIN_TO_CENTRE}, or switch it off."
             )
-        template = self.own_template if recipe.template is None else get_template(recipe.template)
-        if recipe.demonstrations:
-            template = replace(template, demonstrations=recipe.demonstrations)
-        model = self.model.view(template, recipe.layer)
-        if recipe.centred:
+        model = self.model.view(recipe.template, recipe.layer)
+        if recipe.center:
             model.center(sentences)
         embeddings = model.encode(sentences)
         tokens = read_tokens(model[0], sentences)
@@ -89,9 +87,10 @@ class Playground:
     def write_code(self, recipe: Recipe, sentences: list[str]) -> str:
         """Returns Python code that computes the same."""
         arguments = [_quote(self.name)]
-        if recipe.template is not None and recipe.template != self.own_name:
-            arguments.append(f"template={_quote(recipe.template)}")
-        if recipe.demonstrations:
+        own = self.own_template
+        if recipe.template != replace(own, demonstrations=recipe.demonstrations or own.demonstrations):
+            arguments.append(f"template={_quote(template_name(recipe.template))}")
+        if recipe.demonstrations and recipe.template != own:
             shots = ", ".join(
                 f"Demonstration({_quote(shot.sentence)}, {_quote(shot.word)})" for shot in recipe.demonstrations
             )
@@ -103,13 +102,13 @@ class Playground:
             call = "\n    ".join(["PromptEOL(", *(f"{argument}," for argument in arguments)]) + "\n)"
         return "\n".join(
             [
-                f"from st_prompteol import {'Demonstration, ' if recipe.demonstrations else ''}PromptEOL",
+                f"from st_prompteol import {'Demonstration, ' if 'Demonstration(' in call else ''}PromptEOL",
                 "",
                 "sentences = [",
                 *(f"    {_quote(sentence)}," for sentence in sentences),
                 "]",
                 f"model = {call}",
-                *(["model.center(sentences)"] if recipe.centred else []),
+                *(["model.center(sentences)"] if recipe.center else []),
                 "embeddings = model.encode(sentences)",
                 "print(model.similarity(embeddings, embeddings))",
             ]

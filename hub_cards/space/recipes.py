@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from st_prompteol import Demonstration, PromptTemplate
-from st_prompteol.prompt.template import get_template
+from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
 from st_prompteol.prompt.tokenizer import tokenizable
+from st_prompteol.recipes import Recipe
 
 MAX_SENTENCES = 32
 MAX_LENGTH = 300  # characters of a sentence, a template or a demonstration
@@ -15,35 +15,7 @@ OWN_TEXT = "your own text"  # template choices in addition to the names in TEMPL
 OWN_MODEL = "the model's own"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A visitor's choices, which are arguments of `PromptEOL`.
-
-    Args:
-        template: A name in `TEMPLATES` or a text with one `{sentence}`; None for the model's own template.
-        demonstrations: Demonstrations to place before every sentence; if empty, the template keeps its own.
-        layer: The hidden state to use.
-        centred: Whether to subtract the mean embedding of the visitor's sentences.
-    """
-
-    template: str | None = None
-    demonstrations: tuple[Demonstration, ...] = ()
-    layer: int = -1
-    centred: bool = False
-
-    def describe(self) -> str:
-        """Returns a short description of the recipe."""
-        shots = len(self.demonstrations)
-        words = [
-            self.template or OWN_MODEL,
-            *([f"{shots} demonstration{'s' if shots > 1 else ''}"] if shots else []),
-            f"layer {self.layer}",
-            *(["centred"] if self.centred else []),
-        ]
-        return ", ".join(words)
-
-
-def read_sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Returns the sentences of a text, one per line; blank lines are skipped.
 
     Raises:
@@ -62,15 +34,21 @@ def read_sentences(text: str) -> list[str]:
 
 
 def read_recipe(
-    template: str, own_text: str, layer: int, centred: bool, demonstrations: Sequence[tuple[str, str]]
+    own: PromptTemplate,
+    template: str,
+    own_text: str,
+    layer: int,
+    center: bool,
+    demonstrations: Sequence[tuple[str, str]],
 ) -> Recipe:
     """Returns the recipe of a form.
 
     Args:
+        own: The model's own template, which keeps its demonstrations if the form has none.
         template: A name in `TEMPLATES`, `OWN_TEXT` or `OWN_MODEL`.
         own_text: The template's text if `template` is `OWN_TEXT`.
         layer: The hidden state to use.
-        centred: Whether to center embeddings.
+        center: Whether to center embeddings.
         demonstrations: Pairs of sentence and word; pairs with both blank are skipped.
 
     Raises:
@@ -87,14 +65,15 @@ def read_recipe(
         if sentence:
             _check_length(f"Demonstration {number}", sentence + word)
             shots.append(Demonstration(sentence, word))
-    own_text = tokenizable(own_text)
     if template == OWN_TEXT:
+        own_text = tokenizable(own_text)
         _check_length("The template", own_text)
-        PromptTemplate(own_text)
-    named = {OWN_TEXT: own_text, OWN_MODEL: None}.get(template, template)
-    if named is not None:
-        replace(get_template(named), demonstrations=tuple(shots))
-    return Recipe(named, tuple(shots), layer, centred)
+        chosen = PromptTemplate(own_text)
+    else:
+        chosen = own if template == OWN_MODEL else TEMPLATES[template]
+    if shots:
+        chosen = replace(chosen, demonstrations=tuple(shots))
+    return Recipe(chosen, layer, center)
 
 
 def _check_length(what: str, text: str) -> None:

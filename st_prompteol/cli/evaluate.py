@@ -12,7 +12,7 @@ from st_prompteol.cli.options import BatchSize, quiet, refuse_unused, takes_mode
 from st_prompteol.cli.terminal import fits, show_table
 
 if TYPE_CHECKING:
-    from st_prompteol.evaluation.score_table import Row
+    from st_prompteol.evaluation.score_table import ScoreRow
 
 
 @takes_model_options
@@ -84,7 +84,7 @@ def evaluate(
     _show_rows(rows)
 
 
-def _show_rows(rows: list[Row]) -> None:
+def _show_rows(rows: list[ScoreRow]) -> None:
     from st_prompteol.evaluation.score_table import table
 
     header, *body = table(rows)

@@ -9,7 +9,7 @@ from st_prompteol.evaluation.mteb import evaluate_mteb
 from st_prompteol.evaluation.published import published_rows
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import evaluate_sts, evaluate_transfer, run_tasks
-from st_prompteol.evaluation.score_table import Row, plot_scaling, write_scores
+from st_prompteol.evaluation.score_table import ScoreRow, plot_scaling, write_scores
 from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS, TaskResult
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "TRANSFER_TASKS",
     "Comparison",
     "EmbeddingCache",
-    "Row",
     "Run",
+    "ScoreRow",
     "TaskResult",
     "evaluate_mteb",
     "evaluate_sts",

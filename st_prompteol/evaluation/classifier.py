@@ -30,7 +30,7 @@ MAX_EPOCHS = 200  # the check at 200 itself still starts another round of EPOCH_
 TENACITY = 5  # rounds without improvement that are tolerated, in total, before training stops
 HELD_OUT = 0.05  # fraction of the training examples used for validation if there is no validation set
 
-Rows = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Split:
         test: Test rows, scored with the selected weights.
     """
 
-    train: Rows
-    validation: Rows | None = None
-    test: Rows | None = None
+    train: Indices
+    validation: Indices | None = None
+    test: Indices | None = None
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
@@ -134,7 +134,7 @@ def initial_weight(dim: int, n_classes: int, seed: int) -> Tensor:
     return torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
 
 
-def _stack(rows: Sequence[Rows | None]) -> Tensor:
+def _stack(rows: Sequence[Indices | None]) -> Tensor:
     return torch.from_numpy(np.stack([part for part in rows if part is not None]))
 
 

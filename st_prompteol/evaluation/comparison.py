@@ -12,12 +12,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig
 
 from st_prompteol.evaluation.data import senteval_folder
-from st_prompteol.evaluation.ensemble import apply_ensembles
-from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods
+from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods, apply_ensembles, at_layer
 from st_prompteol.evaluation.mteb import evaluate_mteb
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks
-from st_prompteol.evaluation.score_table import Row
+from st_prompteol.evaluation.score_table import ScoreRow
 from st_prompteol.evaluation.senteval import (
     STS_DEV_TASK,
     STS_TASKS,
@@ -86,7 +85,7 @@ class Comparison:
         *,
         show: Callable[[str], None] = lambda line: None,
         show_progress_bar: bool = False,
-    ) -> Iterator[Row]:
+    ) -> Iterator[ScoreRow]:
         """Evaluates one model and yields a row per method.
 
         Args:
@@ -136,7 +135,7 @@ class Comparison:
                     scores[f"{task.task_name} (MTEB)"] = 100 * task.get_score()
                     took = f" (in {duration(task.evaluation_time)})" if task.evaluation_time else ""
                     show(f"{name}, {method}: {task.task_name} (MTEB) {100 * task.get_score():.2f}{took}")
-            yield Row(name, method, scores, run.parameters)
+            yield ScoreRow(name, method, scores, run.parameters)
 
     def _models(self, name: str, options: dict[str, Any]) -> Iterator[tuple[str, SentenceTransformer]]:
         """Yields the name of each method, with a model for it."""
@@ -191,10 +190,9 @@ def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def method_name(model: PromptEOL) -> str:
     """Returns the name of a model's embedding method in tables."""
-    shots = len(model.template.demonstrations)
     name = "PromptEOL" if "in one word" in model.template.text else f"template {model.template.text!r}"
-    if shots:
+    if shots := len(model.template.demonstrations):
         name += f" + {shots} demonstration{'s' * (shots > 1)}"
     if model.adapters:
         name += " + adapter"
-    return name if model.layer == -1 else f"{name}, layer {model.layer}"
+    return at_layer(name, model.layer)

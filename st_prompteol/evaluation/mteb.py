@@ -68,10 +68,11 @@ def evaluate_mteb(
         raise missing_extra("An evaluation by MTEB", "mteb", "eval") from error
     selected = _select(mteb, tasks)
     name = name or str(getattr(getattr(model.transformers_model, "config", None), "name_or_path", "")) or "model"
+    own_revision = revision_in_results(type(model), name, revision_of(name, revision), identify(model))
     wrapper = SentenceTransformerEncoderWrapper(model)
     # mteb knows no name for models in memory and in folders: all of them would share one folder of results.
     wrapper.mteb_model_meta = wrapper.mteb_model_meta.model_copy(
-        update={"name": _repository(name), "revision": _revision(model, name, revision)}
+        update={"name": _repository(name), "revision": own_revision}
     )
     return mteb.evaluate(
         wrapper,
@@ -94,13 +95,8 @@ def _select(mteb: Any, names: Sequence[str]) -> list[Any]:
     return [task for name in names for task in known[name]]
 
 
-def _revision(model: SentenceTransformer, name: str, revision: str | None) -> str:
-    """Returns a revision that only models with the same embeddings share among all models of the same name."""
-    return revision_in_results(type(model), name, revision_of(name, revision), identify(model))
-
-
 def revision_in_results(kind: type[SentenceTransformer], name: str, found: str, identity: Mapping[str, Any]) -> str:
-    """Returns the revision under which results of a model stand: its own if it embeds as published.
+    """Returns the revision of a model's results, which only models of its name with the same embeddings share.
 
     Args:
         kind: The class with which the published model is opened.

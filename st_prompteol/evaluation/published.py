@@ -5,26 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from st_prompteol.evaluation.score_table import Row
+from st_prompteol.evaluation.score_table import ScoreRow
 from st_prompteol.prompt.template import Demonstration
 
 
-def _row(model: str, method: str, sts: float, transfer: float | None = None) -> Row:
+def _row(model: str, method: str, sts: float, transfer: float | None = None) -> ScoreRow:
     averages = {"STS avg": sts} | ({} if transfer is None else {"transfer avg": transfer})
-    return Row(model, f"{method} (published)", {}, averages=averages)
-
-
-def _opt(method: str, **averages: float) -> list[Row]:
-    return [_row(f"facebook/opt-{size[1:].replace('_', '.')}", method, sts) for size, sts in averages.items()]
+    return ScoreRow(model, f"{method} (published)", {}, averages=averages)
 
 
 _LLAMA2 = "meta-llama/Llama-2-7b-hf"
 _ICL, _CSE = "PromptEOL + demonstration", "PromptEOL + CSE"
 
 # Averages over the 7 STS tasks, and over the 7 transfer tasks if known, x100
-PUBLISHED: tuple[Row, ...] = (
-    *_opt(_ICL, _125m=67.46, _350m=69.02, _1_3b=77.52, _2_7b=78.18, _6_7b=79.08, _13b=79.04, _30b=78.94, _66b=78.19),
-    *_opt(_CSE, _1_3b=84.79, _2_7b=85.62, _6_7b=85.82, _13b=85.97),
+PUBLISHED: tuple[ScoreRow, ...] = (
+    _row("facebook/opt-125m", _ICL, 67.46),
+    _row("facebook/opt-350m", _ICL, 69.02),
+    _row("facebook/opt-1.3b", _ICL, 77.52),
+    _row("facebook/opt-2.7b", _ICL, 78.18),
+    _row("facebook/opt-6.7b", _ICL, 79.08),
+    _row("facebook/opt-13b", _ICL, 79.04),
+    _row("facebook/opt-30b", _ICL, 78.94),
+    _row("facebook/opt-66b", _ICL, 78.19),
+    _row("facebook/opt-1.3b", _CSE, 84.79),
+    _row("facebook/opt-2.7b", _CSE, 85.62),
+    _row("facebook/opt-6.7b", _CSE, 85.82),
+    _row("facebook/opt-13b", _CSE, 85.97),
     _row("huggyllama/llama-7b", _CSE, 85.70),
     _row("huggyllama/llama-13b", _CSE, 85.85),
     _row("huggyllama/llama-30b", _CSE, 86.24),
@@ -55,14 +61,14 @@ DEMONSTRATIONS: Mapping[str, Demonstration] = MappingProxyType(
 DEFAULT_DEMONSTRATION = DEMONSTRATIONS["facebook/opt-2.7b"]
 
 
-def published_rows(rows: Iterable[Row]) -> list[Row]:
+def published_rows(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
     """Returns the published rows of the models among `rows`.
 
     Args:
         rows: Measured rows.
 
     Example:
-        >>> published = published_rows([Row("facebook/opt-6.7b", "mine", {})])
+        >>> published = published_rows([ScoreRow("facebook/opt-6.7b", "mine", {})])
         >>> [(row.method, row.average("STS avg")) for row in published]
         [('PromptEOL + demonstration (published)', 79.08), ('PromptEOL + CSE (published)', 85.82)]
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS
-from st_prompteol.files.output import FIGURES, check_output, import_figure, save_figure, write_table
+from st_prompteol.files.output import FIGURES, check_output, import_figure, save_figure, save_table
 
 # Column names, as papers abbreviate them
 SHORT_NAMES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R", "STSBenchmark-dev": "STS-B dev"}
@@ -16,7 +16,7 @@ AVERAGES = {"STS avg": STS_TASKS, "transfer avg": TRANSFER_TASKS}
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One row of a table: a model evaluated with one method.
 
     Args:
@@ -27,7 +27,7 @@ class Row:
         averages: Averages that are known without the scores of their tasks, for published rows. Defaults to None.
 
     Example:
-        >>> row = Row("tiny", "PromptEOL", {"STS12": 62.9})
+        >>> row = ScoreRow("tiny", "PromptEOL", {"STS12": 62.9})
         >>> row.average("STS avg") is None  # the other six tasks are missing
         True
     """
@@ -48,7 +48,7 @@ class Row:
         return sum(round(self.scores[task], 2) for task in tasks) / len(tasks)
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
+def table(rows: Sequence[ScoreRow]) -> list[list[str]]:
     """Formats rows as text, with a header; a local model is shown by the name of its folder or file."""
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
     known = [task for tasks_ in AVERAGES.values() for task in tasks_ if task in tasks]
@@ -62,7 +62,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-def write_scores(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+def write_scores(rows: Sequence[ScoreRow], path: str | os.PathLike[str]) -> None:
     """Writes a table to a file, in the format of its suffix: `.md`, `.csv`, or `.json` with unrounded scores.
 
     Args:
@@ -73,7 +73,7 @@ def write_scores(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         ValueError: If the file has another suffix.
 
     Example:
-        >>> write_scores([Row("tiny", "PromptEOL", {"STS12": 62.9})], "scores.csv")
+        >>> write_scores([ScoreRow("tiny", "PromptEOL", {"STS12": 62.9})], "scores.csv")
     """
     records = [
         {
@@ -85,10 +85,10 @@ def write_scores(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         }
         for row in rows
     ]
-    write_table(table(rows), path, text_columns=("model", "method"), records=records)
+    save_table(table(rows), path, text_columns=("model", "method"), records=records)
 
 
-def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+def plot_scaling(rows: Sequence[ScoreRow], path: str | os.PathLike[str]) -> None:
     """Plots the STS average by number of parameters, one line per method, as in the paper's figure.
 
     Args:
@@ -101,7 +101,7 @@ def plot_scaling(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
         ImportError: If matplotlib is not installed.
 
     Example:
-        >>> plot_scaling([Row("tiny", "PromptEOL", {"STS12": 62.9}, parameters=3_000_000)], "scaling.png")
+        >>> plot_scaling([ScoreRow("tiny", "PromptEOL", {"STS12": 62.9}, parameters=3_000_000)], "scaling.png")
     """
     check_output(path, FIGURES)
     sized = [row for row in rows if row.parameters]

@@ -258,9 +258,7 @@ _read_mrpc = partial(_read_columns, sentences=(3, 4), label=0, parse_label=_clas
 
 _TASKS = {
     "STS12": _sts("STS12", "MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
-    "STS13": _sts(
-        "STS13", "FNWN", "headlines", "OnWN"
-    ),  # without SMT, as in SentEval, because its license forbids sharing it
+    "STS13": _sts("STS13", "FNWN", "headlines", "OnWN"),  # as in SentEval, without SMT, which may not be shared
     "STS14": _sts("STS14", "deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
     "STS15": _sts("STS15", "answers-forums", "answers-students", "belief", "headlines", "images"),
     "STS16": _sts("STS16", "answer-answer", "headlines", "plagiarism", "postediting", "question-question"),

@@ -79,6 +79,13 @@ def cosine_similarities(
     return similarities
 
 
+def spearman(similarities: npt.NDArray[np.floating[Any]], gold: npt.NDArray[np.floating[Any]]) -> float:
+    """Returns the Spearman correlation, x100, of two arrays `(n,)`; 0 if one is constant."""
+    a, b = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (similarities, gold))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return 100 * float(a @ b) / scale if scale > 0 else 0.0
+
+
 def _correlations(name: str, similarities: npt.NDArray[np.float32], gold: npt.NDArray[np.float64]) -> dict[str, Any]:
     """Returns Spearman and Pearson, x100, and the number of pairs."""
     for values, what in ((similarities, "cosine similarities"), (gold, "gold scores")):
@@ -87,9 +94,8 @@ def _correlations(name: str, similarities: npt.NDArray[np.float32], gold: npt.ND
                 f"{name}: the {len(values)} {what} are all equal, which leaves the correlation undefined: "
                 "check that the model tells sentences apart and that the data is whole."
             )
-    predicted = similarities.astype(np.float64)
     return {
-        "spearman": 100 * float(stats.spearmanr(predicted, gold).statistic),
-        "pearson": 100 * float(stats.pearsonr(predicted, gold).statistic),
+        "spearman": spearman(similarities, gold),
+        "pearson": 100 * float(stats.pearsonr(similarities.astype(np.float64), gold).statistic),
         "n": len(gold),
     }

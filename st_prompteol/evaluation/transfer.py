@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,14 @@ from sklearn.model_selection import StratifiedKFold
 from tqdm.auto import tqdm
 
 from st_prompteol.evaluation.cache import EmbeddingCache
-from st_prompteol.evaluation.classifier import Rows, Split, train_classifiers
+from st_prompteol.evaluation.classifier import Classifiers, Indices, Split, train_classifiers
 from st_prompteol.evaluation.senteval import TREC_CLASSES, Examples, TaskResult, read_task
 
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2)
 N_FOLDS = 10
 SEED = 1111
 
-Accuracies = npt.NDArray[np.float64]
-# From splits and their L2 strengths to try, returns validation and test accuracies, both (n_splits, n_runs).
-Train = Callable[[Sequence[Split], Sequence[Sequence[float]]], tuple[Accuracies, Accuracies]]
+Train = Callable[[Sequence[Split], Sequence[Sequence[float]]], Classifiers]  # from splits and L2 strengths of each
 
 
 def evaluate_transfer_task(
@@ -58,20 +57,15 @@ def evaluate_transfer_task(
     sizes = {name: len(examples.labels) for name, examples in splits.items()}
 
     with tqdm(desc=task, unit="split", disable=not show_progress_bar) as progress_bar:
-
-        def train(parts: Sequence[Split], l2: Sequence[Sequence[float]]) -> tuple[Accuracies, Accuracies]:
-            classifiers = train_classifiers(
-                features,
-                labels,
-                parts,
-                l2,
-                n_classes=len(TREC_CLASSES) if task == "TREC" else 2,
-                seed=SEED,
-                device=cache.model.device,
-                progress_bar=progress_bar,
-            )
-            return classifiers.validation_accuracy, classifiers.test_accuracy
-
+        train = partial(
+            train_classifiers,
+            features,
+            labels,
+            n_classes=len(TREC_CLASSES) if task == "TREC" else 2,
+            seed=SEED,
+            device=cache.model.device,
+            progress_bar=progress_bar,
+        )
         if task == "SST2":
             details = _given_dev(sizes, train)
         else:
@@ -90,7 +84,7 @@ def sort_examples(examples: Examples) -> Examples:
     return Examples(tuple([column[i] for i in order] for column in examples.columns), examples.labels[order])
 
 
-def _folds(labels: npt.NDArray[np.int64]) -> list[tuple[Rows, Rows]]:
+def _folds(labels: npt.NDArray[np.int64]) -> list[tuple[Indices, Indices]]:
     folds = StratifiedKFold(n_splits=N_FOLDS, shuffle=True, random_state=SEED)
     return list(folds.split(np.zeros(len(labels)), labels))
 
@@ -100,7 +94,7 @@ def _percent(accuracy: float) -> float:
     return float(round(100 * accuracy, 2))
 
 
-def _by_folds(outer: Sequence[tuple[Rows, Rows]], labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
+def _by_folds(outer: Sequence[tuple[Indices, Indices]], labels: npt.NDArray[np.int64], train: Train) -> dict[str, Any]:
     """Chooses the L2 strength for each training set by 10-fold cross-validation, and scores it on the test set.
 
     Args:
@@ -109,11 +103,11 @@ def _by_folds(outer: Sequence[tuple[Rows, Rows]], labels: npt.NDArray[np.int64],
         train: Function that trains classifiers.
     """
     inner = [Split(rows[a], validation=rows[b]) for rows, _ in outer for a, b in _folds(labels[rows])]
-    accuracy = train(inner, [L2_GRID] * len(inner))[0].reshape(len(outer), N_FOLDS, len(L2_GRID))
+    accuracy = train(inner, [L2_GRID] * len(inner)).validation_accuracy.reshape(len(outer), N_FOLDS, len(L2_GRID))
     dev = [[_percent(fold[:, run].mean()) for run in range(len(L2_GRID))] for fold in accuracy]
     l2 = [L2_GRID[int(np.argmax(scores))] for scores in dev]
-    _, test_accuracy = train([Split(rows, test=test) for rows, test in outer], [[strength] for strength in l2])
-    return _details([max(scores) for scores in dev], l2, test_accuracy[:, 0])
+    final = train([Split(rows, test=test) for rows, test in outer], [[strength] for strength in l2])
+    return _details([max(scores) for scores in dev], l2, final.test_accuracy[:, 0])
 
 
 def _given_dev(sizes: dict[str, int], train: Train) -> dict[str, Any]:
@@ -123,13 +117,13 @@ def _given_dev(sizes: dict[str, int], train: Train) -> dict[str, Any]:
     first training is used.
     """
     rows = np.split(np.arange(sum(sizes.values())), np.cumsum([sizes["train"], sizes["dev"]]))
-    accuracy, test_accuracy = train([Split(rows[0], validation=rows[1], test=rows[2])], [L2_GRID])
-    dev = [_percent(value) for value in accuracy[0].tolist()]
+    classifiers = train([Split(rows[0], validation=rows[1], test=rows[2])], [L2_GRID])
+    dev = [_percent(value) for value in classifiers.validation_accuracy[0].tolist()]
     chosen = int(np.argmax(dev))
-    return _details([max(dev)], [L2_GRID[chosen]], test_accuracy[:, chosen])
+    return _details([max(dev)], [L2_GRID[chosen]], classifiers.test_accuracy[:, chosen])
 
 
-def _details(dev: list[float], l2: list[float], test_accuracy: Accuracies) -> dict[str, Any]:
+def _details(dev: list[float], l2: list[float], test_accuracy: npt.NDArray[np.float64]) -> dict[str, Any]:
     folds = [_percent(value) for value in test_accuracy.tolist()]
     return {
         "dev_accuracy": float(round(np.mean(dev), 2)),

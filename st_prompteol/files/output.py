@@ -133,7 +133,7 @@ def to_csv(lines: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def write_table(
+def save_table(
     lines: Sequence[Sequence[str]],
     path: str | os.PathLike[str],
     *,

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from st_prompteol.card.data import key_of, render
 from st_prompteol.card.earlier import write_cosines
 from st_prompteol.evaluation.published import published_rows
-from st_prompteol.evaluation.score_table import Row, table
+from st_prompteol.evaluation.score_table import ScoreRow, table
 from st_prompteol.files.output import to_markdown
 from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
 from st_prompteol.hub.options import CardOptions
@@ -106,8 +106,8 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
 
 
 def _describe(facts: CardFacts, results: ModelResults) -> str:
-    own = Row(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
-    published = published_rows([Row(facts.base, "", {})]) if facts.base else []
+    own = ScoreRow(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
+    published = published_rows([ScoreRow(facts.base, "", {})]) if facts.base else []
     base = [replace(row, model=facts.base or row.model) for row in results.base]  # the row may name a folder
     text = _INTRODUCTION + _MTEB * any("(MTEB)" in task for task in results.own) + _PUBLISHED * bool(published)
     return f"{text}\n\n{to_markdown(table([own, *base, *published]), text_columns=('model', 'method'))}".rstrip()

@@ -17,7 +17,7 @@ from st_prompteol.card.markdown import escape, one_line
 from st_prompteol.evaluation.data import REPOSITORY
 from st_prompteol.evaluation.mteb import revision_in_results
 from st_prompteol.evaluation.results import Run, identity_of
-from st_prompteol.evaluation.score_table import SHORT_NAMES, Row
+from st_prompteol.evaluation.score_table import SHORT_NAMES, ScoreRow
 from st_prompteol.evaluation.senteval import CROSS_VALIDATED_TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
 from st_prompteol.extras import missing_extra
 from st_prompteol.model import PromptEOL
@@ -36,7 +36,7 @@ class ModelResults:
     """
 
     own: Mapping[str, Mapping[str, Any]]
-    base: tuple[Row, ...]
+    base: tuple[ScoreRow, ...]
 
 
 def read_results(
@@ -81,7 +81,7 @@ def read_results(
             + (f", but of {one_line(', '.join(sorted(others)))[:200]}" if others else "")
             + f": run `st-prompteol evaluate {run.model}` with this --results-dir first."
         )
-    rows = (Row(str(base_model), f"{escape(method)}, no training", scores) for method, scores in base.items())
+    rows = (ScoreRow(str(base_model), f"{escape(method)}, no training", scores) for method, scores in base.items())
     return ModelResults(own, tuple(rows))
 
 

@@ -14,7 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from st_prompteol.llm.decoders import blocks_of
 
-_PROBES = ["A jockey riding a horse.", "Is it raining?", "x", "The cat sat on the mat, and the dog did not. " * 3]
+# Sentences on which two forms of a model are compared
+PROBES = ["A jockey riding a horse.", "Is it raining?", "x", "The cat sat on the mat, and the dog did not. " * 3]
 _EQUAL_LENGTHS = 1e-3  # relative tolerance for equal norms
 
 
@@ -71,7 +72,7 @@ def cut_body(model: SentenceTransformer) -> tuple[PreTrainedModel, Cut]:
     name = body.config.name_or_path
 
     model.eval()
-    features = batch_to_device(transformer.preprocess(_PROBES), body.device)
+    features = batch_to_device(transformer.preprocess(PROBES), body.device)
     try:
         smaller = _with_tensors_of(body, _smaller_config(body.config, blocks))
         behind = _behind_blocks(smaller, features)

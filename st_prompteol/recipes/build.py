@@ -101,8 +101,7 @@ def build_demonstrations(
         show(
             f"{len(found)} from {llm.name}"
             + f"; {missing} of {len(asked)} sentences are missing a word" * bool(missing)
-            + f", of the last one {reason}" * (reason is not None)
-            + ": run again to ask for those without an answer" * (reason is not None)
+            + f", of the last one {reason}: run again to ask for those without an answer" * (reason is not None)
         )
     candidates = drop_duplicates([*found, *entries])
     if not candidates:

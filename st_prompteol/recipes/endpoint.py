@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import random
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from json import JSONDecodeError
 from typing import Any
 
 from huggingface_hub import InferenceClient, get_token
 
-from st_prompteol.failures import check_whole, may_pass, retry_after, status_of
+from st_prompteol.failures import check_whole, may_pass, retrying, status_of
 from st_prompteol.recipes.llm import PROMPT, Answered, as_word
 
 _AGAIN = "That was not exactly one word of letters and hyphens. Answer with one word only."
-_ATTEMPTS = 5  # maximum per question
-_FIRST_PAUSE = 1.0  # seconds before the second attempt; doubled after each attempt
+_MOST_ANSWERS = 5  # to the same question, until one is a word
 _UNREADABLE = (JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, IndexError, AttributeError)
 
 
@@ -83,34 +81,27 @@ class Endpoint:
     def _ask_one(self, client: InferenceClient, sentence: str) -> tuple[list[str], str | None]:
         """Returns all answers to a question, of which only the last may be a word, and the last failure if any."""
         answers: list[str] = []
-        failure: str | None = None
         messages = [{"role": "user", "content": self.prompt.format(sentence=sentence)}]
-        for attempt in range(_ATTEMPTS):
-            # jitter, so that requests that failed together are not repeated together
-            pause = _FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.0)
-            try:
-                done = client.chat_completion(messages, model=self.name, max_tokens=32, temperature=0.0)
-                answer = done.choices[0].message.content
-                if not isinstance(answer, str):
-                    raise TypeError("the answer holds no text")
-            except _UNREADABLE as error:
-                failure = f"the answer could not be read ({type(error).__name__})"
-            except Exception as error:
-                if not may_pass(error):
-                    raise self._refusal(error) from None
-                status = status_of(error)
-                failure = f"the endpoint answered {status}" if status else "the endpoint could not be reached in time"
-                pause = max(pause, retry_after(error))
-            else:
-                failure, pause = None, 0.0
+        try:
+            while len(answers) < _MOST_ANSWERS:
+                answer = retrying(partial(self._complete, client, messages), _may_pass)
                 answers.append(answer)
                 if as_word(answer, sentence) is not None:
                     break
                 shown = {"role": "assistant", "content": answer or "-"}
                 messages = [messages[0], shown, {"role": "user", "content": _AGAIN}]
-            if attempt + 1 < _ATTEMPTS:
-                time.sleep(pause)
-        return answers, failure
+        except Exception as error:
+            if not _may_pass(error):
+                raise self._refusal(error) from None
+            return answers, _reason(error)
+        return answers, None
+
+    def _complete(self, client: InferenceClient, messages: list[dict[str, str]]) -> str:
+        completion = client.chat_completion(messages, model=self.name, max_tokens=32, temperature=0.0)
+        answer = completion.choices[0].message.content
+        if not isinstance(answer, str):
+            raise TypeError("the answer holds no text")
+        return answer
 
     def _client(self) -> InferenceClient:
         variable = self.key_variable
@@ -138,3 +129,14 @@ class Endpoint:
         if status is not None:
             return ValueError(f"{place} calls the question invalid ({status}): choose another model.")
         return error
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, _UNREADABLE) or may_pass(error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _UNREADABLE):
+        return f"the answer could not be read ({type(error).__name__})"
+    status = status_of(error)
+    return f"the endpoint answered {status}" if status else "the endpoint could not be reached in time"

@@ -16,12 +16,11 @@ PROMPT = (
     "Answer with exactly one word, the one that best stands for the meaning of this sentence: letters and hyphens "
     'only, no explanation.\nSentence: "{sentence}"'
 )
-_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _LETTERS = range(2, 31)
 
-Answered = tuple[
-    str, list[str], str | None
-]  # a sentence, all answers for it, and the reason why it has no word, if known
+# A sentence, all answers for it, and the reason why it has no word, if known
+Answered = tuple[str, list[str], str | None]
 
 
 class LLM(Protocol):
@@ -65,8 +64,8 @@ def ask_for_words(
             for answer in given:
                 known[sentence] = as_word(answer, sentence)
                 row = {"sentence": sentence, "answer": answer, "word": known[sentence]}
-                logged = {**row, "model": llm.name, "prompt": llm.prompt}
-                append_lines(answers, [json.dumps(logged, ensure_ascii=False)])
+                row |= {"model": llm.name, "prompt": llm.prompt}
+                append_lines(answers, [json.dumps(row, ensure_ascii=False)])
             bar.update()
     return {sentence: word for sentence in sentences if (word := known.get(sentence)) is not None}, reason
 
@@ -74,7 +73,7 @@ def ask_for_words(
 def as_word(answer: str, sentence: str) -> str | None:
     """Returns the capitalized word of an answer; None if it is not a single word, or repeats the sentence."""
     word = answer.strip().strip("\"'`“”‘’*").rstrip(".!").strip("\"'`“”‘’*")
-    if _WORD.fullmatch(word) is None or len(word) not in _LETTERS:
+    if WORD.fullmatch(word) is None or len(word) not in _LETTERS:
         return None
     if re.findall(r"\w+", word.lower()) == re.findall(r"\w+", sentence.lower()):
         return None

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from st_prompteol.evaluation.sts import cosine_similarities
+from st_prompteol.evaluation.sts import cosine_similarities, spearman
 from st_prompteol.fast import Reading, inner_embeddings
 from st_prompteol.llm.finite import check_finite
 from st_prompteol.model import PromptEOL
@@ -22,7 +22,7 @@ from st_prompteol.prompt.template import PromptTemplate
 from st_prompteol.recipes.log import SearchLog, Similarities, model_key
 from st_prompteol.recipes.pairs import ScoredPair
 from st_prompteol.recipes.recipe import Recipe
-from st_prompteol.recipes.statistics import Bootstrap, Gain, gain, spearman
+from st_prompteol.recipes.statistics import Bootstrap, Gain, gain
 
 Vectors = dict[int, npt.NDArray[np.float32]]  # layer -> embeddings, `(sentences, hidden_size)`
 

@@ -172,7 +172,7 @@ def _ingredient(name: str, recipe: Recipe) -> str:
     descriptions = {
         "template": template_name(recipe.template),
         "layer": f"layer {recipe.layer}",
-        "centring": "the mean embedding subtracted",
+        "centering": "the mean embedding subtracted",
     }
     return descriptions.get(name, str(recipe))
 

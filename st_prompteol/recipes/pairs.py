@@ -106,9 +106,7 @@ def split_pairs(
     shuffled = [checked[place] for place in order]
     searched = len(shuffled) - round(holdout * len(shuffled))
     parts = shuffled[:searched], shuffled[searched:]
-    for part, purpose in zip(parts, ("a search", "a holdout"), strict=True):
-        if not part and purpose == "a holdout" and not holdout:
-            continue
+    for part, purpose in zip(parts, ("a search", "a holdout") if holdout else ("a search",), strict=False):
         gold = {score for _, _, score in part}
         if len(part) < _FEWEST_PAIRS:
             raise ValueError(f"{len(part)} scored pairs are too few for {purpose}: give {_FEWEST_PAIRS} or more.")

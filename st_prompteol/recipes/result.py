@@ -37,7 +37,7 @@ class Step:
     """The gain from one ingredient of a recipe.
 
     Args:
-        ingredient: `"template"`, `"layer"`, `"centring"` or `"demonstration"`.
+        ingredient: `"template"`, `"layer"`, `"centering"` or `"demonstration"`.
         recipe: The recipe with the ingredient.
         score: Spearman correlation of this recipe on all pairs, x100.
         gain: Gain over the recipe without the ingredient.

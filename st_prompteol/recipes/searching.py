@@ -12,7 +12,7 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tqdm.auto import tqdm
 
-from st_prompteol.evaluation.sts import cosine_similarities
+from st_prompteol.evaluation.sts import cosine_similarities, spearman
 from st_prompteol.failures import check_whole
 from st_prompteol.llm.decoders import check_layer
 from st_prompteol.model import CENTERING, PromptEOL
@@ -25,7 +25,7 @@ from st_prompteol.recipes.measure import Measurements
 from st_prompteol.recipes.pairs import ScoredPair, split_pairs
 from st_prompteol.recipes.recipe import Recipe
 from st_prompteol.recipes.result import SearchResult, Step, Trial
-from st_prompteol.recipes.statistics import Bootstrap, gain, spearman
+from st_prompteol.recipes.statistics import Bootstrap, gain
 
 # Fraction of the pairs and of the initial candidates in each round. For 300 candidates, the rounds encode 21 % of the
 # sentences of an exhaustive search.
@@ -101,7 +101,6 @@ def search(
         True
     """
     check_whole(shots=shots, batch_size=batch_size)
-    check_whole(0, seed=seed)
     tried = drop_duplicates(one if isinstance(one, Candidate) else Candidate(one) for one in candidates)
     searched, held_out = split_pairs(pairs, holdout, seed)
     _check_modules(model)
@@ -279,7 +278,7 @@ def _steps(measurements: Measurements, start: Recipe, chain: Sequence[Recipe]) -
     changes = (
         ("template", replace(start, template=base.template)),
         ("layer", replace(start, template=base.template, layer=base.layer)),
-        ("centring", base),
+        ("centering", base),
         *(("demonstration", recipe) for recipe in chain[1:]),
     )
     for ingredient, recipe in changes:

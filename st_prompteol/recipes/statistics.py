@@ -1,4 +1,4 @@
-"""Spearman correlation with paired-bootstrap confidence intervals."""
+"""Paired-bootstrap confidence intervals of Spearman correlations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Array = npt.NDArray[Any]
 
@@ -38,13 +37,6 @@ class Gain:
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-
-
-def spearman(similarities: Array, gold: Array) -> float:
-    """Returns the Spearman correlation, x100, of two arrays `(n,)`; 0 if one is constant."""
-    a, b = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (similarities, gold))
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return 100 * float(a @ b) / scale if scale > 0 else 0.0
 
 
 class Bootstrap:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from st_prompteol.files import read_lines
 from st_prompteol.prompt.template import Demonstration
 from st_prompteol.recipes.candidates import Candidate, read_candidates
+from st_prompteol.recipes.llm import WORD
 
 _PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
-_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _LETTERS = range(3, 21)  # of a word
 _WORDS = range(3, 16)  # of a definition
 
@@ -64,7 +65,7 @@ def read_dictionary(path: str | Path, *, min_frequency: int = 1) -> list[Candida
 def _is_plain(definition: str, word: str) -> bool:
     words = definition.lower().split()
     return (
-        _WORD.fullmatch(word) is not None
+        WORD.fullmatch(word) is not None
         and len(word) in _LETTERS
         and len(words) in _WORDS
         and '"' not in definition
@@ -74,13 +75,15 @@ def _is_plain(definition: str, word: str) -> bool:
 
 def _read_wordnet(folder: Path, min_frequency: int) -> Iterator[tuple[str, str]]:
     """Yields (definition, word) of words with at least this frequency, in the spelling of the data files."""
-    found = False
-    for part in _PARTS_OF_SPEECH:
-        index, data = folder / f"index.{part}", folder / f"data.{part}"
-        if not index.is_file() or not data.is_file():
-            continue
-        found = True
-        synsets = {offset: (words, _first_definition(gloss)) for offset, words, gloss in read_synsets(data)}
+    pairs = [(folder / f"index.{part}", folder / f"data.{part}") for part in _PARTS_OF_SPEECH]
+    pairs = [(index, data) for index, data in pairs if index.is_file() and data.is_file()]
+    if not pairs:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has neither index.noun and data.noun nor those of another part of speech: name the "
+            "folder of WordNet's files, which is /usr/share/wordnet with Debian's package wordnet-base."
+        )
+    for index, data in pairs:
+        synsets = {offset: (words, gloss) for offset, words, gloss in read_synsets(data)}
         for number, line in _entries(index):
             lemma, frequency, offsets = _parse_index(index, number, line)
             if frequency < min_frequency or not offsets:
@@ -90,13 +93,9 @@ def _read_wordnet(folder: Path, min_frequency: int) -> Iterator[tuple[str, str]]
                     f"{str(index)!r}, line {number}: {data.name} has no entry {offsets[0]}, so the two files are of "
                     "different versions: install WordNet again."
                 )
-            words, definition = synsets[offsets[0]]
+            words, gloss = synsets[offsets[0]]
+            definition = re.sub(r"^(\([^)]*\)\s*)+", "", gloss).split(";")[0].strip()
             yield definition, next((word for word in words if word.lower() == lemma), lemma)
-    if not found:
-        raise FileNotFoundError(
-            f"{str(folder)!r} has neither index.noun and data.noun nor those of another part of speech: name the "
-            "folder of WordNet's files, which is /usr/share/wordnet with Debian's package wordnet-base."
-        )
 
 
 def _entries(path: Path) -> Iterator[tuple[int, str]]:
@@ -107,14 +106,12 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
 def _parse_index(path: Path, number: int, line: str) -> tuple[str, int, list[str]]:
     """Returns the lemma, its `tagsense_cnt` and the offsets of its meanings, most frequent first."""
     fields = line.split()
-    try:
-        lemma, senses, pointers = fields[0], int(fields[2]), int(fields[3])
+    with suppress(IndexError, ValueError):
+        senses, pointers = int(fields[2]), int(fields[3])
         frequency, offsets = int(fields[5 + pointers]), fields[6 + pointers :]
-    except (IndexError, ValueError):
-        senses, frequency, offsets, lemma = -1, 0, [], ""
-    if len(offsets) != senses:
-        raise _damaged(path, number, line)
-    return lemma, frequency, offsets
+        if len(offsets) == senses:
+            return fields[0], frequency, offsets
+    raise _damaged(path, number, line)
 
 
 def read_synsets(path: Path) -> Iterator[tuple[str, list[str], str]]:
@@ -134,18 +131,13 @@ def read_synsets(path: Path) -> Iterator[tuple[str, list[str], str]]:
     for number, line in _entries(path):
         facts, separator, gloss = line.partition(" | ")
         fields = facts.split()
-        try:
+        count = -1
+        with suppress(IndexError, ValueError):
             count = int(fields[3], 16)
-            words = [re.sub(r"\(\w+\)$", "", word) for word in fields[4 : 4 + 2 * count : 2]]
-        except (IndexError, ValueError):
-            count, words = -1, []
+        words = [re.sub(r"\(\w+\)$", "", word) for word in fields[4 : 4 + 2 * count : 2]]
         if not separator or len(words) != count:
             raise _damaged(path, number, line)
         yield fields[0], words, gloss.strip()
-
-
-def _first_definition(gloss: str) -> str:
-    return re.sub(r"^(\([^)]*\)\s*)+", "", gloss).split(";")[0].strip()
 
 
 def _damaged(path: Path, number: int, line: str) -> ValueError:

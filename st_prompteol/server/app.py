@@ -20,8 +20,8 @@ from st_prompteol.model import PromptEOL
 from st_prompteol.server.batching import Batcher, Embedded
 from st_prompteol.server.protocol import (
     error_body,
+    read_input,
     read_request,
-    read_sentences,
     refuse,
     shorten_embeddings,
     write_answer,
@@ -76,7 +76,7 @@ def make_app(
     async def embeddings(request: Request) -> Response:
         asked = read_request(await _read_body(request))
         check_model(asked.model)
-        sentences = read_sentences(asked.input, max_inputs)
+        sentences = read_input(asked.input, max_inputs)
         if asked.dimensions is not None and not 1 <= asked.dimensions <= dimension:
             message = f"dimensions={asked.dimensions} is out of range: this model allows 1 to {dimension}."
             raise refuse(400, message, param="dimensions")

@@ -64,7 +64,7 @@ def read_request(body: bytes) -> EmbeddingRequest:
     raise refuse(400, f"Invalid {place or 'body'}: {first['msg']}.", param=place or None)
 
 
-def read_sentences(value: Any, most: int) -> list[str]:
+def read_input(value: Any, most: int) -> list[str]:
     """Returns the sentences of a request's `input`.
 
     Args:
