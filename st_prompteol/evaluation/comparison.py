@@ -158,7 +158,7 @@ class Comparison:
                 if not is_saved or _OWN & options.keys():
                     raise  # otherwise a sentence-transformers model of an LLM with other modules than ours
             else:
-                yield method_name(model), model
+                yield model.method_name(), model
                 return
         yield "as it is", SentenceTransformer(name, **_upstream_options(options))
 
@@ -187,14 +187,3 @@ def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
     if "device_map" in options:
         model_kwargs["device_map"] = options["device_map"]
     return {**others, "model_kwargs": model_kwargs}
-
-
-def method_name(model: PromptEOL) -> str:
-    """Returns the name of a model's embedding method in tables."""
-    shots = len(model.template.demonstrations)
-    name = "PromptEOL" if "in one word" in model.template.text else f"template {model.template.text!r}"
-    if shots:
-        name += f" + {shots} demonstration{'s' * (shots > 1)}"
-    if model.adapters:
-        name += " + adapter"
-    return name if model.layer == -1 else f"{name}, layer {model.layer}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from st_prompteol.card.data import key_of, render
+from st_prompteol.card.data import merge_results, render
 from st_prompteol.card.earlier import write_cosines
 from st_prompteol.evaluation.published import published_rows
 from st_prompteol.evaluation.score_table import Row, table
@@ -83,7 +83,7 @@ def render_card(facts: CardFacts, results: ModelResults | None) -> ModelCard:
     written = {key: ours[key] for key in ours.keys() & facts.stated}
     data = ModelCardData(**{**ours, **theirs, **written, "tags": tags}, ignore_metadata_errors=True)
     if added := ModelCardData(**ours).eval_results:
-        data.eval_results = list({key_of(one): one for one in [*(data.eval_results or ()), *added]}.values())
+        data.eval_results = merge_results(data.eval_results, added)
     card.data = data
     return card
 
@@ -93,7 +93,7 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
     variables = facts.variables
     data = ModelCardData(**variables["metadata"])
     known = [one for one in data.eval_results or () if not one.dataset_name.startswith(SOURCES)]
-    data.eval_results = list({key_of(one): one for one in [*known, *eval_results(results)]}.values())
+    data.eval_results = merge_results(known, eval_results(results))
     data.model_name = facts.repo_id
     part = {
         "name": _PART,
@@ -107,7 +107,7 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
 
 def _describe(facts: CardFacts, results: ModelResults) -> str:
     own = Row(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
-    published = published_rows([Row(facts.base, "", {})]) if facts.base else []
+    published = published_rows([Row(facts.base or "", "", {})])
     base = [replace(row, model=facts.base or row.model) for row in results.base]  # the row may name a folder
     text = _INTRODUCTION + _MTEB * any("(MTEB)" in task for task in results.own) + _PUBLISHED * bool(published)
     return f"{text}\n\n{to_markdown(table([own, *base, *published]), text_columns=('model', 'method'))}".rstrip()
