@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +176,8 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         path = Path(folder, README)
         if path.is_file():
             text = path.read_text(encoding="utf-8")
-            if self._loaded_text is None:
-                text = sign(text, self._embedded.cosines)
-            else:
-                text = self.with_own_results(text)
+            is_new = self._loaded_text is None
+            text = sign(text, self._embedded.cosines) if is_new else self.with_own_results(text)
             path.write_text(text, encoding="utf-8")
 
     def check_results(self, card: Path, folder: Path) -> None:
@@ -368,9 +367,12 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         """Returns the repository of the base LLM, None if others could not load it."""
         adapter = adapter_config(self.model)
         known = self._kept.metadata.get("base_model")
-        names = [self.base_model, self.model[0].config.name_or_path]
-        if adapter or known:
-            names = [adapter.base_model_name_or_path] if adapter else known if isinstance(known, list) else [known]
+        if adapter:
+            names = [adapter.base_model_name_or_path]
+        elif known:
+            names = known if isinstance(known, list) else [known]
+        else:
+            names = [self.base_model, self.model[0].config.name_or_path]
         names = [self.base_repository, *names]
         return next((name for name in names if name and not os.path.exists(name) and is_repository(name)), None)
 
@@ -446,10 +448,5 @@ def _describe_adapter(adapter: PeftConfig) -> list[str]:
 
 def merge_results(*groups: Iterable[EvalResult] | None) -> list[EvalResult]:
     """Returns the results of all groups; of two of the same measurement, the later one."""
-    return list(
-        {
-            (one.dataset_type, one.dataset_name, one.dataset_config, one.dataset_split, one.metric_type): one
-            for group in groups
-            for one in group or ()
-        }.values()
-    )
+    key = attrgetter("dataset_type", "dataset_name", "dataset_config", "dataset_split", "metric_type")
+    return list({key(one): one for group in groups for one in group or ()}.values())

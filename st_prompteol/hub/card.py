@@ -94,10 +94,10 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
     data = ModelCardData(**variables["metadata"])
     known = [one for one in data.eval_results or () if not one.dataset_name.startswith(SOURCES)]
     data.eval_results = merge_results(known, eval_results(results))
-    data.model_name = facts.repo_id
+    data.model_name = variables["repo_id"]
     part = {
         "name": _PART,
-        "text": _describe(facts, results),
+        "text": _describe(results, variables["repo_id"], variables["base"]),
         "cosines": write_cosines(tuple(variables["cosines"])),
         "note": None,
     }
@@ -105,9 +105,9 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
     return {**variables, "metadata": data.to_dict(), "parts": [part, *parts]}  # type: ignore[no-untyped-call]
 
 
-def _describe(facts: CardFacts, results: ModelResults) -> str:
-    own = Row(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
-    published = published_rows([Row(facts.base or "", "", {})])
-    base = [replace(row, model=facts.base or row.model) for row in results.base]  # the row may name a folder
+def _describe(results: ModelResults, repo_id: str, base: str | None) -> str:
+    own = Row(repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
+    of_base = [replace(row, model=base or row.model) for row in results.base]  # the row may name a folder
+    published = published_rows([Row(base or "", "", {})])
     text = _INTRODUCTION + _MTEB * any("(MTEB)" in task for task in results.own) + _PUBLISHED * bool(published)
-    return f"{text}\n\n{to_markdown(table([own, *base, *published]), text_columns=('model', 'method'))}".rstrip()
+    return f"{text}\n\n{to_markdown(table([own, *of_base, *published]), text_columns=('model', 'method'))}".rstrip()

@@ -22,9 +22,7 @@ class CardFacts:
     """Everything in a card except the results, JSON-serializable.
 
     Args:
-        repo_id: The repository of the card.
         variables: The variables of the card's template, including the metadata.
-        base: The repository of the base LLM; None if it is not on the Hub.
         evaluated_base: The name under which the base LLM was evaluated.
         run: The key of results of the model in its current state; None for a model trained since it was loaded, to
             which no results can belong.
@@ -32,9 +30,7 @@ class CardFacts:
         stated: Metadata from the author, which takes precedence over that of a kept card. Defaults to none.
     """
 
-    repo_id: str
     variables: dict[str, Any]
-    base: str | None
     evaluated_base: str | None
     run: Run | None
     kept_text: str | None = None
@@ -105,7 +101,7 @@ def collect_facts(
     data.base_card = _card_data_of(base, token)
     adapter = adapter_config(model)
     local_base = str(adapter.base_model_name_or_path) if adapter else None
-    return CardFacts(repo_id, data.variables(), base, local_base or base, run, data.kept_text, tuple(stated))
+    return CardFacts(data.variables(), local_base or base, run, data.kept_text, tuple(stated))
 
 
 def _card_data_of(base: str | None, token: str | bool | None) -> dict[str, Any]:
