@@ -28,7 +28,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from st_prompteol import PromptEOL
 from st_prompteol.failures import explain_push
-from st_prompteol.hub import CardOptions, push_to_hub
+from st_prompteol.hub import CardOptions, PushOptions, push_to_hub
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.facts import CardFacts, collect_facts, run_of
 from st_prompteol.hub.results import read_results
@@ -153,7 +153,8 @@ def main() -> None:
             print(render(release))
             continue
         card = replace(release.card, results_dir=results_folder(release))
-        print(push_to_hub(release.path, release.repo_id, card, merge_to=release.merge_to, dry_run=arguments.dry_run))
+        options = PushOptions(merge_to=release.merge_to, dry_run=arguments.dry_run)
+        print(push_to_hub(PromptEOL(release.path), release.repo_id, card, options, source=release.path))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from st_prompteol.saved.saving import reading_from, saving_into
 from st_prompteol.saved.stock import write_stock_form
 
 if TYPE_CHECKING:
-    from st_prompteol.hub import PushReport
+    from st_prompteol.hub import CardOptions, PushReport
 
 logger = logging.getLogger(__name__)
 CENTERING = "centering"  # name of the module that centers embeddings
@@ -495,6 +495,16 @@ class PromptEOL(SentenceTransformer):
             "device": str(self.device),
         }
 
+    def method_name(self) -> str:
+        """Returns the name of the model's embedding method in tables, e.g. `PromptEOL + 1 demonstration, layer -2`."""
+        shots = len(self.template.demonstrations)
+        name = "PromptEOL" if "in one word" in self.template.text else f"template {self.template.text!r}"
+        if shots:
+            name += f" + {shots} demonstration{'s' * (shots > 1)}"
+        if self.adapters:
+            name += " + adapter"
+        return name if self.layer == -1 else f"{name}, layer {self.layer}"
+
     def _describe_modules_behind(self) -> str | None:
         names = [
             "Dense (centres)" if name == CENTERING else type(module).__name__ for name, module in self.named_children()
@@ -551,19 +561,24 @@ class PromptEOL(SentenceTransformer):
         super()._create_model_card(path, *args, **kwargs)
         self.model_card_data.sign(path)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> PushReport:  # type: ignore[override]
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, *, card: CardOptions | None = None, source: str | None = None, **options: Any
+    ) -> PushReport:
         """Pushes the model with `st_prompteol.hub.push_to_hub`, which checks it before and after and writes its card.
 
         Args:
             repo_id: The repository, `user/name` or `organization/name`; created if it does not exist.
-            **options: Other arguments of `st_prompteol.hub.push_to_hub`.
+            card: The author's additions to the card. Defaults to None: no additions.
+            source: The folder or repository of the model in its current state. Defaults to None: where it was loaded
+                from.
+            **options: The arguments of `st_prompteol.hub.PushOptions`.
 
         Returns:
             A report of the push; printed, it is the URL of the commit or pull request.
         """
-        from st_prompteol.hub import push_to_hub
+        from st_prompteol.hub import PushOptions, push_to_hub
 
-        return push_to_hub(self, repo_id, **options)
+        return push_to_hub(self, repo_id, card, PushOptions(**options), source=source)
 
     def _get_model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super()._get_model_config()

@@ -16,7 +16,6 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, OPTConfig, Qwen3Config
 
 from st_prompteol import TINY, PromptEOL
-from st_prompteol.hub import push_to_hub
 
 from .helpers import (
     ARCHITECTURES,
@@ -273,5 +272,5 @@ def test_push_says_what_servers_read(odd_norms: dict[str, str], caplog: pytest.L
     for layer, notes in ((-1, 0), (-2, 1)):
         caplog.clear()
         with pytest.raises(ValueError, match="has no adapter to merge"):  # ends before it looks for a Hub
-            push_to_hub(PromptEOL(odd_norms["llama"], layer=layer), "user/name", merge_to="user/merged")
+            PromptEOL(odd_norms["llama"], layer=layer).push_to_hub("user/name", merge_to="user/merged")
         assert caplog.text.count("servers such as vLLM and llama.cpp read the last one") == notes

@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 
 from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.cli import app
-from st_prompteol.hub import push
-from st_prompteol.hub.upload import check_no_secrets
+from st_prompteol.hub.folder import check_no_secrets, copy_companions
 
 from . import ROOT
 from .helpers import SENTENCES, build_causal_lm, build_senteval
@@ -45,7 +44,9 @@ if without_us:
 else:
     from st_prompteol import Demonstration, PromptEOL
     from st_prompteol.evaluation import Run, run_tasks
-    from st_prompteol.hub import CardOptions, build_model_card, check, push, push_to_hub, upload
+    from st_prompteol.hub import CardOptions, build_model_card, check, push, push_to_hub
+    from st_prompteol.hub.folder import files_of
+    from st_prompteol.hub.repository import Repository
     class Kept(check.CleanProcess):
         def __exit__(self, *error):
             pass
@@ -235,7 +236,7 @@ model = PromptEOL("tiny/llama", demonstrations=[Demonstration("It rains.", "Weat
 report = model.push_to_hub("full", card=CardOptions(license="mit"))
 RESULT.update(full=embed(model), full_commit=report.commit, files=report.files, url=str(report))
 model = PromptEOL("bob/adapter")
-report = push_to_hub(model, "alice/adapter", private=True, tag="v1", merge_to="lab/merged")
+report = model.push_to_hub("alice/adapter", private=True, tag="v1", merge_to="lab/merged")
 RESULT.update(adapter=embed(model), adapter_commit=report.commit)
 RESULT["again"] = embed(PromptEOL("alice/adapter", revision="v1"))
 RESULT["cached"] = embed(PromptEOL("alice/adapter", local_files_only=True, revision="v1"))
@@ -292,25 +293,25 @@ def test_a_stranger_opens_what_was_pushed_from_a_cold_cache_and_then_offline(
 
 # A call -> how it fails
 REFUSED = {
-    'push_to_hub(model, "alice/x", token=False)': "PermissionError: 'alice/x' cannot be pushed to without a token:",
-    f'push_to_hub(model, "alice/x", token={WRONG!r})': "PermissionError: 'alice/x' was not pushed to: the Hub does not"
+    'model.push_to_hub("alice/x", token=False)': "PermissionError: 'alice/x' cannot be pushed to without a token:",
+    f'model.push_to_hub("alice/x", token={WRONG!r})': "PermissionError: 'alice/x' was not pushed to: the Hub does not"
     " know the token (401)",
-    f'push_to_hub(model, "alice/x", token={READ!r})': "PermissionError: 'alice/x' cannot be pushed to with a token"
+    f'model.push_to_hub("alice/x", token={READ!r})': "PermissionError: 'alice/x' cannot be pushed to with a token"
     " that may only read",
     'push_to_hub(model, "alice/other")': "FileExistsError: 'alice/other' already holds a model that is not",
-    'push_to_hub(model, "alice/public", private=True)': "FileExistsError: 'alice/public' exists and is public",
+    'model.push_to_hub("alice/public", private=True)': "FileExistsError: 'alice/public' exists and is public",
     'model.push_to_hub("alice/public", exist_ok=False)': "FileExistsError: 'alice/public' exists: choose another name",
-    'push_to_hub(model, "alice/public", tag="v1")': "FileExistsError: 'alice/public' has a tag 'v1'",
-    'push_to_hub(model, "alice/nothing", create_pr=True)': "FileNotFoundError: 'alice/nothing' does not exist, so it",
-    'push_to_hub(model, "alice/public", create_pr=True, tag="v2")': "ValueError: A pull request goes to main",
+    'model.push_to_hub("alice/public", tag="v1")': "FileExistsError: 'alice/public' has a tag 'v1'",
+    'model.push_to_hub("alice/nothing", create_pr=True)': "FileNotFoundError: 'alice/nothing' does not exist, so it",
+    'model.push_to_hub("alice/public", create_pr=True, tag="v2")': "ValueError: A pull request goes to main",
     'push_to_hub(model, "alice/a b")': "ValueError: 'alice/a b' cannot be the name of a repository",
-    'push_to_hub(model, "alice//x", dry_run=True, token=False)': "ValueError: 'alice//x' cannot be the name of a",
-    'push_to_hub(model, "alice/x", merge_to="alice/y")': "ValueError: 'tiny/llama' has no adapter to merge",
-    'push_to_hub(adapter, "alice/x", merge_to="alice/x")': "ValueError: 'alice/x' cannot hold both",
-    'push_to_hub(adapter, "alice/x", merge_to="alice/other")': "FileExistsError: 'alice/other' already holds",
-    'push_to_hub(LOCAL, "alice/x")': "ValueError: The adapter",
-    'push_to_hub(LOCAL, "alice/x", CardOptions("bob/gated"))': "PermissionError: 'bob/gated' is gated: ask for access",
-    'push_to_hub(model, "alice/x", CardOptions(results_dir="none"), dry_run=True)': "FileNotFoundError: 'none' is not",
+    'model.push_to_hub("alice//x", dry_run=True, token=False)': "ValueError: 'alice//x' cannot be the name of a",
+    'model.push_to_hub("alice/x", merge_to="alice/y")': "ValueError: 'tiny/llama' has no adapter to merge",
+    'adapter.push_to_hub("alice/x", merge_to="alice/x")': "ValueError: 'alice/x' cannot hold both",
+    'adapter.push_to_hub("alice/x", merge_to="alice/other")': "FileExistsError: 'alice/other' already holds",
+    'push_to_hub(local, "alice/x")': "ValueError: The adapter",
+    'push_to_hub(local, "alice/x", CardOptions("bob/gated"))': "PermissionError: 'bob/gated' is gated: ask for access",
+    'model.push_to_hub("alice/x", card=CardOptions(results_dir="none"), dry_run=True)': "FileNotFoundError: 'none' is",
     'CardOptions(license="mine: <b>")': "ValueError: 'mine: <b>' does not identify a license",
     'CardOptions(language="English")': "ValueError: 'English' is not the code of a language",
     'CardOptions(datasets=["a\\nb"])': "ValueError: 'a\\nb' cannot be the name of a repository",
@@ -326,7 +327,7 @@ REFUSED_LATER = {
     'push_to_hub(model, "bob/x")': "PermissionError: 'bob/x' was not pushed to: the token may not write there (403)",
 }
 FAIL = """
-model, adapter, LOCAL = PromptEOL("tiny/llama"), PromptEOL("bob/refused"), ARGUMENTS[0]
+model, adapter, local = PromptEOL("tiny/llama"), PromptEOL("bob/refused"), PromptEOL(ARGUMENTS[0])
 started, push.CleanProcess = [], lambda: started.append(1) or kept()
 try:
     RESULT["answers"] = [failure(lambda: eval(call, globals())) for call in ARGUMENTS[1:]]
@@ -417,11 +418,11 @@ model = None if what == "commit" else PromptEOL(source, device="cpu")
 def act():
     if model is None:
         with explain_push(repo_id):
-            upload.commit_folder(api, Path(source), repo_id, message="new")
-        return sorted(upload.files_of(Path(source)))
+            Repository(repo_id).commit(Path(source), "new")
+        return sorted(files_of(Path(source)))
     for folder in (constants.HF_HUB_CACHE, kept()._folder.name):  # what was read from the Hub is read again
         shutil.rmtree(Path(folder, "models--alice--model"), ignore_errors=True)
-    return sorted(push_to_hub(model, repo_id, force=True).files)
+    return sorted(model.push_to_hub(repo_id, force=True).files)
 def trouble(at, lasting, how):
     urllib.request.urlopen(f"{api.endpoint}/_trouble/{at}/{lasting}/{how}").read()
 def state():
@@ -706,15 +707,14 @@ def test_other_texts_are_not_taken_for_tokens(tmp_path: Path, text: str) -> None
 
 
 @pytest.mark.parametrize("name", ["NOTICE.txt", "LICENSE", "curves.png"])
-def test_no_link_leads_a_push_out_of_the_folder(causal_lms: dict[str, str], tmp_path: Path, name: str) -> None:
+def test_no_link_leads_a_push_out_of_the_folder(tmp_path: Path, name: str) -> None:
     secret = tmp_path / "elsewhere" / "secret"
     secret.parent.mkdir()
     secret.write_text("for nobody", encoding="utf-8")
-    PromptEOL(causal_lms["opt"]).save_pretrained(str(tmp_path / "model"))
+    (tmp_path / "model").mkdir()
     (tmp_path / "model" / name).symlink_to(secret)
-    model = PromptEOL(str(tmp_path / "model"))
     with pytest.raises(ValueError, match=f"'{name}' in .* is a link to .*secret', and nothing from outside"):
-        push._Push(model, "alice/x", source=str(tmp_path / "model")).write_folder(tmp_path / "folder", None, None)
+        copy_companions(str(tmp_path / "model"), tmp_path)
 
 
 @pytest.mark.slow
@@ -793,7 +793,7 @@ def test_a_fine_tuned_model_with_its_results_is_published_and_run_by_mteb(shared
             model.eval().save(saved)
             RESULT["embeddings"] = embed(evaluate(saved, "PromptEOL + adapter"))
             options = CardOptions(license="mit", language="en", results_dir=results_dir)
-            RESULT["files"] = list(push_to_hub(saved, "alice/tuned", options).files)
+            RESULT["files"] = list(push_to_hub(PromptEOL(saved), "alice/tuned", options, source=saved).files)
             card = ModelCard.load("alice/tuned")
             card.validate()
             RESULT["card"] = str(card)

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate, lora_config
+from st_prompteol.card.state import state_of
 from st_prompteol.saved.identity import identify
 
 from .helpers import SENTENCES, SHOTS, assert_alike, features_of, gradients_of
@@ -117,7 +118,7 @@ def test_a_view_is_saved_with_a_card_of_its_own(model: PromptEOL, tmp_path: Path
         assert title in (tmp_path / name / "README.md").read_text(encoding="utf-8")
         assert_alike(SentenceTransformer(str(tmp_path / name)).encode(ROWS), one.encode(ROWS))
     same = model.view()
-    assert same.model_card_data._state() == model.model_card_data._state() != view.model_card_data._state()
+    assert state_of(same) == state_of(model) != state_of(view)
 
 
 def test_adapters_and_weights_are_shared(causal_lms: dict[str, str], tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from st_prompteol.cli.options import quiet
 from st_prompteol.cli.signals import ending_on_sigterm
 from st_prompteol.evaluation.data import REPOSITORY
-from st_prompteol.hub import check_push, push_to_hub
+from st_prompteol.hub import PushOptions, check_push, push_to_hub
 from st_prompteol.llm.decoders import check_layer
 from training.arguments import DEV_METRIC, DataArguments, ModelArguments, RunArguments, parse_arguments
 from training.build import before_training, build_model, check_finite, check_saved, save_merged
@@ -67,16 +67,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
     in_training, in_evaluation = PREPROCESSING[data_args.preprocessing]
     model = build_model(model_args, run_args)
     model.template = replace(model.template, preprocessing=in_evaluation)
-    repository = {
-        "repo_id": run_args.hub_model_id or Path(run_args.output_dir).name,
-        "token": run_args.hub_token,
-        "private": run_args.hub_private_repo,
-        "revision": run_args.hub_revision,
-    }
+    repo_id = run_args.hub_model_id or Path(run_args.output_dir).name
+    push = PushOptions(token=run_args.hub_token, private=run_args.hub_private_repo, revision=run_args.hub_revision)
     if run_args.merge:
         check_layer(run_args.merge_layer, model[0].config)
     if run_args.push_result:
-        check_push(model, **repository)
+        check_push(model, repo_id, push)
 
     # 2. the data: triplets, and STS-B dev for choosing the checkpoint
     triplets = load_triplets(data_args, model.tokenizer.plain, run_args.seed)
@@ -141,7 +137,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, run_args: RunArg
 
     # 6. optional: a push, a merged model
     if run_args.push_result:
-        say(f"pushed: {push_to_hub(model, source=run_args.output_dir, **repository)}")
+        say(f"pushed: {push_to_hub(model, repo_id, options=push, source=run_args.output_dir)}")
     if run_args.merge:
         say(f"saved: {save_merged(model, run_args.output_dir, run_args.merge_dtype, run_args.merge_layer)}")
     trainer.save_state()

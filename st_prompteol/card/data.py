@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ from st_prompteol.card.earlier import (
     write_cosines,
 )
 from st_prompteol.card.markdown import code, escape, fence, one_line, one_line_each
+from st_prompteol.card.state import SENTENCES, Embedded, Measured, state_of
 from st_prompteol.card.training import describe_evaluators, describe_training
 from st_prompteol.extras import requirement
-from st_prompteol.fast.head import Fingerprint
 from st_prompteol.files.atomic import replacing_file
 from st_prompteol.llm.quantization import came_quantized
 from st_prompteol.prompt.template import HOLE
@@ -45,10 +45,7 @@ logger = logging.getLogger(__name__)
 
 TAG = "prompteol"
 README = "README.md"
-# The last one has no period, so that preprocessing changes its embedding
-SENTENCES = ["A jockey is riding a horse.", "Someone rides a horse.", "Interest rates go up again"]
 _PLACEHOLDER = "sentence_transformers_model_id"  # sentence-transformers replaces it when it pushes a folder
-_SAME = 0.01  # maximum difference of cosine similarities of one model in another dtype or with a merged adapter
 # Metadata of the earlier card to keep in the new one
 _KEPT = ("language", "datasets", "metrics", "widget", "co2_eq_emissions", "license_name", "license_link")
 _CHANGED = "**The numbers above were measured before {}**: they are those of the model as it was then."
@@ -58,15 +55,6 @@ _SHOWN = (
     "architecture", "template tokens", "max_seq_length", "layer", "dimension", "behind the pooling", "parameters",
     "dtype", "quantization",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Embedded:
-    """The embeddings of the card's sentences."""
-
-    shape: str
-    similarities: list[str]
-    cosines: Cosines
 
 
 @dataclass
@@ -110,13 +98,11 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
 
     # Filled when a model is loaded, by `measure`, and by a push
     earlier: EarlierCard = field(default_factory=EarlierCard, init=False, repr=False)
-    parts: dict[str, Part] = field(default_factory=dict, init=False, repr=False)
-    results: dict[str, Sequence[EvalResult]] = field(default_factory=dict, init=False, repr=False)
-    states: dict[str, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
+    measured: dict[str, Measured] = field(default_factory=dict, init=False, repr=False)
     base_card: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     curves: bool = field(default=False, init=False, repr=False)
     template_path: Path = field(default=Path(__file__).with_name("model_card.md.jinja"), init=False, repr=False)
-    _embedded: _Embedded | None = field(default=None, init=False, repr=False)
+    _embedded: Embedded = field(default=Embedded(), init=False, repr=False)
     # The state in which the model was loaded, see `remember_state`
     _opened: tuple[Any, ...] | None = field(default=None, init=False, repr=False)
 
@@ -130,7 +116,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     def remember_state(self) -> None:
         """Records that the model is the one that its card, if others wrote it, has results of."""
         if self._loaded_text and without_results(self._loaded_text) != self._loaded_text:
-            self._opened = self._state()
+            self._opened = state_of(self.model)
 
     @property
     def trained_here(self) -> bool:
@@ -162,10 +148,15 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         if cosines := cosines_of(text):
             with suppress(ValueError):  # embeddings that are not finite do not keep a model from being saved
                 self.run_usage_snippet()
-            if self._embedded:
-                return self._is_same(cosines)
+            if self._embedded.cosines:
+                return self._embedded.has(cosines)
         is_loaded = self._loaded_text is not None and is_same_card(text, self._loaded_text)
-        return is_loaded and self._opened == self._state()
+        return is_loaded and self._opened == state_of(self.model)
+
+    @property
+    def _kept(self) -> EarlierCard:
+        """The card of the loaded model, as far as it is one of ours and still of the model's weights."""
+        return EarlierCard() if self.trained_here else self.earlier
 
     def _has_record(self) -> bool:
         return self.trained_here or bool(self.train_datasets or self.non_default_hyperparameters or self.training_logs)
@@ -178,19 +169,15 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             text: A third-level heading and its section, in Markdown.
             results: The measurements as entries of the metadata's `model-index`. Defaults to none.
         """
-        self.parts[name] = Part(text)  # the next card adds its cosine similarities
-        self.results[name] = results
-        self.states[name] = self._state()
+        self.measured[name] = Measured(Part(text), results, state_of(self.model))  # the next card adds the cosines
 
     def sign(self, folder: str | os.PathLike[str]) -> None:
         """Signs a just saved card, so that the next save can detect whether it was edited; checks one of others."""
         path = Path(folder, README)
         if path.is_file():
             text = path.read_text(encoding="utf-8")
-            if self._loaded_text is None:
-                text = sign(text, self._embedded.cosines if self._embedded else ())
-            else:
-                text = self.with_own_results(text)
+            is_new = self._loaded_text is None
+            text = sign(text, self._embedded.cosines) if is_new else self.with_own_results(text)
             path.write_text(text, encoding="utf-8")
 
     def check_results(self, card: Path, folder: Path) -> None:
@@ -215,16 +202,54 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         given = self.model_name  # type: ignore[has-type]
         upstream = super().to_dict()
         self.model_name, self._cached_dict = given, None  # filled by upstream
-        return self._variables(upstream)
+        model, shown, earlier = self.model, self._embedded, self._kept.parts
+        template, adapter, base = model.template, adapter_config(model), self.find_base()
+        body = model[0].model
+        is_quantized, comes_so = bool(getattr(body, "is_quantized", False)), came_quantized(body)
+        relation = "adapter" if adapter else "quantized" if is_quantized and not comes_so else "finetune"
+        parts, results = self._results(upstream)
+        metadata = self._metadata(upstream, base, relation, results)
+        license = metadata.get("license")
+        hardware = self.hardware or (self._this_machine() if self.trained_here else None)
+        return {
+            "metadata": metadata,
+            "cosines": shown.cosines,
+            "title": escape(self._title(base)),
+            "repo_id": one_line(self.model_id or _PLACEHOLDER).replace('"', ""),
+            "is_named": bool(self.model_id),
+            "base": base,
+            "base_revision": self._base_revision(adapter, base),
+            "adapter": _describe_adapter(adapter) if adapter else None,
+            "facts": {name: value for name, value in model.describe().items() if name in _SHOWN} | self._saved_dtype(),
+            "quantized": is_quantized and (comes_so or adapter is None),
+            "truncate_dim": model.truncate_dim,
+            "similarity": model.similarity_fn_name or "cosine",
+            "sentences": SENTENCES,
+            "shape": shown.shape,
+            "similarities": shown.similarities,
+            "template_block": fence(template.text.replace(HOLE, "{sentence}")),
+            "demonstrations": [(code(shot.sentence), code(shot.word)) for shot in template.demonstrations],
+            "preprocessing": template.preprocessing,
+            "rendered": fence(template.render(SENTENCES[0])),
+            "parts": parts,
+            "training": describe_training(self, upstream) if self._has_record() else None,
+            "earlier_training": earlier["training"].text if "training" in earlier else None,
+            "hardware": escape(hardware) if hardware else None,
+            "curves": self.curves,
+            "limits": self.limits or (earlier["limits"].text if "limits" in earlier else None),
+            "license": code(license) if license else None,
+            "license_from_base": bool(license) and not self._own_license,
+            "requirement": requirement(),
+        }
 
     def try_to_set_base_model(self) -> None:
         """Does nothing, because the base model is known without a request to the Hub."""
 
     def run_usage_snippet(self) -> None:
         """Embeds the card's sentences, unless `generate_widget_examples` is False."""
-        self._embedded = None
+        self._embedded = Embedded()
         if self.generate_widget_examples:
-            self._embedded = self._embed()
+            self._embedded = Embedded.of(self.model)
 
     def format_eval_metrics(self) -> dict[str, Any]:
         """Formats the evaluators' results for the kept checkpoint like upstream, and omits other checkpoints."""
@@ -247,25 +272,22 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         variables, self._cached_dict = self._cached_dict or self.variables(), None
         return ModelCardData(**variables["metadata"]).to_yaml(line_break=line_break)
 
-    def _variables(self, upstream: dict[str, Any]) -> dict[str, Any]:
-        """Returns the variables of the card's template, JSON-serializable."""
-        model, body = self.model, self.model[0].model
-        template, known = model.template, {} if self.trained_here else self.earlier.metadata
-        adapter = adapter_config(model)
-        base = self.find_base()
-        own_license = self.license or known.get("license")
-        license = own_license or self.base_card.get("license")
-        is_quantized, comes_so = bool(getattr(body, "is_quantized", False)), came_quantized(body)
-        relation = "adapter" if adapter else "quantized" if is_quantized and not comes_so else "finetune"
+    @property
+    def _own_license(self) -> str | None:
+        return self.license or self._kept.metadata.get("license")
+
+    def _metadata(
+        self, upstream: dict[str, Any], base: str | None, relation: str, results: list[EvalResult]
+    ) -> dict[str, Any]:
+        """Returns the card's metadata without empty values."""
+        known, own_license = self._kept.metadata, self._own_license
         name = one_line(self.model_id or self.model_name or "")
-        shown = self._embedded
-        parts, results = self._measured(upstream)
         metadata = {
             **{key: self.base_card.get(key) for key in ("license_name", "license_link") if not own_license},
             **{key: known[key] for key in _KEPT if known.get(key)},
             **{key: upstream[key] for key in ("metrics", "widget", "co2_eq_emissions") if upstream.get(key)},
             **{key: value for key, value in (("language", self.language), ("datasets", self.datasets)) if value},
-            "license": license,
+            "license": own_license or self.base_card.get("license"),
             "library_name": self.library_name,
             "pipeline_tag": self.pipeline_tag,
             "tags": list(dict.fromkeys([*self.tags, *known.get("tags", ()), TAG])),
@@ -275,57 +297,25 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             "eval_results": results or None,
         }
         metadata = {key: value for key, value in metadata.items() if value not in (None, [], {})}
-        earlier = {} if self.trained_here else self.earlier.parts
-        hardware = self.hardware or (self._this_machine() if self.trained_here else None)
-        return {
-            "metadata": one_line_each(ModelCardData(**metadata).to_dict()),  # type: ignore[no-untyped-call]
-            "cosines": list(shown.cosines) if shown else [],
-            "title": escape(self._title(base)),
-            "repo_id": one_line(self.model_id or _PLACEHOLDER).replace('"', ""),
-            "is_named": bool(self.model_id),
-            "base": base,
-            "base_revision": self._base_revision(adapter, base),
-            "adapter": _describe_adapter(adapter) if adapter else None,
-            "facts": {name: value for name, value in model.describe().items() if name in _SHOWN} | self._saved_dtype(),
-            "quantized": is_quantized and (comes_so or adapter is None),
-            "truncate_dim": model.truncate_dim,
-            "similarity": model.similarity_fn_name or "cosine",
-            "sentences": SENTENCES,
-            "shape": shown.shape if shown else None,
-            "similarities": shown.similarities if shown else [],
-            "template_block": fence(template.text.replace(HOLE, "{sentence}")),
-            "demonstrations": [(code(shot.sentence), code(shot.word)) for shot in template.demonstrations],
-            "preprocessing": template.preprocessing,
-            "rendered": fence(template.render(SENTENCES[0])),
-            "parts": parts,
-            "training": describe_training(self, upstream) if self._has_record() else None,
-            "earlier_training": earlier["training"].text if "training" in earlier else None,
-            "hardware": escape(hardware) if hardware else None,
-            "curves": self.curves,
-            "limits": self.limits or (earlier["limits"].text if "limits" in earlier else None),
-            "license": code(license) if license else None,
-            "license_from_base": bool(license) and not own_license,
-            "requirement": requirement(),
-        }
+        filled: dict[str, Any] = one_line_each(ModelCardData(**metadata).to_dict())  # type: ignore[no-untyped-call]
+        return filled
 
-    def _measured(self, upstream: dict[str, Any]) -> tuple[list[dict[str, Any]], list[EvalResult]]:
+    def _results(self, upstream: dict[str, Any]) -> tuple[list[dict[str, Any]], list[EvalResult]]:
         """Returns the parts of the results section, and the results of the model in its current state."""
-        parts = {} if self.trained_here else dict(self.earlier.parts)
-        found: dict[tuple[Any, ...], EvalResult] = {}
-        if not self.trained_here and self._is_same(self.earlier.cosines):
-            found |= {key_of(result): result for result in self.earlier.results}
+        cosines, state = self._embedded.cosines, state_of(self.model) if self.measured else None
+        parts, fresh = dict(self._kept.parts), set()
+        found: list[Sequence[EvalResult]] = [self._kept.results if self._embedded.has(self._kept.cosines) else ()]
         if upstream.get("eval_metrics"):
-            cosines = self._embedded.cosines if self._embedded else ()
             parts["metrics"] = Part(describe_evaluators(self._of_the_kept_checkpoint()), cosines)
-            found |= {key_of(result): result for result in model_index_to_eval_results(upstream["model-index"])[1]}
-        fresh = {name for name, state in self.states.items() if state == self._state()}
-        for name in self.parts:
-            if name in fresh and self._embedded:
-                self.parts[name] = Part(self.parts[name].text, self._embedded.cosines)
-                del self.states[name]
-            parts[name] = self.parts[name]
-            if name in fresh or self._is_same(parts[name].cosines):
-                found |= {key_of(result): result for result in self.results[name]}
+            found.append(model_index_to_eval_results(upstream["model-index"])[1])
+        for name, one in self.measured.items():
+            if one.state == state:
+                fresh.add(name)
+                if cosines:
+                    self.measured[name] = one = replace(one, part=Part(one.part.text, cosines), state=None)
+            parts[name] = one.part
+            if name in fresh or self._embedded.has(one.part.cosines):
+                found.append(one.results)
         shown = [
             {
                 "name": name,
@@ -336,41 +326,12 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             for name, part in parts.items()
             if name not in ("training", "limits")
         ]
-        return shown, list(found.values())
-
-    def _state(self) -> tuple[Any, ...]:
-        """Returns the model's state as far as it is known without computing embeddings."""
-        model = self.model
-        prompt = model.prompts.get(model.default_prompt_name)
-        changeable = model.template, model.layer, model.max_seq_length, model.truncate_dim, prompt
-        active = model[0].model.active_adapters() if model.adapters else []
-        weights = hashlib.sha256()
-        for sample in Fingerprint(model).samples:
-            weights.update(sample.cpu().view(torch.uint8).numpy().data)
-        modules = id(model[0].model), *map(id, list(model)[1:])
-        return *changeable, modules, tuple(model.adapters), tuple(active), weights.hexdigest()
+        return shown, merge_results(*found)
 
     def _note(self, cosines: Cosines) -> str | None:
-        if self._is_same(cosines):
+        if self._embedded.has(cosines):
             return None
-        return _CHANGED.format(escape(self.change or _CHANGE)) if self._embedded else _UNCHECKED
-
-    def _is_same(self, cosines: Cosines) -> bool:
-        """Whether these cosine similarities are those of the model in its current state, as far as known."""
-        now = self._embedded.cosines if self._embedded else ()
-        return len(now) == len(cosines) > 0 and all(
-            abs(one - other) <= _SAME for one, other in zip(now, cosines, strict=True)
-        )
-
-    def _embed(self) -> _Embedded:
-        model = self.model
-        embeddings = model.encode(SENTENCES, convert_to_tensor=True, show_progress_bar=False).float().cpu()
-        cosines = torch.nn.functional.cosine_similarity(embeddings[:, None], embeddings[None], dim=-1)
-        similarities = str(model.similarity(embeddings, embeddings).float().cpu()).splitlines()
-        pairs = torch.triu_indices(len(SENTENCES), len(SENTENCES), offset=1)
-        return _Embedded(
-            str(tuple(embeddings.shape)), similarities, tuple(round(float(one), 4) for one in cosines[*pairs])
-        )
+        return _CHANGED.format(escape(self.change or _CHANGE)) if self._embedded.cosines else _UNCHECKED
 
     def _of_the_kept_checkpoint(self) -> dict[Any, dict[str, Any]]:
         """Returns the results of the evaluators whose last evaluation was of the kept checkpoint."""
@@ -405,10 +366,13 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
     def find_base(self) -> str | None:
         """Returns the repository of the base LLM, None if others could not load it."""
         adapter = adapter_config(self.model)
-        known = None if self.trained_here else self.earlier.metadata.get("base_model")
-        names = [self.base_model, self.model[0].config.name_or_path]
-        if adapter or known:
-            names = [adapter.base_model_name_or_path] if adapter else known if isinstance(known, list) else [known]
+        known = self._kept.metadata.get("base_model")
+        if adapter:
+            names = [adapter.base_model_name_or_path]
+        elif known:
+            names = known if isinstance(known, list) else [known]
+        else:
+            names = [self.base_model, self.model[0].config.name_or_path]
         names = [self.base_repository, *names]
         return next((name for name in names if name and not os.path.exists(name) and is_repository(name)), None)
 
@@ -482,6 +446,7 @@ def _describe_adapter(adapter: PeftConfig) -> list[str]:
     ]
 
 
-def key_of(result: EvalResult) -> tuple[Any, ...]:
-    """Returns a key that is equal for two results of the same measurement."""
-    return result.dataset_type, result.dataset_name, result.dataset_config, result.dataset_split, result.metric_type
+def merge_results(*groups: Iterable[EvalResult] | None) -> list[EvalResult]:
+    """Returns the results of all groups; of two of the same measurement, the later one."""
+    key = attrgetter("dataset_type", "dataset_name", "dataset_config", "dataset_split", "metric_type")
+    return list({key(one): one for group in groups for one in group or ()}.values())

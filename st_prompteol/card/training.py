@@ -35,13 +35,9 @@ def describe_training(data: Any, upstream: Mapping[str, Any]) -> dict[str, Any]:
         "logs": _describe_logs(data.training_logs, data.best_model_step),
         "kept_step": data.best_model_step,
         "times": {
-            name: upstream[key]
-            for name, key in (
-                ("Training", "training_time"),
-                ("Evaluation", "evaluation_time"),
-                ("Total", "total_time"),
-            )
-            if upstream.get(key)
+            name.capitalize(): upstream[f"{name}_time"]
+            for name in ("training", "evaluation", "total")
+            if upstream.get(f"{name}_time")
         },
         "emissions": upstream.get("co2_eq_emissions"),
         "versions": {name.replace("_", " "): version for name, version in data.version.items()},
@@ -60,15 +56,15 @@ def describe_evaluators(measured: Mapping[Any, Mapping[str, Any]]) -> str:
         name = one_line(getattr(evaluator, "name", None) or "")
         header = ["metric", "value"]
         rows = [[escape(metric.removeprefix(f"{name}_")), escape(_number(value))] for metric, value in metrics.items()]
-        about = f"{escape(evaluator.description)}, by {code(type(evaluator).__name__)}" + (
-            f" on {code(name)}" * bool(name)
-        )
+        about = f"{escape(evaluator.description)}, by {code(type(evaluator).__name__)}"
+        about += f" on {code(name)}" * bool(name)
         lines += ["", f"{about}:", "", _table([header, *rows], ("metric",))]
     return "\n".join(lines)
 
 
 def _describe_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    columns = [_plain(column) for column in dataset.get("columns", ())]
+    # without upstream's tags
+    columns = [column.removeprefix("<code>").removesuffix("</code>") for column in dataset.get("columns", ())]
     loss = dataset.get("loss", {})
     loss_name = str(loss.get("fullname", ""))
     config = [line for line in str(loss.get("config_code", "")).splitlines() if "```" not in line]
@@ -126,8 +122,3 @@ def _number(value: Any) -> str:
 def _shorten(value: Any) -> str:
     text = one_line(value)
     return escape(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
-
-
-def _plain(column: str) -> str:
-    """Removes upstream's tags from a column name."""
-    return column.removeprefix("<code>").removesuffix("</code>")

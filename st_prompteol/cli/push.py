@@ -32,13 +32,10 @@ def push(
 ) -> None:
     """Publish a model with its card; its files are checked before and after."""
     opened = open_model(path, model_options)
-    from st_prompteol.hub import CardOptions, push_to_hub
+    from st_prompteol.hub import CardOptions, PushOptions, push_to_hub
 
-    report = push_to_hub(
-        opened,
-        repo,
-        CardOptions(base_model, license, language, dataset, hardware, results_dir=results_dir),
-        source=path,
+    card = CardOptions(base_model, license, language, dataset, hardware, results_dir=results_dir)
+    options = PushOptions(
         private=private or None,
         revision=branch,
         tag=tag,
@@ -46,9 +43,10 @@ def push(
         dry_run=dry_run,
         force=force,
         replace_model_card=not keep_card,
-        merge_to=merge_to,
         commit_message=message,
+        merge_to=merge_to,
     )
+    report = push_to_hub(opened, repo, card, options, source=path)
     for done in filter(None, (report, report.merged)):
         if dry_run:
             for name, size in done.files.items():

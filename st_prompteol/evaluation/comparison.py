@@ -157,7 +157,7 @@ class Comparison:
                 if not is_saved or _OWN & options.keys():
                     raise  # otherwise a sentence-transformers model of an LLM with other modules than ours
             else:
-                yield method_name(model), model
+                yield model.method_name(), model
                 return
         yield "as it is", SentenceTransformer(name, **_upstream_options(options))
 
@@ -186,13 +186,3 @@ def _upstream_options(options: dict[str, Any]) -> dict[str, Any]:
     if "device_map" in options:
         model_kwargs["device_map"] = options["device_map"]
     return {**others, "model_kwargs": model_kwargs}
-
-
-def method_name(model: PromptEOL) -> str:
-    """Returns the name of a model's embedding method in tables."""
-    name = "PromptEOL" if "in one word" in model.template.text else f"template {model.template.text!r}"
-    if shots := len(model.template.demonstrations):
-        name += f" + {shots} demonstration{'s' * (shots > 1)}"
-    if model.adapters:
-        name += " + adapter"
-    return at_layer(name, model.layer)

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from st_prompteol.card.data import key_of, render
+from st_prompteol.card.data import merge_results, render
 from st_prompteol.card.earlier import write_cosines
 from st_prompteol.evaluation.published import published_rows
 from st_prompteol.evaluation.score_table import ScoreRow, table
@@ -83,7 +83,7 @@ def render_card(facts: CardFacts, results: ModelResults | None) -> ModelCard:
     written = {key: ours[key] for key in ours.keys() & facts.stated}
     data = ModelCardData(**{**ours, **theirs, **written, "tags": tags}, ignore_metadata_errors=True)
     if added := ModelCardData(**ours).eval_results:
-        data.eval_results = list({key_of(one): one for one in [*(data.eval_results or ()), *added]}.values())
+        data.eval_results = merge_results(data.eval_results, added)
     card.data = data
     return card
 
@@ -93,11 +93,11 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
     variables = facts.variables
     data = ModelCardData(**variables["metadata"])
     known = [one for one in data.eval_results or () if not one.dataset_name.startswith(SOURCES)]
-    data.eval_results = list({key_of(one): one for one in [*known, *eval_results(results)]}.values())
-    data.model_name = facts.repo_id
+    data.eval_results = merge_results(known, eval_results(results))
+    data.model_name = variables["repo_id"]
     part = {
         "name": _PART,
-        "text": _describe(facts, results),
+        "text": _describe(results, variables["repo_id"], variables["base"]),
         "cosines": write_cosines(tuple(variables["cosines"])),
         "note": None,
     }
@@ -105,9 +105,9 @@ def _with_results(facts: CardFacts, results: ModelResults) -> dict[str, Any]:
     return {**variables, "metadata": data.to_dict(), "parts": [part, *parts]}  # type: ignore[no-untyped-call]
 
 
-def _describe(facts: CardFacts, results: ModelResults) -> str:
-    own = ScoreRow(facts.repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
-    published = published_rows([ScoreRow(facts.base, "", {})]) if facts.base else []
-    base = [replace(row, model=facts.base or row.model) for row in results.base]  # the row may name a folder
+def _describe(results: ModelResults, repo_id: str, base: str | None) -> str:
+    own = ScoreRow(repo_id, "this model", {task: content["score"] for task, content in results.own.items()})
+    of_base = [replace(row, model=base or row.model) for row in results.base]  # the row may name a folder
+    published = published_rows([ScoreRow(base or "", "", {})])
     text = _INTRODUCTION + _MTEB * any("(MTEB)" in task for task in results.own) + _PUBLISHED * bool(published)
-    return f"{text}\n\n{to_markdown(table([own, *base, *published]), text_columns=('model', 'method'))}".rstrip()
+    return f"{text}\n\n{to_markdown(table([own, *of_base, *published]), text_columns=('model', 'method'))}".rstrip()

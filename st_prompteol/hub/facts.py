@@ -12,7 +12,6 @@ from huggingface_hub import HfApi
 
 from st_prompteol.card.data import adapter_config
 from st_prompteol.card.markdown import one_line_each
-from st_prompteol.evaluation.comparison import method_name
 from st_prompteol.evaluation.results import Run
 from st_prompteol.hub.options import CardOptions, check_repository
 from st_prompteol.model import PromptEOL
@@ -23,9 +22,7 @@ class CardFacts:
     """Everything in a card except the results, JSON-serializable.
 
     Args:
-        repo_id: The repository of the card.
         variables: The variables of the card's template, including the metadata.
-        base: The repository of the base LLM; None if it is not on the Hub.
         evaluated_base: The name under which the base LLM was evaluated.
         run: The key of results of the model in its current state; None for a model trained since it was loaded, to
             which no results can belong.
@@ -33,9 +30,7 @@ class CardFacts:
         stated: Metadata from the author, which takes precedence over that of a kept card. Defaults to none.
     """
 
-    repo_id: str
     variables: dict[str, Any]
-    base: str | None
     evaluated_base: str | None
     run: Run | None
     kept_text: str | None = None
@@ -52,6 +47,11 @@ class CardFacts:
         return cls(**{**content, "run": Run(**content["run"]) if content["run"] else None})
 
 
+def name_of(model: PromptEOL, source: str | None) -> str:
+    """Returns where a model in its current state is: the given source, or where it was loaded from."""
+    return source or str(model[0].config.name_or_path)
+
+
 def run_of(model: PromptEOL, source: str | None = None) -> Run | None:
     """Returns the key under which results of a model are stored, None if it was trained since it was loaded.
 
@@ -62,7 +62,7 @@ def run_of(model: PromptEOL, source: str | None = None) -> Run | None:
     if source is None and model.model_card_data.trained_here:
         return None
     commit = None if model.adapters else getattr(model[0].config, "_commit_hash", None)
-    return Run.of(model, source or str(model[0].config.name_or_path), method_name(model), revision=commit)
+    return Run.of(model, name_of(model, source), model.method_name(), revision=commit)
 
 
 def collect_facts(
@@ -91,24 +91,17 @@ def collect_facts(
     """
     check_repository(repo_id)
     data = copy.copy(model.model_card_data)
-    stated = {
-        "base_model": options.base_model,
-        "license": options.license,
-        "language": options.languages,
-        "datasets": options.datasets and list(options.datasets),
-        "hardware": options.hardware,
-        "limits": options.limits,
-    }
+    stated = {**vars(options), "language": options.languages, "results_dir": None}
     stated = {name: value for name, value in stated.items() if value}
     for name, value in {"model_id": repo_id, **stated}.items():
         setattr(data, {"base_model": "base_repository"}.get(name, name), value)
     data.save_dir = None if saved_in is None else os.fspath(saved_in)
-    data.curves = os.path.isfile(os.path.join(source or str(model[0].config.name_or_path), "curves.png"))
+    data.curves = os.path.isfile(os.path.join(name_of(model, source), "curves.png"))
     base = data.find_base()
     data.base_card = _card_data_of(base, token)
     adapter = adapter_config(model)
     local_base = str(adapter.base_model_name_or_path) if adapter else None
-    return CardFacts(repo_id, data.variables(), base, local_base or base, run, data.kept_text, tuple(stated))
+    return CardFacts(data.variables(), local_base or base, run, data.kept_text, tuple(stated))
 
 
 def _card_data_of(base: str | None, token: str | bool | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The author's additions to a model card."""
+"""The author's additions to a model card, and the options of a push."""
 
 from __future__ import annotations
 
@@ -58,6 +58,51 @@ class CardOptions:
     def languages(self) -> list[str] | None:
         """The language codes as a list, None if there are none."""
         return [self.language] if isinstance(self.language, str) else list(self.language or ()) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """The options of a push; those that `SentenceTransformer.push_to_hub` also has are named as there.
+
+    Args:
+        token: The access token of the Hub, as in `huggingface_hub`. Defaults to None: the token of the logged-in user.
+        private: Whether a new repository is private. Defaults to None: the default of the account.
+        revision: The branch to push to; created if it does not exist. Defaults to None: `main`.
+        tag: A tag for the commit. Defaults to None.
+        create_pr: Whether to open a pull request instead of pushing. Defaults to False.
+        dry_run: Whether to only check and list the files; without a connection the repository is not checked. Defaults
+            to False.
+        force: Whether to replace a model of another type. Defaults to False.
+        exist_ok: Whether the repository may exist. Defaults to True.
+        replace_model_card: Whether to replace a README in the repository. Defaults to True.
+        commit_message: The title of the commit. Defaults to None: names the kind of model.
+        merge_to: A repository for the full model with the adapter merged, pushed in addition. The model in memory is
+            then merged. Defaults to None.
+
+    Raises:
+        ValueError: If options contradict each other.
+
+    Example:
+        >>> options = PushOptions(private=True, tag="v1")
+    """
+
+    token: str | bool | None = None
+    private: bool | None = None
+    revision: str | None = None
+    tag: str | None = None
+    create_pr: bool = False
+    dry_run: bool = False
+    force: bool = False
+    exist_ok: bool = True
+    replace_model_card: bool = True
+    commit_message: str | None = None
+    merge_to: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.create_pr and (self.revision not in (None, "main") or self.tag is not None):
+            raise ValueError(
+                "A pull request goes to main and has no commit to tag yet: leave out the branch and the tag."
+            )
 
 
 def check_repository(name: str) -> None:

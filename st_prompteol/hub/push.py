@@ -5,37 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from huggingface_hub import HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError
-from huggingface_hub.hf_api import ModelInfo
 
 from st_prompteol.evaluation.results import Run
-from st_prompteol.failures import RETRY_WAITS, explain_opening, explain_push, retrying, status_of
+from st_prompteol.failures import RETRY_WAITS, explain_opening, explain_push, retrying
 from st_prompteol.hub.card import render_card
 from st_prompteol.hub.check import CleanProcess, embed
-from st_prompteol.hub.facts import collect_facts, run_of
-from st_prompteol.hub.options import CardOptions, check_repository
+from st_prompteol.hub.facts import collect_facts, name_of, run_of
+from st_prompteol.hub.folder import check_no_secrets, copy_companions, files_of
+from st_prompteol.hub.options import CardOptions, PushOptions
+from st_prompteol.hub.repository import Repository
 from st_prompteol.hub.results import eval_result_files, read_results
-from st_prompteol.hub.upload import (
-    check_kind,
-    check_no_secrets,
-    commit_folder,
-    files_of,
-    look,
-)
 from st_prompteol.llm.cut import server_note
 from st_prompteol.model import PromptEOL
 
 logger = logging.getLogger(__name__)
-
-# Additional files to push from the folder that a model was loaded from
-_COMPANIONS = ("curves.png", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 
 
 @dataclass(frozen=True)
@@ -67,22 +58,12 @@ class PushReport:
 
 
 def push_to_hub(
-    model: PromptEOL | str | os.PathLike[str],
+    model: PromptEOL,
     repo_id: str,
     card: CardOptions | None = None,
+    options: PushOptions | None = None,
     *,
     source: str | None = None,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    tag: str | None = None,
-    create_pr: bool = False,
-    dry_run: bool = False,
-    force: bool = False,
-    exist_ok: bool = True,
-    replace_model_card: bool = True,
-    commit_message: str | None = None,
-    merge_to: str | None = None,
 ) -> PushReport:
     """Pushes a model to the Hub: a full model, or the adapter with tokenizer and template.
 
@@ -91,24 +72,12 @@ def push_to_hub(
     commit, so readers see either the old or the new state. A failed push can be repeated.
 
     Args:
-        model: The model, or the folder or repository to load it from.
+        model: The model.
         repo_id: The repository, `user/name` or `organization/name`; created if it does not exist.
         card: The author's additions to the card; results in `results_dir` are also pushed as `.eval_results`. Defaults
             to None: no additions.
+        options: The options of the push. Defaults to None: those of `PushOptions()`.
         source: As in `build_model_card`; a license and curves in that folder are also pushed. Defaults to None.
-        token: The access token of the Hub, as in `huggingface_hub`. Defaults to None: the token of the logged-in user.
-        private: Whether a new repository is private. Defaults to None: the default of the account.
-        revision: The branch to push to; created if it does not exist. Defaults to None: `main`.
-        tag: A tag for the commit. Defaults to None.
-        create_pr: Whether to open a pull request instead of pushing. Defaults to False.
-        dry_run: Whether to only check and list the files; without a connection the repository is not checked. Defaults
-            to False.
-        force: Whether to replace a model of another type. Defaults to False.
-        exist_ok: Whether the repository may exist. Defaults to True.
-        replace_model_card: Whether to replace a README in the repository. Defaults to True.
-        commit_message: The title of the commit. Defaults to None.
-        merge_to: A repository for the full model with the adapter merged, pushed in addition. The model in memory is
-            then merged. Defaults to None.
 
     Returns:
         A report of the push.
@@ -122,231 +91,113 @@ def push_to_hub(
         ConnectionError: If the Hub cannot be reached, or requests still fail after a few retries.
 
     Example:
-        >>> card = CardOptions(license="apache-2.0", language="en")
-        >>> push_to_hub("runs/mine", "user/my-model", card, dry_run=True)  # doctest: +SKIP
+        >>> model, card = PromptEOL("runs/mine"), CardOptions(license="apache-2.0", language="en")  # doctest: +SKIP
+        >>> push_to_hub(model, "user/my-model", card, PushOptions(dry_run=True))  # doctest: +SKIP
     """
-    if create_pr and (revision not in (None, "main") or tag is not None):
-        raise ValueError("A pull request goes to main and has no commit to tag yet: leave out the branch and the tag.")
-    if not isinstance(model, PromptEOL):
-        source = os.fspath(model)
-        model = PromptEOL(source, token=token)
-    card = card or CardOptions()
-    push = _Push(
-        model, repo_id, card, source, token=token, private=private, revision=revision, tag=tag, create_pr=create_pr,
-        dry_run=dry_run, force=force, exist_ok=exist_ok, replace_model_card=replace_model_card,
-        commit_message=commit_message,
-    )  # fmt: skip
+    card, options = card or CardOptions(), options or PushOptions()
+    repository, name, merge_to = Repository(repo_id, options), name_of(model, source), options.merge_to
     if model.layer != -1:
         logger.warning("%s", server_note(model.layer))
     if merge_to is not None and not model.adapters:
-        raise ValueError(f"{push.name!r} has no adapter to merge: leave out merge_to={merge_to!r}.")
+        raise ValueError(f"{name!r} has no adapter to merge: leave out merge_to={merge_to!r}.")
     if merge_to == repo_id:
         raise ValueError(f"{repo_id!r} cannot hold both the adapter and the merged model: give merge_to another name.")
     # cheap checks come before expensive ones
-    new_base = _new_base(model, push.name, card.base_model, token)
-    push, state = push.check(is_adapter=bool(model.adapters))
-    merged, merged_state = push, None
-    if merge_to is not None:
-        merged, merged_state = replace(push, repo_id=merge_to).check(is_adapter=False)
+    new_base = _new_base(model, name, card.base_model, options.token)
+    repository = repository.checked(is_adapter=bool(model.adapters))
+    merged = Repository(merge_to, options).checked(is_adapter=False) if merge_to is not None else None
     run = run_of(model, source)  # the key of the results, also for the merged model
     read_results(card.results_dir, run, None)  # raises if the folder is missing or has no results of this model
     with CleanProcess() as clean:
-        report = push.run(state, new_base, run, clean)
-        if merge_to is None:
+        push = _Push(model, card, source, new_base, run, clean)
+        report = push.to(repository)
+        if merged is None:
             return report
         model.merge_adapter()
-        return replace(report, merged=merged.run(merged_state, None, run, clean))
+        return replace(report, merged=push.to(merged))
 
 
-def check_push(
-    model: PromptEOL,
-    repo_id: str,
-    *,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-) -> None:
+def check_push(model: PromptEOL, repo_id: str, options: PushOptions | None = None) -> None:
     """Raises all errors of a push that do not depend on the weights, for a check before training.
 
     Args:
         model: The model with its adapter.
         repo_id: As in `push_to_hub`.
-        token: As in `push_to_hub`. Defaults to None.
-        private: As in `push_to_hub`. Defaults to None.
-        revision: As in `push_to_hub`. Defaults to None.
+        options: As in `push_to_hub`. Defaults to None.
 
     Example:
         >>> check_push(PromptEOL("tiny"), "user/my-model")  # doctest: +SKIP
     """
-    _new_base(model, repo_id, None, token)
-    _Push(model, repo_id, token=token, private=private, revision=revision).check(is_adapter=bool(model.adapters))
+    options = options or PushOptions()
+    _new_base(model, repo_id, None, options.token)
+    Repository(repo_id, options).checked(is_adapter=bool(model.adapters))
 
 
 @dataclass(frozen=True)
 class _Push:
-    """A push to one repository; its fields are the parameters of `push_to_hub`."""
+    """What is pushed: a model with its card and the base model to name, and a process for the checks."""
 
     model: PromptEOL
-    repo_id: str
-    card: CardOptions = field(default_factory=CardOptions)
-    source: str | None = None
-    token: str | bool | None = None
-    private: bool | None = None
-    revision: str | None = None
-    tag: str | None = None
-    create_pr: bool = False
-    dry_run: bool = False
-    force: bool = False
-    exist_ok: bool = True
-    replace_model_card: bool = True
-    commit_message: str | None = None
+    card: CardOptions
+    source: str | None
+    new_base: dict[str, str] | None
+    run: Run | None
+    clean: CleanProcess
 
-    def __post_init__(self) -> None:
-        check_repository(self.repo_id)
-
-    @property
-    def name(self) -> str:
-        """The name of the model in errors."""
-        return self.source or str(self.model[0].config.name_or_path)
-
-    @property
-    def api(self) -> HfApi:
-        """The Hub client."""
-        return HfApi(token=self.token)
-
-    def check(self, *, is_adapter: bool) -> tuple[_Push, ModelInfo | None]:
-        """Returns the push with the full repository name, and the state of the repository, None for a new one.
-
-        Raises an error if the repository must not be pushed to. In a dry run without a connection it counts as new.
-        """
-        push = self
-        try:
-            with explain_push(self.repo_id):
-                push = self._with_namespace()
-                state = look(self.api, push.repo_id, None)
-                if state is not None:
-                    push._check_state(state, is_adapter)
-        except ConnectionError as error:
-            if not self.dry_run:
-                raise
-            logger.warning("Only what is here was checked, and not what %r holds: %s", push.repo_id, error)
-            return push, None
-        if state is None and self.create_pr:
-            raise FileNotFoundError(f"{push.repo_id!r} does not exist, so it takes no pull request: push to it.")
-        return push, state
-
-    def run(
-        self, state: ModelInfo | None, new_base: dict[str, str] | None, run: Run | None, clean: CleanProcess
-    ) -> PushReport:
+    def to(self, repository: Repository) -> PushReport:
         """Writes, checks and uploads the folder, then checks the files on the Hub."""
-        with explain_push(self.repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
+        repo_id, options = repository.repo_id, repository.options
+        with explain_push(repo_id), tempfile.TemporaryDirectory(prefix="st_prompteol-") as temporary:
             folder = Path(temporary, "model")
-            self.write_folder(folder, new_base, run)
-            check_no_secrets(folder, self.token)
+            self._write(folder, repo_id, options.token)
+            check_no_secrets(folder, options.token)
             expected = embed(self.model)
-            if problem := clean.compare(self.model, expected, str(folder), token=self.token):
+            if problem := self.clean.compare(self.model, expected, str(folder), token=options.token):
                 raise ValueError(
-                    f"{self.name!r} was not pushed, because a stranger would get something else than you have: "
-                    f"{problem}."
+                    f"{name_of(self.model, self.source)!r} was not pushed, because plain SentenceTransformer does not "
+                    f"give the same embeddings: {problem}."
                 )
-            report = PushReport(self.repo_id, files_of(folder))
-            if self.dry_run:
+            report = PushReport(repo_id, files_of(folder))
+            if options.dry_run:
                 return report
-            if state is None:
-                retrying(lambda: self.api.create_repo(self.repo_id, private=self.private, exist_ok=True))
-            commit = commit_folder(
-                self.api,
-                folder,
-                self.repo_id,
-                revision=self.revision,
-                create_pr=self.create_pr,
-                message=self.commit_message or f"Add PromptEOL {'adapter' if self.model.adapters else 'model'}",
-                keep_card=not self.replace_model_card,
-            )
-        commit_id = str(commit.oid)
-        for wait in (*RETRY_WAITS, None):
-            problem = clean.compare(self.model, expected, self.repo_id, commit_id, self.token)
-            if problem is None or wait is None or "does not open" not in problem:
-                break
-            time.sleep(wait)
-        if problem:
-            if isinstance(self.token, str):
-                problem = problem.replace(self.token, "…")
-            raise ConnectionError(
-                f"{self.repo_id!r} was pushed to (commit {commit_id}), but the check from the Hub failed: {problem}. "
-                "Push again to repeat it, or go back to the commit before."
-            )
-        if self.tag is not None:
-            with explain_push(self.repo_id):
-                retrying(lambda: self._put_tag(commit_id))
-        return replace(report, url=str(commit.pr_url if self.create_pr else commit.commit_url), commit=commit_id)
+            done = repository.commit(folder, f"Add PromptEOL {'adapter' if self.model.adapters else 'model'}")
+        commit = str(done.oid)
+        self._check_pushed(repository, commit, expected)
+        repository.put_tag(commit)
+        return replace(report, url=str(done.pr_url if options.create_pr else done.commit_url), commit=commit)
 
-    def write_folder(self, folder: Path, new_base: dict[str, str] | None, run: Run | None) -> None:
+    def _write(self, folder: Path, repo_id: str, token: str | bool | None) -> None:
         """Saves the model with its card, results and additional files."""
         self.model.save(str(folder), create_model_card=False)
         config_file = folder / "adapter_config.json"
-        if new_base and config_file.is_file():
-            config = json.loads(config_file.read_text(encoding="utf-8")) | new_base
+        if self.new_base and config_file.is_file():
+            config = json.loads(config_file.read_text(encoding="utf-8")) | self.new_base
             config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
         facts = collect_facts(
-            self.model, self.repo_id, self.card, source=self.source, saved_in=folder, run=run, token=self.token
+            self.model, repo_id, self.card, source=self.source, saved_in=folder, run=self.run, token=token
         )
-        results = read_results(self.card.results_dir, run, facts.evaluated_base)
+        results = read_results(self.card.results_dir, self.run, facts.evaluated_base)
         if results is not None:
             (folder / ".eval_results").mkdir()
             for name, text in eval_result_files(results).items():
                 (folder / ".eval_results" / name).write_text(text, encoding="utf-8")
         (folder / "README.md").write_text(str(render_card(facts, results)), encoding="utf-8")
-        for name in _COMPANIONS:
-            companion = os.path.join(self.name, name)
-            if os.path.islink(companion):
-                raise ValueError(
-                    f"{name!r} in {self.name!r} is a link to {os.path.realpath(companion)!r}, and nothing from "
-                    "outside the folder is pushed: put a copy in its place, or remove it."
+        copy_companions(name_of(self.model, self.source), folder)
+
+    def _check_pushed(self, repository: Repository, commit: str, expected: npt.NDArray[np.float32]) -> None:
+        """Raises ConnectionError if the commit does not load from the Hub with the expected embeddings."""
+        token = repository.options.token
+        for wait in (*RETRY_WAITS, None):
+            problem = self.clean.compare(self.model, expected, repository.repo_id, commit, token)
+            if problem is None:
+                return
+            if wait is None or "does not open" not in problem:
+                problem = problem.replace(token, "…") if isinstance(token, str) else problem
+                raise ConnectionError(
+                    f"{repository.repo_id!r} was pushed to (commit {commit}), but the check from the Hub failed: "
+                    f"{problem}. Push again to repeat it, or go back to the commit before."
                 )
-            if os.path.isfile(companion):
-                shutil.copyfile(companion, folder / name)
-
-    def _with_namespace(self) -> _Push:
-        """Adds the user's name to a repository name without one; raises PermissionError without write access."""
-        if self.dry_run and "/" in self.repo_id:
-            return self
-        try:
-            user = retrying(self.api.whoami)
-        except (LocalTokenNotFoundError, ValueError):  # the latter for token=False
-            raise PermissionError(
-                f"{self.repo_id!r} cannot be pushed to without a token: log in with `hf auth login`, or pass token=…."
-            ) from None
-        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise PermissionError(
-                f"{self.repo_id!r} cannot be pushed to with a token that may only read: make one with the role write."
-            )
-        return self if "/" in self.repo_id else replace(self, repo_id=f"{user['name']}/{self.repo_id}")
-
-    def _check_state(self, state: ModelInfo, is_adapter: bool) -> None:
-        if not self.exist_ok:
-            raise FileExistsError(f"{self.repo_id!r} exists: choose another name, or allow it by exist_ok=True.")
-        if self.private and not state.private:
-            raise FileExistsError(
-                f"{self.repo_id!r} exists and is public: make it private on its page first, or leave out private."
-            )
-        branch = look(self.api, self.repo_id, self.revision) if self.revision else state
-        if not self.force:
-            check_kind(self.repo_id, branch or state, is_adapter)
-        if self.tag is not None and (tagged := self._tagged()) and branch and tagged != branch.sha:
-            raise FileExistsError(f"{self.repo_id!r} has a tag {self.tag!r} at {tagged[:12]}: choose another one.")
-
-    def _tagged(self) -> str | None:
-        refs = retrying(lambda: self.api.list_repo_refs(self.repo_id))
-        return next((ref.target_commit for ref in refs.tags if ref.name == self.tag), None)
-
-    def _put_tag(self, commit: str) -> None:
-        try:
-            self.api.create_tag(self.repo_id, tag=str(self.tag), revision=commit)
-        except Exception as error:
-            # a repeated push finds its own tag
-            if status_of(error) != 409 or self._tagged() != commit:
-                raise
+            time.sleep(wait)
 
 
 def _new_base(model: PromptEOL, name: str, base_model: str | None, token: str | bool | None) -> dict[str, str] | None:
