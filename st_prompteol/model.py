@@ -23,13 +23,14 @@ from sentence_transformers.util.decorators import deprecated_kwargs
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.failures import check_whole, explain_gguf, explain_opening
-from st_prompteol.fast import Reading, encode_distinct
+from st_prompteol.fast import encode_distinct
 from st_prompteol.llm.adapters import load_adapter, merge_adapter, prepare_config
 from st_prompteol.llm.body import shallow_copy
 from st_prompteol.llm.cut import Cut, cut_body
 from st_prompteol.llm.decoders import split_gguf
 from st_prompteol.llm.finite import check_finite, check_weights
 from st_prompteol.llm.quantization import Quantization, quantization_config
+from st_prompteol.llm.reading import Reading
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 from st_prompteol.prompt.template import HOLE, Demonstration, PromptTemplate, get_template
 from st_prompteol.saved.released import find_released

@@ -10,12 +10,13 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PretrainedConfig, PreTrainedModel
 
-from st_prompteol.fast import PLAN, FastPath, Reading, inner_embeddings
+from st_prompteol.fast import PLAN, FastPath
 from st_prompteol.llm.adapter_files import check_base, finish_saved_adapter
 from st_prompteol.llm.adapters import check_saving_adapters, record_base_revision
 from st_prompteol.llm.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.llm.decoders import check_layer
 from st_prompteol.llm.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
+from st_prompteol.llm.reading import Reading, inner_embeddings
 from st_prompteol.prompt.template import PromptTemplate, get_template
 from st_prompteol.prompt.tokenizer import TemplateTokenizer, tokenizable
 from st_prompteol.saved.stock import check_tokenizer, stock_body, stored_tensors

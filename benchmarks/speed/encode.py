@@ -39,7 +39,7 @@ from transformers.utils import is_flash_attn_2_available
 from benchmarks.speed.measuring import Row, in_a_process, measure_rows, peak_memory, report, seconds_of, table
 from benchmarks.speed.reference import JOCKEY, Reference, model_folder
 from st_prompteol import PromptEOL, quantization_config
-from st_prompteol.fast import Reading
+from st_prompteol.llm.reading import Reading
 
 # Target speed-ups by device, model and dtype, and then by demonstrations: over the reference, which runs in float32 on
 # two cores, and over the fastest plain sentence-transformers in the same precision

@@ -36,8 +36,8 @@ from st_prompteol.card.earlier import (
 from st_prompteol.card.markdown import code, escape, fence, one_line, one_line_each
 from st_prompteol.card.training import describe_evaluators, describe_training
 from st_prompteol.extras import requirement
-from st_prompteol.fast.head import Fingerprint
 from st_prompteol.files.atomic import replacing_file
+from st_prompteol.llm.fingerprint import Fingerprint
 from st_prompteol.llm.quantization import came_quantized
 from st_prompteol.prompt.template import HOLE
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from st_prompteol.fast import attention
-from st_prompteol.fast.head import compute_head
-from st_prompteol.fast.passes import Pass
+from st_prompteol.fast.passes import Pass, compute_head
 from st_prompteol.fast.rows import PackedRows
 from st_prompteol.llm.decoders import blocks_of
 
