@@ -14,9 +14,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from st_prompteol import TINY, PromptEOL, released
+from st_prompteol import TINY, PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.cli.options import read_model_options
+from st_prompteol.saved import released
 
 from . import ROOT
 from .helpers import SENTENCES, PlainProcess, assert_alike

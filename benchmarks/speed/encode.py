@@ -239,7 +239,7 @@ def latency(model: PromptEOL, calls: int) -> list[float]:
     ids = torch.tensor([own], device=model.device)
     with torch.inference_mode():
         for _ in range(calls):
-            forward.append(seconds_of(lambda: model[0].model(input_ids=ids, use_cache=False)))
+            forward.append(seconds_of(lambda: model.body(input_ids=ids, use_cache=False)))
             encode.append(seconds_of(lambda: model.encode(sentence)))
     return [statistics.median(forward), statistics.median(encode)]
 

@@ -38,7 +38,7 @@ from st_prompteol.card.training import describe_evaluators, describe_training
 from st_prompteol.extras import requirement
 from st_prompteol.files.atomic import replacing_file
 from st_prompteol.llm.fingerprint import Fingerprint
-from st_prompteol.llm.quantization import came_quantized
+from st_prompteol.llm.loaded import adapters_of, came_quantized, is_quantized
 from st_prompteol.prompt.template import HOLE
 
 logger = logging.getLogger(__name__)
@@ -249,14 +249,14 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
 
     def _variables(self, upstream: dict[str, Any]) -> dict[str, Any]:
         """Returns the variables of the card's template, JSON-serializable."""
-        model, body = self.model, self.model[0].model
+        model, body = self.model, self.model.body
         template, known = model.template, {} if self.trained_here else self.earlier.metadata
         adapter = adapter_config(model)
         base = self.find_base()
         own_license = self.license or known.get("license")
         license = own_license or self.base_card.get("license")
-        is_quantized, comes_so = bool(getattr(body, "is_quantized", False)), came_quantized(body)
-        relation = "adapter" if adapter else "quantized" if is_quantized and not comes_so else "finetune"
+        quantized, comes_so = is_quantized(body), came_quantized(body)
+        relation = "adapter" if adapter else "quantized" if quantized and not comes_so else "finetune"
         name = one_line(self.model_id or self.model_name or "")
         shown = self._embedded
         parts, results = self._measured(upstream)
@@ -287,7 +287,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             "base_revision": self._base_revision(adapter, base),
             "adapter": _describe_adapter(adapter) if adapter else None,
             "facts": {name: value for name, value in model.describe().items() if name in _SHOWN} | self._saved_dtype(),
-            "quantized": is_quantized and (comes_so or adapter is None),
+            "quantized": quantized and (comes_so or adapter is None),
             "truncate_dim": model.truncate_dim,
             "similarity": model.similarity_fn_name or "cosine",
             "sentences": SENTENCES,
@@ -343,11 +343,11 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         model = self.model
         prompt = model.prompts.get(model.default_prompt_name)
         changeable = model.template, model.layer, model.max_seq_length, model.truncate_dim, prompt
-        active = model[0].model.active_adapters() if model.adapters else []
+        active = model.body.active_adapters() if model.adapters else []
         weights = hashlib.sha256()
         for sample in Fingerprint(model).samples:
             weights.update(sample.cpu().view(torch.uint8).numpy().data)
-        modules = id(model[0].model), *map(id, list(model)[1:])
+        modules = id(model.body), *map(id, list(model)[1:])
         return *changeable, modules, tuple(model.adapters), tuple(active), weights.hexdigest()
 
     def _note(self, cosines: Cosines) -> str | None:
@@ -413,7 +413,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         return next((name for name in names if name and not os.path.exists(name) and is_repository(name)), None)
 
     def _base_revision(self, adapter: PeftConfig | None, base: str | None) -> str | None:
-        commit = getattr(self.model[0].config, "_commit_hash", None)
+        commit = self.model.commit
         if adapter is not None:
             commit = commit or adapter.revision
         elif base != self.model[0].config.name_or_path:
@@ -465,8 +465,8 @@ def as_own_data(data: SentenceTransformerModelCardData) -> PromptEOLModelCardDat
 
 def adapter_config(model: Any) -> PeftConfig | None:
     """Returns the configuration of a model's active adapter, None if it has none."""
-    configs: dict[str, PeftConfig] = getattr(model[0].model, "peft_config", {})
-    return configs[model[0].model.active_adapters()[0]] if configs else None
+    configs = adapters_of(model.body)
+    return configs[model.body.active_adapters()[0]] if configs else None
 
 
 def _describe_adapter(adapter: PeftConfig) -> list[str]:

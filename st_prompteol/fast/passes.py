@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
 from st_prompteol.fast.rows import PackedRows
-from st_prompteol.llm.decoders import blocks_of
+from st_prompteol.llm.loaded import blocks_of
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class FastPath:
 
     Example:
         >>> from st_prompteol.llm.reading import Reading
-        >>> body = PromptEOL("tiny", fast=False)[0].model
+        >>> body = PromptEOL("tiny", fast=False).body
         >>> fast_path = FastPath(body)
         >>> fast_path.install()
         >>> ids = torch.tensor([[1, 50, 60], [1, 50, 70]])

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers.util import load_file_path
 from transformers import PretrainedConfig, PreTrainedModel
 
+from st_prompteol.llm.loaded import adapters_of
+
 _PEFT_PREFIX = "base_model.model."  # prefix of every tensor name in an adapter file
 _INDEX = "adapter_model.safetensors.index.json"
 _MERGE = (
@@ -221,7 +223,7 @@ def check_base(model: PreTrainedModel, base: PretrainedConfig | None) -> None:
         model: The body with the adapter.
         base: The published configuration of the base; None if the weights below the adapter have changed since.
     """
-    if not getattr(model, "peft_config", None):
+    if not adapters_of(model):
         return
     rows, problem = len(model.get_input_embeddings().weight), None
     if base is None:
@@ -235,7 +237,7 @@ def check_base(model: PreTrainedModel, base: PretrainedConfig | None) -> None:
 
 
 def _not_saved(model: PreTrainedModel, problem: str) -> str:
-    base = model.peft_config[model.active_adapters()[0]].base_model_name_or_path
+    base = adapters_of(model)[model.active_adapters()[0]].base_model_name_or_path
     return (
         f"The adapter is not saved, because SentenceTransformer would open it on {base!r}, and {problem}: call "
         "merge_adapter() and save the full model."
@@ -256,7 +258,7 @@ def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedC
         ValueError: If plain `SentenceTransformer` would load a different adapter; the message names the remedy.
     """
     (name,) = model.active_adapters()
-    config = model.peft_config[name]
+    config = adapters_of(model)[name]
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     spelled = {_plain(key): tensor for key, tensor in tensors.items()}

@@ -26,6 +26,7 @@ from st_prompteol.llm.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
+from st_prompteol.llm.loaded import adapters_of
 from st_prompteol.llm.quantization import (
     body_of,
     check_read,
@@ -181,7 +182,7 @@ class DecoderTransformer(Transformer):
         if layer_of(self.modality_config) == -1:
             config = {key: value for key, value in config.items() if key not in _LAYER_KEYS}
         dtype = str(self.model.dtype).removeprefix("torch.")
-        if hasattr(self.model, "peft_config") or dtype != "float32":
+        if adapters_of(self.model) or dtype != "float32":
             config["model_args"] = {"torch_dtype": dtype}
         unlimited = self.max_seq_length == VERY_LARGE_INTEGER
         return {"max_seq_length": None if unlimited else self.max_seq_length, "do_lower_case": False, **config}

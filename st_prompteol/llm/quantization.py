@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import MODEL_MAPPING, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from st_prompteol.extras import missing_extra
+from st_prompteol.llm.loaded import adapters_of, is_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def check_read(name: str, model: PreTrainedModel, unexpected: Iterable[str]) -> 
 def check_saving(model: PreTrainedModel) -> None:
     """Raises ValueError if transformers would not save the weights as they were loaded."""
     method = _method_of(_plain(getattr(model.config, "quantization_config", None)))
-    if method in ("awq", "gptq") and not getattr(model, "peft_config", None):
+    if method in ("awq", "gptq") and not adapters_of(model):
         raise ValueError(
             f"{model.name_or_path!r} is quantized by {method}, whose layers are reordered while they are opened and "
             "would be saved wrong: save an adapter on it (model.add_adapter), or a copy of the checkpoint itself."
@@ -220,12 +221,11 @@ def describe_quantization(stated: Any, model: PreTrainedModel) -> str | None:
         stated: The `quantization_config` of the checkpoint, if any.
         model: The loaded body.
     """
-    is_quantized = getattr(model, "is_quantized", False)
-    values = _plain(getattr(model.config, "quantization_config", None) if is_quantized else stated)
+    values = _plain(getattr(model.config, "quantization_config", None) if is_quantized(model) else stated)
     if not values:
         return None
     description = f"{_method_of(values)} {_kind_of(values)}".strip()
-    return description if is_quantized else f"{description}, opened as floats"
+    return description if is_quantized(model) else f"{description}, opened as floats"
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
@@ -234,11 +234,6 @@ def parts_of(tensor: Tensor) -> list[Tensor]:
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
     return [part for name in names for part in parts_of(getattr(tensor, name))]
-
-
-def came_quantized(model: PreTrainedModel) -> bool:
-    """Returns whether the checkpoint itself is quantized (not quantized on load)."""
-    return bool(getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False))
 
 
 def _line(error: Exception) -> str:
