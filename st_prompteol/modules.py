@@ -16,7 +16,8 @@ from st_prompteol.llm.adapters import check_saving_adapters, record_base_revisio
 from st_prompteol.llm.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.llm.decoders import check_layer
 from st_prompteol.llm.loaded import adapters_of
-from st_prompteol.llm.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
+from st_prompteol.llm.nf4 import keep_nf4_unpacked, unpack_nf4
+from st_prompteol.llm.quantization import check_saving
 from st_prompteol.llm.reading import Reading, inner_embeddings
 from st_prompteol.prompt.template import PromptTemplate, get_template
 from st_prompteol.prompt.tokenizer import TemplateTokenizer, tokenizable

@@ -34,6 +34,7 @@ from st_prompteol.llm.quantization import (
     is_saved_with_head,
     opening_quantized,
     settle,
+    stated_quantization,
 )
 
 Thing = TypeVar("Thing")
@@ -139,9 +140,7 @@ class DecoderTransformer(Transformer):
         if is_peft_model:
             adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
             source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
-        stated = getattr(config, "quantization_config", None) or (
-            {"quant_method": "gguf"} if "gguf_file" in model_kwargs else None
-        )
+        stated = stated_quantization(config, model_kwargs)
         base_config = copy.deepcopy(config)
         task = "text-generation" if is_saved_with_head(config) else transformer_task
         with opening_quantized(source, config, model_kwargs):

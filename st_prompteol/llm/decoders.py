@@ -51,10 +51,16 @@ def split_gguf(model_name_or_path: str) -> tuple[str, str | None]:
     return hub[1], hub[2]
 
 
+def find_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> str | None:
+    """Returns the local path of a file in a folder or repository; None if it has no such file."""
+    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
+    path: str | None = load_file_path(model_name_or_path, filename, **where)
+    return path
+
+
 def has_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> bool:
     """Returns whether a folder or repository contains a file."""
-    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
-    return load_file_path(model_name_or_path, filename, **where) is not None
+    return find_file(model_name_or_path, filename, hub_kwargs) is not None
 
 
 def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> PeftConfig | None:

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from st_prompteol.llm.quantization import parts_of
+from st_prompteol.llm.loaded import parts_of
 
 # Values compared per weight. A change to a whole tensor changes the first one; any contiguous change longer than a
 # 64th of the tensor contains one of them.

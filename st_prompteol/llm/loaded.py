@@ -1,4 +1,4 @@
-"""Facts about a loaded model: its blocks, adapters, commit and quantization."""
+"""Facts about a loaded model: its blocks, adapters, commit, quantization, and the tensors inside a weight."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 
@@ -43,3 +45,11 @@ def is_quantized(model: PreTrainedModel) -> bool:
 def came_quantized(model: PreTrainedModel) -> bool:
     """Returns whether the checkpoint itself is quantized (not quantized on load)."""
     return bool(getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False))
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """Returns the plain tensors inside a weight: values and scales for torchao, otherwise the weight itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in parts_of(getattr(tensor, name))]

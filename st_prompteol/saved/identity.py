@@ -14,8 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from sentence_transformers import SentenceTransformer
 
-from st_prompteol.llm.loaded import adapters_of
-from st_prompteol.llm.quantization import parts_of
+from st_prompteol.llm.loaded import adapters_of, parts_of
 from st_prompteol.prompt.tokenizer import TemplateTokenizer, read_template
 
 _THREADS = 4  # for hashing weights; hashlib releases the GIL
