@@ -47,7 +47,6 @@ UPSTREAM += ["torch", "transformers"]
 nitpick_ignore_regex = [(r"py:.*", rf"{package}\..*") for package in UPSTREAM]
 nitpick_ignore = [
     # what passes between `tokenizer` and decoder inside one call of `encode`: nobody outside makes or reads one
-    ("py:class", "st_prompteol.fast.head.SharedHead"),
     ("py:class", "st_prompteol.fast.rows.Plan"),
     # a part of `PromptEOLTransformer` in a file of its own: its methods are listed there
     ("py:class", "st_prompteol.llm.body.DecoderTransformer"),

@@ -1,6 +1,9 @@
-"""The package's repository, and the error for an extra that is not installed."""
+"""The package's repository, the error for an extra that is not installed, and the versions of packages."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 
 # The one place in the library that names the repository; pyproject.toml, CITATION.cff and README.md repeat it, and a
 # test compares them.
@@ -36,3 +39,22 @@ def missing_extra(what: str, package: str, extra: str) -> ImportError:
         f"{what} needs the package {package}, of the extra {extra}: pip install '{requirement(extra)}', or in a "
         f"checkout pip install '.[{extra}]'."
     )
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of those packages that are installed.
+
+    Args:
+        packages: The names of the packages.
+
+    Example:
+        >>> list(versions_of(["torch", "no-such-package"]))
+        ['torch']
+    """
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

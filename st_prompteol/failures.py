@@ -175,14 +175,10 @@ def find_damage(folder: str | None) -> str | None:
         except ValueError as error:
             problem = f"is not JSON ({error})" if path.stat().st_size else "is empty"
             return f"{file!r} in {folder!r} {problem}: download or save it again."
-        if file == "modules.json":
-            if not _lists_modules(content):
-                return (
-                    f"{file!r} in {folder!r} is not a list of modules, each with its type and path: download or save "
-                    "it again."
-                )
-        elif not isinstance(content, dict):
-            return f"{file!r} in {folder!r} is not a JSON object: download or save it again."
+        is_list = file == "modules.json"
+        expected = "a list of modules, each with its type and path" if is_list else "a JSON object"
+        if not (_lists_modules(content) if is_list else isinstance(content, dict)):
+            return f"{file!r} in {folder!r} is not {expected}: download or save it again."
     return None
 
 

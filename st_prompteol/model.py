@@ -19,17 +19,20 @@ from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
 from sentence_transformers.util import get_device_name, quantize_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
+from transformers import PreTrainedModel
 
 from st_prompteol.card import PromptEOLModelCardData
 from st_prompteol.card.data import README, as_own_data, may_write_card
 from st_prompteol.failures import check_whole, explain_gguf, explain_opening
-from st_prompteol.fast import Reading, encode_distinct
+from st_prompteol.fast import encode_distinct
 from st_prompteol.llm.adapters import load_adapter, merge_adapter, prepare_config
 from st_prompteol.llm.body import shallow_copy
 from st_prompteol.llm.cut import Cut, cut_body
 from st_prompteol.llm.decoders import split_gguf
 from st_prompteol.llm.finite import check_finite, check_weights
+from st_prompteol.llm.loaded import adapters_of, commit_of
 from st_prompteol.llm.quantization import Quantization, quantization_config
+from st_prompteol.llm.reading import Reading
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 from st_prompteol.prompt.template import HOLE, Demonstration, PromptTemplate, get_template
 from st_prompteol.saved.released import find_released
@@ -179,6 +182,17 @@ class PromptEOL(SentenceTransformer):
         others = kwargs.get("truncate_dim"), kwargs.get("prompts")
         if not any((template, demonstrations, layer, quantization, max_seq_length, *others)):
             self.model_card_data.remember_state()
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The decoder LLM without its language-model head, as transformers loads it."""
+        body: PreTrainedModel = self[0].model
+        return body
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the repository that the LLM was loaded from; None for a folder."""
+        return commit_of(self.body)
 
     @property
     def template(self) -> PromptTemplate:
@@ -424,7 +438,7 @@ class PromptEOL(SentenceTransformer):
             ValueError: If the adapter does not fit; the model is then unchanged.
         """
         with explain_opening(peft_model_id):
-            load_adapter(self[0].model, peft_model_id, adapter_name, **kwargs)
+            load_adapter(self.body, peft_model_id, adapter_name, **kwargs)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
         """Adds a new adapter for training and activates it.
@@ -436,19 +450,19 @@ class PromptEOL(SentenceTransformer):
         Raises:
             ValueError: If adapters of this kind cannot be saved for sentence-transformers.
         """
-        super().add_adapter(prepare_config(adapter_config, self[0].model), adapter_name)
+        super().add_adapter(prepare_config(adapter_config, self.body), adapter_name)
 
     def enable_adapters(self) -> None:
         """Enables all adapters again, after `disable_adapters`."""
         super().enable_adapters()
-        for module in self[0].model.modules():  # transformers disables these but does not enable them again
+        for module in self.body.modules():  # transformers disables these but does not enable them again
             if isinstance(module, AuxiliaryTrainingWrapper):
                 module.enable_adapters(True)
 
     @property
     def adapters(self) -> list[str]:
         """The names of all loaded adapters; `active_adapters()` returns those in use."""
-        return list(getattr(self[0].model, "peft_config", {}))
+        return list(adapters_of(self.body))
 
     def merge_adapter(self) -> None:
         """Merges the active adapters into the weights and removes all adapters; `save` then saves a full model.
@@ -456,8 +470,8 @@ class PromptEOL(SentenceTransformer):
         Raises:
             ValueError: If the model has no adapter, all adapters are disabled, or the weights are quantized.
         """
-        merge_adapter(self[0].model)
-        self[0].model.base_config = None
+        merge_adapter(self.body)
+        self.body.base_config = None
 
     def cut(self) -> Cut:
         """Removes the blocks above `layer`, which becomes the last layer, for servers that only use the last layer.
@@ -479,7 +493,7 @@ class PromptEOL(SentenceTransformer):
         transformer, template = self[0], self.template
         return {
             "model": os.path.join(transformer.config.name_or_path, *filter(None, [transformer.gguf_file])),
-            "architecture": type(transformer.model).__name__,
+            "architecture": type(self.body).__name__,
             "adapters": self._describe_adapters(),
             "template": template.head + HOLE + template.tail,
             "preprocessing": template.preprocessing,
@@ -489,7 +503,7 @@ class PromptEOL(SentenceTransformer):
             "layer": self.layer,
             "dimension": self.get_embedding_dimension(),
             "behind the pooling": self._describe_modules_behind(),
-            "parameters": transformer.model.num_parameters(),
+            "parameters": self.body.num_parameters(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "quantization": transformer.quantization,
             "device": str(self.device),
@@ -514,7 +528,7 @@ class PromptEOL(SentenceTransformer):
     def _describe_adapters(self) -> str | None:
         if not self.adapters:
             return None
-        active = self[0].model.active_adapters()
+        active = self.body.active_adapters()
         return ", ".join(f"{name} (active)" if name in active else name for name in self.adapters)
 
     def save(

@@ -10,12 +10,15 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import PretrainedConfig, PreTrainedModel
 
-from st_prompteol.fast import PLAN, FastPath, Reading, inner_embeddings
+from st_prompteol.fast import PLAN, FastPath
 from st_prompteol.llm.adapter_files import check_base, finish_saved_adapter
 from st_prompteol.llm.adapters import check_saving_adapters, record_base_revision
 from st_prompteol.llm.body import DecoderTransformer, foreign, layer_of, reading_layer, saved_layer
 from st_prompteol.llm.decoders import check_layer
-from st_prompteol.llm.quantization import check_saving, keep_nf4_unpacked, unpack_nf4
+from st_prompteol.llm.loaded import adapters_of
+from st_prompteol.llm.nf4 import keep_nf4_unpacked, unpack_nf4
+from st_prompteol.llm.quantization import check_saving
+from st_prompteol.llm.reading import Reading, inner_embeddings
 from st_prompteol.prompt.template import PromptTemplate, get_template
 from st_prompteol.prompt.tokenizer import TemplateTokenizer, tokenizable
 from st_prompteol.saved.stock import check_tokenizer, stock_body, stored_tensors
@@ -131,7 +134,7 @@ class PromptEOLTransformer(DecoderTransformer):
         check_base(self.model, base_config)
         body = stock_body(self.model)
         body.save_pretrained(output_path, **stored_tensors(body))
-        if getattr(self.model, "peft_config", None) and base_config is not None:
+        if adapters_of(self.model) and base_config is not None:
             finish_saved_adapter(Path(output_path), self.model, base_config)
         self.tokenizer.save_pretrained(output_path)
         self.save_config(output_path)

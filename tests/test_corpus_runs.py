@@ -394,7 +394,7 @@ def test_where_memory_ends_batches_are_halved(
     np.testing.assert_allclose(got, PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE)
 
 
-def test_addresses_that_fsspec_opens(model: PromptEOL, tmp_path: Path) -> None:
+def test_addresses_that_fsspec_opens(model: PromptEOL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = sentences(30)
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": texts}), buffer)
@@ -415,6 +415,9 @@ def test_addresses_that_fsspec_opens(model: PromptEOL, tmp_path: Path) -> None:
     assert read(tmp_path / "out")["text"].to_pylist() == texts
     with pytest.raises(ValueError, match="Nothing opens 'gopher:"):
         encode_corpus(model, "gopher://corpus", tmp_path / "other")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ImportError, match="'s3://bucket/in' needs a package: Install s3fs"):
+        encode_corpus(model, "s3://bucket/in", tmp_path / "other")
 
 
 FULL_AND_FIXED = """

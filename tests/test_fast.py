@@ -26,8 +26,9 @@ from transformers import (
 )
 
 from st_prompteol import PromptEOL, PromptEOLTransformer
-from st_prompteol.fast import Reading, attention, check, linear
-from st_prompteol.fast.head import SharedHead
+from st_prompteol.fast import attention, check, linear
+from st_prompteol.fast.passes import SharedHead
+from st_prompteol.llm.reading import Reading
 
 from .helpers import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, features_of, grouped, sized
 

@@ -197,6 +197,14 @@ def test_device_map_is_passed_on(causal_lms: dict[str, str]) -> None:
         PromptEOL(causal_lms["llama"], device="cpu", device_map="auto")
 
 
+def test_body_and_commit_are_those_of_the_language_model(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["opt"])
+    assert model.body is model[0].model
+    assert model.commit is None
+    model.body.config._commit_hash = "0123abc"
+    assert model.view(layer=-2).commit == "0123abc"
+
+
 def test_describes_itself(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["opt"], demonstrations=[JOCKEY])
     facts = model.describe()

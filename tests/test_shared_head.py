@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from st_prompteol import PromptEOL, PromptTemplate
-from st_prompteol.fast.head import SharedHead
+from st_prompteol.fast.passes import SharedHead
 from st_prompteol.fast.rows import PackedRows
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 

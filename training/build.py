@@ -16,6 +16,7 @@ from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.llm.adapters import linear_layers, load_adapter_weights
 from st_prompteol.llm.cut import PROBES
 from st_prompteol.llm.finite import NotFiniteError
+from st_prompteol.llm.loaded import is_quantized
 from training.arguments import ModelArguments, RunArguments
 
 
@@ -33,11 +34,11 @@ def build_model(model_args: ModelArguments, run_args: RunArguments) -> PromptEOL
     if name is None:
         raise ValueError("A run needs a base LLM: pass --model_name_or_path, or --adapter to train one further.")
     model = _open(name, model_args, run_args)
-    body = model[0].model
-    is_quantized, train_all = getattr(body, "is_quantized", False), model_args.lora_r == 0
-    if train_all and (model.adapters or is_quantized):
+    body = model.body
+    quantized, train_all = is_quantized(body), model_args.lora_r == 0
+    if train_all and (model.adapters or quantized):
         raise ValueError("lora_r=0 trains all weights, which are then neither quantized nor adapted: raise lora_r.")
-    if is_quantized:
+    if quantized:
         prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
     if run_args.checkpoint_activations:
         enable = getattr(body, "activation_checkpointing_enable", body.gradient_checkpointing_enable)
@@ -82,7 +83,7 @@ def _add_adapter(model: PromptEOL, args: ModelArguments) -> None:
     if targets == ["all-linear"]:
         targets = "all-linear"
     else:  # peft ignores a name without matches if another one matches
-        layers = linear_layers(model[0].model)
+        layers = linear_layers(model.body)
         if unknown := [target for target in targets if target.split(".")[-1] not in layers]:
             raise ValueError(
                 f"lora_target_modules {', '.join(unknown)} match no layer of {model.describe()['model']!r}: choose "
@@ -146,7 +147,7 @@ def check_saved(model: PromptEOL, path: str, model_args: ModelArguments, run_arg
 
 def load_weights(model: PromptEOL, path: str) -> None:
     """Loads the adapter in a folder into the model, or all weights if the model has no adapter."""
-    body = model[0].model
+    body = model.body
     if model.adapters:
         load_adapter_weights(body, path)
         return
@@ -164,7 +165,7 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: i
     which `config.json` states.
     """
     path = str(Path(output_dir) / "merged")
-    if getattr(model[0].model, "is_quantized", False):
+    if is_quantized(model.body):
         model = PromptEOL(output_dir, device="cpu")  # the same adapter on the published base
     if model.adapters:
         model.merge_adapter()
@@ -175,7 +176,7 @@ def save_merged(model: PromptEOL, output_dir: str, dtype: str = "auto", layer: i
             f"the blocks above hidden state {layer} were removed, which made that the last one"
         )
     if dtype == "float16":  # tensors that are exact in float16 are stored in it
-        for parameter in model[0].model.parameters():
+        for parameter in model.body.parameters():
             parameter.data = parameter.data.half().to(parameter.dtype)
     model.save_pretrained(path)
     return path

@@ -87,7 +87,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if state_dict is not None:  # gathered by FSDP; the parameters are shards of one process
             state_dict = {name.removeprefix("0.model."): tensor for name, tensor in state_dict.items()}
         if self.args.should_save:  # upstream saves in every process, without weights except in the first
-            with saving(self.accelerator.unwrap_model(self.model)[0].model, state_dict):
+            with saving(self.accelerator.unwrap_model(self.model).body, state_dict):
                 super()._save(output_dir)
         self.accelerator.wait_for_everyone()
 

@@ -30,8 +30,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoTokenizer
 from benchmarks.speed.measuring import Row, measure_rows, report, table
 from benchmarks.speed.reference import JOCKEY
 from st_prompteol import PromptEOL
-from st_prompteol.fast import Reading
 from st_prompteol.llm.decoders import is_decoder
+from st_prompteol.llm.reading import Reading
 
 SENTENCES = ["x", "A man is playing a guitar.", "Is it raining?", " ".join(["The cat sat on the mat, and"] * 14)]
 # Small values for the configuration keys of any architecture

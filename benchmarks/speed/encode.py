@@ -39,7 +39,7 @@ from transformers.utils import is_flash_attn_2_available
 from benchmarks.speed.measuring import Row, in_a_process, measure_rows, peak_memory, report, seconds_of, table
 from benchmarks.speed.reference import JOCKEY, Reference, model_folder
 from st_prompteol import PromptEOL, quantization_config
-from st_prompteol.fast import Reading
+from st_prompteol.llm.reading import Reading
 
 # Target speed-ups by device, model and dtype, and then by demonstrations: over the reference, which runs in float32 on
 # two cores, and over the fastest plain sentence-transformers in the same precision
@@ -239,7 +239,7 @@ def latency(model: PromptEOL, calls: int) -> list[float]:
     ids = torch.tensor([own], device=model.device)
     with torch.inference_mode():
         for _ in range(calls):
-            forward.append(seconds_of(lambda: model[0].model(input_ids=ids, use_cache=False)))
+            forward.append(seconds_of(lambda: model.body(input_ids=ids, use_cache=False)))
             encode.append(seconds_of(lambda: model.encode(sentence)))
     return [statistics.median(forward), statistics.median(encode)]
 

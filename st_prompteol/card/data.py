@@ -38,7 +38,7 @@ from st_prompteol.card.state import SENTENCES, Embedded, Measured, state_of
 from st_prompteol.card.training import describe_evaluators, describe_training
 from st_prompteol.extras import requirement
 from st_prompteol.files.atomic import replacing_file
-from st_prompteol.llm.quantization import came_quantized
+from st_prompteol.llm.loaded import adapters_of, came_quantized, is_quantized
 from st_prompteol.prompt.template import HOLE
 
 logger = logging.getLogger(__name__)
@@ -204,9 +204,8 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         self.model_name, self._cached_dict = given, None  # filled by upstream
         model, shown, earlier = self.model, self._embedded, self._kept.parts
         template, adapter, base = model.template, adapter_config(model), self.find_base()
-        body = model[0].model
-        is_quantized, comes_so = bool(getattr(body, "is_quantized", False)), came_quantized(body)
-        relation = "adapter" if adapter else "quantized" if is_quantized and not comes_so else "finetune"
+        quantized, comes_so = is_quantized(model.body), came_quantized(model.body)
+        relation = "adapter" if adapter else "quantized" if quantized and not comes_so else "finetune"
         parts, results = self._results(upstream)
         metadata = self._metadata(upstream, base, relation, results)
         license = metadata.get("license")
@@ -221,7 +220,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
             "base_revision": self._base_revision(adapter, base),
             "adapter": _describe_adapter(adapter) if adapter else None,
             "facts": {name: value for name, value in model.describe().items() if name in _SHOWN} | self._saved_dtype(),
-            "quantized": is_quantized and (comes_so or adapter is None),
+            "quantized": quantized and (comes_so or adapter is None),
             "truncate_dim": model.truncate_dim,
             "similarity": model.similarity_fn_name or "cosine",
             "sentences": SENTENCES,
@@ -377,7 +376,7 @@ class PromptEOLModelCardData(SentenceTransformerModelCardData):
         return next((name for name in names if name and not os.path.exists(name) and is_repository(name)), None)
 
     def _base_revision(self, adapter: PeftConfig | None, base: str | None) -> str | None:
-        commit = getattr(self.model[0].config, "_commit_hash", None)
+        commit = self.model.commit
         if adapter is not None:
             commit = commit or adapter.revision
         elif base != self.model[0].config.name_or_path:
@@ -429,8 +428,8 @@ def as_own_data(data: SentenceTransformerModelCardData) -> PromptEOLModelCardDat
 
 def adapter_config(model: Any) -> PeftConfig | None:
     """Returns the configuration of a model's active adapter, None if it has none."""
-    configs: dict[str, PeftConfig] = getattr(model[0].model, "peft_config", {})
-    return configs[model[0].model.active_adapters()[0]] if configs else None
+    configs = adapters_of(model.body)
+    return configs[model.body.active_adapters()[0]] if configs else None
 
 
 def _describe_adapter(adapter: PeftConfig) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import EvalResult
 
 from st_prompteol.card.earlier import Cosines, Part
-from st_prompteol.fast.head import Fingerprint
+from st_prompteol.llm.fingerprint import Fingerprint
 
 # The last one has no period, so that preprocessing changes its embedding
 SENTENCES = ["A jockey is riding a horse.", "Someone rides a horse.", "Interest rates go up again"]
@@ -61,9 +61,9 @@ def state_of(model: Any) -> tuple[Any, ...]:
     """Returns a model's state as far as it is known without computing embeddings."""
     prompt = model.prompts.get(model.default_prompt_name)
     changeable = model.template, model.layer, model.max_seq_length, model.truncate_dim, prompt
-    active = model[0].model.active_adapters() if model.adapters else []
+    active = model.body.active_adapters() if model.adapters else []
     weights = hashlib.sha256()
     for sample in Fingerprint(model).samples:
         weights.update(sample.cpu().view(torch.uint8).numpy().data)
-    modules = id(model[0].model), *map(id, list(model)[1:])
+    modules = id(model.body), *map(id, list(model)[1:])
     return *changeable, modules, tuple(model.adapters), tuple(active), weights.hexdigest()

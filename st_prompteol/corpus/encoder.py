@@ -177,7 +177,7 @@ def read_fragment(fragment: Fragment, job: Job, rows: int) -> Iterator[Batch]:
     """Yields the rows of a fragment in batches; raises an `UnreadableError` that names the file."""
     file = fragment.file
     try:
-        with Storage(file.source).open(file.path) as opened:
+        with file.open() as opened:
             batches = read_batches(
                 opened,
                 file.path,

@@ -42,6 +42,11 @@ class SourceFile:
     size: int
     modified: float | None
 
+    def open(self) -> Any:
+        """Opens the file for reading; fsspec keeps one client per storage."""
+        storage = Storage(self.source)
+        return open(self.path, "rb") if storage.is_local else storage.filesystem.open(self.path, "rb")
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -150,7 +155,7 @@ def _look_into(
     """
     wanted = wanted_columns(column, keep)
     try:
-        with Storage(file.source).open(file.path) as opened:
+        with file.open() as opened:
             contents = look_into(file.path, opened, columns=wanted, header=header)
             check_single(file.path, wanted or contents.columns[:1], contents.columns)
             if contents.kind != "Parquet":

@@ -6,18 +6,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol.corpus.fragments import SourceFile
 from st_prompteol.corpus.storage import Storage
+from st_prompteol.llm.loaded import commit_of
 from st_prompteol.saved.identity import differences, digest, identify
 
 NAME = "_manifest.json"  # readers of Parquet folders skip names with a leading underscore
 
-_PACKAGES = ("st-prompteol", "sentence-transformers", "transformers", "torch", "peft", "pyarrow", "ray")
+# The packages that may affect embeddings
+PACKAGES = ("st-prompteol", "sentence-transformers", "transformers", "torch", "peft", "pyarrow", "ray")
 
 
 @dataclass
@@ -118,19 +119,8 @@ def read_manifest(destination: Storage) -> Manifest | None:
 def describe(model: SentenceTransformer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the identity of a model, on which its embeddings depend, and its name and commit."""
     config = getattr(model[0], "config", None)
-    about = {"model": getattr(config, "name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
+    about = {"model": getattr(config, "name_or_path", None), "revision": commit_of(model[0])}
     return identify(model), about
-
-
-def packages() -> dict[str, str]:
-    """Returns the versions of the packages that may affect embeddings."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def check_identity(destination: Storage, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

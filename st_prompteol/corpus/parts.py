@@ -127,7 +127,7 @@ def _read_footer(storage: Storage, name: str) -> dict[str, Any] | None:
     import pyarrow.parquet as pq
 
     try:
-        with storage.open(storage.join(name)) as file:
+        with storage.open(name) as file:
             footer: dict[str, Any] = json.loads(pq.read_metadata(file).metadata[_FOOTER.encode()])
             return footer
     except (FileNotFoundError, ValueError, KeyError, TypeError):

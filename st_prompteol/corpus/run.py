@@ -18,10 +18,12 @@ from st_prompteol.corpus.cluster import RayEngine, open_cluster
 from st_prompteol.corpus.encoder import CorpusPrecision, Job, calibrate
 from st_prompteol.corpus.fragments import Fragment, SourceFile, cut, list_sources
 from st_prompteol.corpus.local import LocalEngine
-from st_prompteol.corpus.manifest import Manifest, check_files, check_identity, describe, packages, read_manifest
+from st_prompteol.corpus.manifest import PACKAGES, Manifest, check_files, check_identity, describe, read_manifest
 from st_prompteol.corpus.parts import EMBEDDING, PREFIX, Outcome, read_footers
 from st_prompteol.corpus.storage import Storage
+from st_prompteol.extras import versions_of
 from st_prompteol.failures import check_whole
+from st_prompteol.files import import_pyarrow
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +172,7 @@ def encode_corpus(
             }
             if header is not None:
                 identity["header"] = header
-            about |= {"source": sources, "packages": packages()}
+            about |= {"source": sources, "packages": versions_of(PACKAGES)}
             manifest = Manifest(_as_json(identity), about, [asdict(file) for file in files])
             done: dict[str, Outcome] = {}
             if found is not None:
@@ -209,6 +211,7 @@ def encode_corpus(
 def _check(
     model: str | SentenceTransformer, engine: str, keep: Sequence[str] | None, batch_size: int, fragment_rows: int
 ) -> None:
+    import_pyarrow()  # parts are Parquet files
     if engine not in ("local", "ray"):
         raise ValueError(f"Unknown engine {engine!r}: choose local or ray.")
     if engine == "ray" and not isinstance(model, str):

@@ -7,18 +7,20 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from st_prompteol.files import import_pyarrow
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
 from st_prompteol.files.atomic import create_file, remove_staged, replacing_file
 
 logger = logging.getLogger(__name__)
 
 _NO_DATA = (".", "_")  # prefixes of names of files without data
-_NATIVE = ("file", "s3", "gs")  # supported by pyarrow; all others go through fsspec
 
 
 @dataclass(frozen=True)
@@ -38,30 +40,22 @@ class Storage:
 
     Raises:
         ValueError: If the kind of address is not supported.
-        ImportError: If pyarrow, or the package for this kind of address, is not installed.
+        ImportError: If the package for this kind of address is not installed.
     """
 
     def __init__(self, address: str | os.PathLike[str]) -> None:
-        import_pyarrow()
-        from pyarrow import fs
-
         self.address = os.fspath(address)
-        self._client: Any = None  # fsspec's client, if pyarrow has none
-        scheme = self.address.partition("://")[0] if "://" in self.address else None
-        if scheme is None:
-            self.address = os.path.abspath(self.address)
-            self.filesystem, self.path = fs.LocalFileSystem(), self.address
-        elif scheme in _NATIVE:
-            self.filesystem, self.path = fs.FileSystem.from_uri(self.address)
+        if "://" not in self.address:  # fsspec would split a path with "::"
+            self.address = self.path = os.path.abspath(self.address)
+            self.filesystem: Any = LocalFileSystem()
         else:
-            import fsspec
-
             try:
-                filesystem, self.path = fsspec.core.url_to_fs(self.address)
+                self.filesystem, self.path = fsspec.url_to_fs(self.address)
             except ValueError as error:
                 raise ValueError(f"Nothing opens {self.address!r} ({error}): check how it begins.") from None
-            self.filesystem, self._client = fs.PyFileSystem(fs.FSSpecHandler(filesystem)), filesystem
-        self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+            except ImportError as error:
+                raise ImportError(f"{self.address!r} needs a package: {error}.") from error
+        self.is_local = isinstance(self.filesystem, LocalFileSystem)
 
     def files(self) -> list[StoredFile]:
         """Returns the files in and below the folder, sorted by name, or the file itself.
@@ -71,39 +65,38 @@ class Storage:
         Raises:
             FileNotFoundError: If there is neither a file nor a folder.
         """
-        from pyarrow import fs
-
-        if self.is_local and os.path.isdir(self.path):
-            return sorted(_walk(self.path), key=lambda file: file.path)
-        info = self.filesystem.get_file_info(self.path)
-        if info.type == fs.FileType.NotFound:
+        self.filesystem.invalidate_cache()
+        if not self.filesystem.exists(self.path):
             raise FileNotFoundError(f"{self.address!r} is neither a file nor a folder: check the spelling.")
-        selected = fs.FileSelector(self.path, recursive=True)
-        infos = [info] if info.type == fs.FileType.File else self.filesystem.get_file_info(selected)
+        return sorted(_walk(self.path) if self.is_local else self._find(), key=lambda file: file.path)
+
+    def _find(self) -> Iterator[StoredFile]:
         below = len(self.path.rstrip("/")) + 1
-        found = [
-            StoredFile(info.path, info.size, None if info.mtime is None else info.mtime.timestamp())
-            for info in infos
-            if info.type == fs.FileType.File
-            and not any(part.startswith(_NO_DATA) for part in info.path[below:].split("/"))
-        ]
-        return sorted(found, key=lambda file: file.path)
+        for path, found in self.filesystem.find(self.path, detail=True).items():
+            if any(part.startswith(_NO_DATA) for part in path[below:].split("/")):
+                continue
+            info = found or self.filesystem.info(path)  # some clients find a single file without its facts
+            modified = info.get("mtime") or info.get("LastModified")  # s3fs has a name of its own
+            seconds = modified.timestamp() if isinstance(modified, datetime) else modified
+            yield StoredFile(path, info["size"], seconds)
 
     def names(self) -> list[str]:
         """Returns the names of the files directly in the folder; empty if it does not exist."""
-        from pyarrow import fs
+        self.filesystem.invalidate_cache()  # other processes write to the folder, too
+        try:
+            infos = self.filesystem.ls(self.path, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.basename(info["name"]) for info in infos if info["type"] != "directory")
 
-        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in infos if info.type == fs.FileType.File)
-
-    def open(self, path: str | None = None) -> Any:
-        """Opens a seekable file for reading, by its path in the filesystem. Defaults to the storage's own path."""
-        path = self.path if path is None else path
-        return open(path, "rb") if self.is_local else self.filesystem.open_input_file(path)
+    def open(self, name: str) -> Any:
+        """Opens a file in the folder for reading."""
+        self.filesystem.invalidate_cache()
+        return self.filesystem.open(self.join(name), "rb")
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file in the folder."""
-        with self.open(self.join(name)) as file:
+        with self.open(name) as file:
             return bytes(file.read())
 
     def join(self, name: str) -> str:
@@ -121,47 +114,31 @@ class Storage:
             with replacing_file(self.join(name)) as staged:
                 yield staged
             return
-        from pyarrow import fs
-
         with tempfile.TemporaryDirectory() as folder:
             staged = Path(folder) / name
             yield staged
-            fs.copy_files(str(staged), self.join(name), fs.LocalFileSystem(), self.filesystem)
+            self.filesystem.put_file(str(staged), self.join(name))
 
     def create(self, name: str, content: bytes) -> bool:
         """Creates a file in the folder atomically, unless it exists.
 
         If several processes try at the same time, only one succeeds, where the storage supports that: locally through
-        a link, elsewhere through the exclusive creation of fsspec's clients (`s3fs`, `gcsfs`). Pyarrow's own clients
-        do not support it: for `s3://` and `gs://` these packages are used if installed; without them, the check
-        whether the file exists and the write are separate steps.
+        a link, elsewhere through the exclusive creation of its client (`s3fs`, `gcsfs`).
 
         Returns:
             Whether the file was created; False if it exists already.
         """
         if self.is_local:
             return create_file(self.join(name), content)
-        client = self._client
-        if client is None:
-            import fsspec
-
-            with suppress(ImportError):
-                client = fsspec.core.url_to_fs(self.address)[0]
-        if client is not None:
-            try:
-                client.pipe_file(self.join(name), content, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        if name in self.names():
+        try:
+            self.filesystem.pipe_file(self.join(name), content, mode="create")
+        except FileExistsError:
             return False
-        with self.replacing(name) as staged:
-            staged.write_bytes(content)
         return True
 
     def make(self) -> None:
         """Creates the folder if it does not exist; object stores need none."""
-        self.filesystem.create_dir(self.path, recursive=True)
+        self.filesystem.makedirs(self.path, exist_ok=True)
 
     def remove_staged(self, prefix: str) -> None:
         """Removes temporary files of killed processes, for files whose names begin with `prefix`."""
@@ -169,10 +146,12 @@ class Storage:
             remove_staged(Path(self.path), f".{prefix}")
 
 
-def _walk(folder: str) -> Iterator[StoredFile]:
-    """Yields the files below a local folder; a folder reached again through links is read only once."""
+def _walk(start: str) -> Iterator[StoredFile]:
+    """Yields a local file, or the files below a folder; a folder reached again through links is read only once."""
+    if os.path.isfile(start):
+        yield _stored(start)
     seen: set[tuple[int, int]] = set()
-    for path, folders, names in os.walk(folder, followlinks=True):
+    for path, folders, names in os.walk(start, followlinks=True):
         at = os.stat(path)
         if (at.st_dev, at.st_ino) in seen:
             logger.warning("%r is a link to a folder that is read already, so it is left out.", path)
@@ -183,5 +162,9 @@ def _walk(folder: str) -> Iterator[StoredFile]:
         for name in names:
             file = os.path.join(path, name)
             if not name.startswith(_NO_DATA) and os.path.isfile(file):
-                found = os.stat(file)
-                yield StoredFile(file, found.st_size, found.st_mtime)
+                yield _stored(file)
+
+
+def _stored(file: str) -> StoredFile:
+    found = os.stat(file)
+    return StoredFile(file, found.st_size, found.st_mtime)

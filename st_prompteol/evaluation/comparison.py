@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig
 
 from st_prompteol.evaluation.data import senteval_folder
-from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods, apply_ensembles, at_layer
+from st_prompteol.evaluation.methods import apply_decoder_methods, apply_encoder_methods, apply_ensembles
 from st_prompteol.evaluation.mteb import evaluate_mteb
 from st_prompteol.evaluation.results import Run
 from st_prompteol.evaluation.runner import expand_tasks, run_tasks

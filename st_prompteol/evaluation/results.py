@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol.evaluation.senteval import TaskResult, task_files
+from st_prompteol.extras import versions_of
 from st_prompteol.files.atomic import digest_of_files, replacing_file
 from st_prompteol.llm.decoders import opened_commit, split_gguf
 from st_prompteol.saved.identity import digest, identify
@@ -113,7 +113,7 @@ def save_result(results_dir: str | Path, run: Run, result: TaskResult, data_dir:
         "details": result.details,
         "settings": dict(run.settings),
         "data": data_fingerprint(data_dir, result.task),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions_of(_PACKAGES),
         "seconds": round(seconds, 3),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -147,10 +147,3 @@ def data_fingerprint(data_dir: str | Path, task: str) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "__", name.strip("/")).strip("_") or "model"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from st_prompteol.fast.path import PLAN, FastPath, Reading, inner_embeddings
+from st_prompteol.fast.path import PLAN, FastPath
 from st_prompteol.fast.sentences import encode_distinct
 
-__all__ = ["PLAN", "FastPath", "Reading", "encode_distinct", "inner_embeddings"]
+__all__ = ["PLAN", "FastPath", "encode_distinct"]

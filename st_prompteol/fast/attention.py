@@ -16,8 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from st_prompteol.fast.head import SharedHead
-from st_prompteol.fast.passes import Captured, Pass, running
+from st_prompteol.fast.passes import Captured, Pass, SharedHead, running
 from st_prompteol.fast.rows import PackedRows
 
 _PREFIX = "shared_head_"

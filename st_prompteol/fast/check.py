@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from st_prompteol.fast import attention
-from st_prompteol.fast.head import compute_head
-from st_prompteol.fast.passes import Pass
+from st_prompteol.fast.passes import Pass, compute_head
 from st_prompteol.fast.rows import PackedRows
-from st_prompteol.llm.decoders import blocks_of
+from st_prompteol.llm.loaded import blocks_of, is_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def mixes_rows(model: PreTrainedModel) -> bool:
     Args:
         model: The transformers model.
     """
-    if not getattr(model, "is_quantized", False):
+    if not is_quantized(model):
         return False
     layers = {
         (type(layer), layer.in_features, layer.out_features): layer
@@ -136,7 +135,7 @@ def is_exact(model: PreTrainedModel, layer: int) -> bool:
             difference = max(
                 _difference(model, probe, whole, layer) for probe, whole in zip(probes, expected, strict=True)
             )
-        tolerance = _QUANTIZED if getattr(model, "is_quantized", False) else _TOLERANCES.get(expected[0].dtype, 5e-2)
+        tolerance = _QUANTIZED if is_quantized(model) else _TOLERANCES.get(expected[0].dtype, 5e-2)
         exact = difference < tolerance
         reason = f"a shared head differs by {difference:.1g}"
     except Exception as error:  # after any error here, the model's own forward pass still works

@@ -1,21 +1,53 @@
-"""A truncated forward pass: blocks up to the layer that is read; in the last one only each row's last token."""
+"""A truncated forward pass, and the shared head that packed rows attend to.
+
+A pass runs the blocks up to the layer that is read, and in the last one only each row's last token.
+
+All rows begin with the same tokens: BOS, demonstrations, the template up to the sentence. Their keys and values are
+computed once per state of the weights; rows then run without this prefix and attend to its single copy.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from st_prompteol.llm.decoders import blocks_of
+from st_prompteol.fast.rows import PackedRows
+from st_prompteol.llm.loaded import blocks_of
 
-if TYPE_CHECKING:
-    from st_prompteol.fast.head import SharedHead
-    from st_prompteol.fast.rows import PackedRows
+
+@dataclass(frozen=True)
+class SharedHead:
+    """Prefix cache: keys, values and hidden states of the tokens that every row begins with.
+
+    Args:
+        keys: Per block, `(1, num_key_value_heads, head_length, head_dim)`, with positions applied.
+        values: Per block, `(1, num_key_value_heads, head_length, head_dim)`.
+        hidden: Hidden states at the layer that the model reads, `(1, head_length, hidden_size)`.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors, in bytes."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values, self.hidden))
+
+    def __getitem__(self, length: int) -> SharedHead:
+        """Returns the head of the first `length` tokens, which by causal attention do not depend on later ones."""
+        return SharedHead(
+            [key[:, :, :length] for key in self.keys],
+            [value[:, :, :length] for value in self.values],
+            self.hidden[:, :length],
+        )
 
 
 class Pass:
@@ -123,6 +155,15 @@ class Pass:
         whole = hidden.new_zeros(*self.rows.input_ids.shape, hidden.shape[-1])
         whole[:, self.rows.last.to(hidden.device)] = hidden
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+
+def compute_head(model: PreTrainedModel, ids: Tensor, layer: int) -> SharedHead:
+    """Runs the model over the tokens `ids` `(head_length,)` and keeps their keys, values and hidden states."""
+    cache = DynamicCache()
+    inputs = {"input_ids": ids[None].to(model.device), "past_key_values": cache, "use_cache": True}
+    with torch.no_grad():
+        hidden = Pass(model, [layer]).run(**inputs)[layer]
+    return SharedHead([entry.keys for entry in cache.layers], [entry.values for entry in cache.layers], hidden)
 
 
 class _Running(threading.local):

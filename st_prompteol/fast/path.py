@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ from transformers import PreTrainedModel
 
 from st_prompteol.fast import attention
 from st_prompteol.fast.check import is_exact, longest_row, mixes_rows
-from st_prompteol.fast.head import Fingerprint, SharedHead, compute_head
 from st_prompteol.fast.linear import install_fast_linear, remove_fast_linear
-from st_prompteol.fast.passes import Pass, add_hooks
+from st_prompteol.fast.passes import Pass, SharedHead, add_hooks, compute_head
 from st_prompteol.fast.rows import Plan, plan
+from st_prompteol.llm.fingerprint import Fingerprint
+from st_prompteol.llm.reading import Reading
 from st_prompteol.lock import Lock
 
 _KEPT_BYTES = 2**28  # maximum size of the prefix cache; the head in use is always kept
@@ -23,35 +23,11 @@ PLAN = "plan"
 """Key of the result of `FastPath.plan` among the features of a batch.
 
 Example:
+    >>> from st_prompteol.llm.reading import Reading
     >>> features = PromptEOL("tiny")[0].preprocess(["It rains.", "Is it raining?"], reading=Reading(last_only=True))
     >>> features[PLAN].head_length
     5
 """
-
-
-@dataclass
-class Reading:
-    """Per-call state of `encode`, shared by its batches.
-
-    Args:
-        last_only: Whether only the last token of each row is read. Defaults to False.
-        inner_layers: Layers below the model's own whose last tokens are read in the same pass. Defaults to none.
-        heads: Prefix cache of this call, by token ids and layer; filled by the first batch that uses it.
-
-    Example:
-        >>> Reading(last_only=True, inner_layers=(-2,)).inner_layers
-        (-2,)
-    """
-
-    last_only: bool = False
-    inner_layers: tuple[int, ...] = ()
-    heads: dict[tuple[tuple[int, ...], int], SharedHead] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.inner_layers and not self.last_only:
-            raise ValueError(
-                f"Of the inner layers {self.inner_layers} only last tokens are read: pass last_only=True."
-            )
 
 
 class FastPath:
@@ -68,7 +44,8 @@ class FastPath:
         is_installed: Whether the model is prepared, as `plan` and `run` require.
 
     Example:
-        >>> body = PromptEOL("tiny", fast=False)[0].model
+        >>> from st_prompteol.llm.reading import Reading
+        >>> body = PromptEOL("tiny", fast=False).body
         >>> fast_path = FastPath(body)
         >>> fast_path.install()
         >>> ids = torch.tensor([[1, 50, 60], [1, 50, 70]])
@@ -212,16 +189,3 @@ def _unpack(ids: Tensor, batch: Plan, head: SharedHead, states: list[Tensor]) ->
         whole[start:stop, batch.head_length : batch.head_length + longest] = padded.view(rows.asked, longest, -1)
         start = stop
     return whole
-
-
-def inner_embeddings(layer: int) -> str:
-    """Returns the key of an inner layer's embeddings among the features.
-
-    Args:
-        layer: The layer, counted from the end as in `PromptEOL`.
-
-    Example:
-        >>> inner_embeddings(-2)
-        'layer_-2_embedding'
-    """
-    return f"layer_{layer}_embedding"

@@ -92,7 +92,7 @@ def unpacked(file: BinaryIO, name: str) -> Iterator[tuple[io.BufferedReader[Any]
             yield stream, kind, packing
         return
     kind = kind_of(head, name)
-    # pyarrow's files cannot read lines
+    # files of other storages do not all read lines quickly
     stream = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, 1 << 20)  # type: ignore[arg-type]
     try:
         yield stream, kind, ""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from st_prompteol.llm.quantization import came_quantized
+from st_prompteol.llm.loaded import came_quantized, is_quantized
 from st_prompteol.model import PromptEOL
 
 # Preprocessing, quotes, truncation and special characters must have the same effect in both processes
@@ -89,12 +89,11 @@ class CleanProcess:
             revision: The commit of the repository. Defaults to None.
             token: The access token of the Hub, as in `huggingface_hub`. Defaults to None.
         """
-        body = model[0].model
-        is_quantized = getattr(body, "is_quantized", False)
+        body, quantized = model.body, is_quantized(model.body)
         model_kwargs: dict[str, Any] = {}  # no dtype, as in a plain `SentenceTransformer(name)`
         options = {"model_name_or_path": name, "device": str(model.device), "token": token, "revision": revision}
         if model.adapters:
-            if is_quantized and not came_quantized(body):
+            if quantized and not came_quantized(body):
                 model_kwargs["quantization_config"] = _plain(body.config.quantization_config)
             if revision is not None:  # sentence-transformers does not pass `revision` to the adapter's weights
                 model_kwargs["adapter_kwargs"] = {"revision": revision}
@@ -104,13 +103,13 @@ class CleanProcess:
         answer = self._ask({**options, "model_kwargs": model_kwargs, "sentences": SENTENCES})
         if "error" in answer:
             remedy = ""
-            if model.adapters and not is_quantized and model[0].quantization:
+            if model.adapters and not quantized and model[0].quantization:
                 remedy = f"; its base is quantized ({model[0].quantization}): call merge_adapter() and push the whole"
             return f"it does not open: {answer['error'].splitlines()[0]}{remedy}"
         embeddings = np.array(answer["embeddings"], dtype=np.float32)
         if embeddings.shape != expected.shape:
             return f"its embeddings have the shape {embeddings.shape}, not {expected.shape}"
-        tolerance = 1e-5 if model.dtype == torch.float32 and not is_quantized else 2e-2
+        tolerance = 1e-5 if model.dtype == torch.float32 and not quantized else 2e-2
         difference = float(np.abs(embeddings - expected).max() / np.abs(expected).max())
         if not difference <= tolerance:
             return f"its embeddings differ by {difference:.1e} of the largest number, where {tolerance:.0e} is allowed"

@@ -61,7 +61,7 @@ def run_of(model: PromptEOL, source: str | None = None) -> Run | None:
     """
     if source is None and model.model_card_data.trained_here:
         return None
-    commit = None if model.adapters else getattr(model[0].config, "_commit_hash", None)
+    commit = None if model.adapters else model.commit
     return Run.of(model, name_of(model, source), model.method_name(), revision=commit)
 
 

@@ -24,6 +24,7 @@ from st_prompteol.hub.options import CardOptions, PushOptions
 from st_prompteol.hub.repository import Repository
 from st_prompteol.hub.results import eval_result_files, read_results
 from st_prompteol.llm.cut import server_note
+from st_prompteol.llm.loaded import adapters_of
 from st_prompteol.model import PromptEOL
 
 logger = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ def _new_base(model: PromptEOL, name: str, base_model: str | None, token: str | 
         with explain_opening(base_model):
             commit = retrying(lambda: HfApi(token=token).model_info(base_model)).sha
         return {"base_model_name_or_path": base_model, "revision": str(commit)}
-    for adapter in getattr(model[0].model, "peft_config", {}).values():
+    for adapter in adapters_of(model.body).values():
         base = str(adapter.base_model_name_or_path)
         if os.path.exists(base):
             raise ValueError(

@@ -15,8 +15,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import load_peft_weights
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
-from sentence_transformers.util import load_file_path
 from transformers import PretrainedConfig, PreTrainedModel
+
+from st_prompteol.llm.decoders import find_file
+from st_prompteol.llm.loaded import adapters_of
 
 _PEFT_PREFIX = "base_model.model."  # prefix of every tensor name in an adapter file
 _INDEX = "adapter_model.safetensors.index.json"
@@ -31,11 +33,10 @@ IN_LAYERS = frozenset(
 )
 # LoRA options without tests
 _UNTRIED = ("kasa_config", "megatron_config", "monteclora_config", "use_bdlora", "velora_config")
+_SHARING = ("LILY", "RANDLORA")  # share weights between layers, although peft does not say it of them
 # Why other types are not loaded
 _REASONS = {
-    "LILY": "shares weights between layers, which transformers and sentence-transformers do not open",
     "POLY": "needs the number of a task with every sentence",
-    "RANDLORA": "shares weights between layers, which transformers and sentence-transformers do not open",
     "SHADOW": "runs a second model beside the base",
     "XLORA": "mixes several adapters by a classifier that reads the whole input",
 }
@@ -54,9 +55,13 @@ def check_kind(adapter_name_or_path: str, config: PeftConfig) -> None:
     elif init.startswith("pissa_niter"):
         reason = f"changes the base by an SVD that is another one whenever it is opened (init_lora_weights={init!r})"
         remedy = "let peft convert it to LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-    elif kind in _REASONS or PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].uses_shared_state:
-        reason = _REASONS.get(kind, _REASONS["LILY"])
-        remedy = _MERGE if reason == _REASONS["LILY"] else remedy
+    elif kind in _REASONS:
+        reason = _REASONS[kind]
+    elif kind in _SHARING or PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].uses_shared_state:
+        reason, remedy = (
+            "shares weights between layers, which transformers and sentence-transformers do not open",
+            _MERGE,
+        )
     elif kind not in IN_LAYERS:
         reason, remedy = "is of a kind that is too new to have been tried", _MERGE
     if reason:
@@ -148,15 +153,9 @@ def name_as_body(config: PeftConfig, model: PreTrainedModel, prefixes: Iterable[
         stripped = {strip(name): indices for name, indices in tokens.items()}
         own = {name: indices for name, indices in stripped.items() if any(n.endswith(name) for n in names.values())}
         config.trainable_token_indices = own
-    for field in ("target_parameters", "feedforward_modules"):
-        if isinstance(listed := getattr(config, field, None), (list, set, tuple)):
-            setattr(
-                config,
-                field,
-                {strip(name) for name in listed}
-                if field == "feedforward_modules"
-                else [strip(name) for name in listed],
-            )
+    for field, kind in (("target_parameters", list), ("feedforward_modules", set)):
+        if isinstance(listed := getattr(config, field, None), list | set | tuple):
+            setattr(config, field, kind(map(strip, listed)))
 
 
 def _depends_on_prefix(config: PeftConfig) -> bool:
@@ -182,15 +181,12 @@ def _prefix(raw: Iterable[str], model: PreTrainedModel) -> str:
 
 
 def _read_tensors(adapter_name_or_path: str, hub_kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
-    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
-    index = load_file_path(adapter_name_or_path, _INDEX, **where)
-    if index is None:
+    if (index := find_file(adapter_name_or_path, _INDEX, hub_kwargs)) is None:
         tensors: dict[str, torch.Tensor] = load_peft_weights(adapter_name_or_path, device="cpu", **hub_kwargs)
         return tensors
     tensors = {}
     for shard in sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())):
-        path = load_file_path(adapter_name_or_path, shard, **where)
-        if path is None:
+        if (path := find_file(adapter_name_or_path, shard, hub_kwargs)) is None:
             raise FileNotFoundError(f"The adapter {adapter_name_or_path!r} has no {shard}, which its index names.")
         tensors |= load_file(path)
     return tensors
@@ -221,7 +217,7 @@ def check_base(model: PreTrainedModel, base: PretrainedConfig | None) -> None:
         model: The body with the adapter.
         base: The published configuration of the base; None if the weights below the adapter have changed since.
     """
-    if not getattr(model, "peft_config", None):
+    if not adapters_of(model):
         return
     rows, problem = len(model.get_input_embeddings().weight), None
     if base is None:
@@ -235,7 +231,7 @@ def check_base(model: PreTrainedModel, base: PretrainedConfig | None) -> None:
 
 
 def _not_saved(model: PreTrainedModel, problem: str) -> str:
-    base = model.peft_config[model.active_adapters()[0]].base_model_name_or_path
+    base = adapters_of(model)[model.active_adapters()[0]].base_model_name_or_path
     return (
         f"The adapter is not saved, because SentenceTransformer would open it on {base!r}, and {problem}: call "
         "merge_adapter() and save the full model."
@@ -256,7 +252,7 @@ def finish_saved_adapter(folder: Path, model: PreTrainedModel, base: PretrainedC
         ValueError: If plain `SentenceTransformer` would load a different adapter; the message names the remedy.
     """
     (name,) = model.active_adapters()
-    config = model.peft_config[name]
+    config = adapters_of(model)[name]
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     spelled = {_plain(key): tensor for key, tensor in tensors.items()}

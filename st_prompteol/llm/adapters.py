@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from st_prompteol.llm.adapter_files import adapter_tensors, check_kind, embedding_name, name_as_body, read_adapter
+from st_prompteol.llm.loaded import adapters_of, commit_of, is_quantized
 
 _PROBED = 24  # tokens for comparing the outputs before and after a merge
 
@@ -105,7 +106,7 @@ def load_adapter(
         ValueError: If the adapter has unexpected or missing tensors, or shapes differ; the model is then unchanged.
     """
     config, tensors = read_adapter(adapter_name_or_path, model, **hub_kwargs)
-    if adapter_name in getattr(model, "peft_config", {}):
+    if adapter_name in adapters_of(model):
         raise ValueError(f"The model has an adapter {adapter_name!r} already: pass another adapter_name.")
     config.inference_mode = not is_trainable
     rows = len(model.get_input_embeddings().weight)
@@ -138,20 +139,20 @@ def record_base_revision(model: PreTrainedModel) -> None:
 
     peft's field for it is `revision`, so that the adapter is later loaded with the same base.
     """
-    commit = getattr(model.config, "_commit_hash", None)
-    for config in getattr(model, "peft_config", {}).values():
+    commit = commit_of(model)
+    for config in adapters_of(model).values():
         config.revision = commit or config.revision
 
 
 def check_saving_adapters(model: PreTrainedModel) -> None:
     """Raises ValueError if the model differs from its base plus the single adapter that would be saved."""
-    if not getattr(model, "peft_config", None):
+    if not adapters_of(model):
         return
     layers: list[Any] = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
     active = list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
     problem = None
     if not all(map(_is_in_use, layers)):
-        problem = f"adapters are switched off ({', '.join(model.peft_config)})"
+        problem = f"adapters are switched off ({', '.join(adapters_of(model))})"
     elif len(active) > 1:
         problem = f"{len(active)} adapters are in use ({', '.join(active)})"
     elif others := sorted({name for layer in layers for name in layer.merged_adapters} - set(active)):
@@ -215,7 +216,7 @@ def _remove(model: PreTrainedModel, adapter_name: str) -> None:
     """Removes an adapter; with the last one, also peft's wrappers around the layers."""
     model.delete_adapter(adapter_name)
     for path, module in list(model.named_modules()):
-        if getattr(model, "peft_config", None) or not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        if adapters_of(model) or not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             continue
         parent, _, child = path.rpartition(".")
         is_layer = isinstance(module, BaseTunerLayer)
@@ -278,14 +279,14 @@ def merge_adapter(model: PreTrainedModel) -> None:
         ValueError: If the model has no adapter, all are disabled, or the weights are quantized, which would round the
             sum. Also if the outputs differ after merging; the model then keeps the merged weights.
     """
-    if not getattr(model, "peft_config", None):
+    if not adapters_of(model):
         raise ValueError(f"{model.name_or_path!r} has no adapter to merge: it is a full model already.")
-    if getattr(model, "is_quantized", False):
+    if is_quantized(model):
         raise ValueError(
             f"{model.name_or_path!r} is quantized, and merging would round the adapter away: open it without "
             "quantization, then merge."
         )
-    if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
+    if any(getattr(config, "layer_replication", None) for config in adapters_of(model).values()):
         raise ValueError(
             f"The adapter on {model.name_or_path!r} repeats layers (layer_replication), which share their weights, so "
             "it cannot be merged: save the adapter."
@@ -297,7 +298,7 @@ def merge_adapter(model: PreTrainedModel) -> None:
     }
     if not any(_is_in_use(layer) for layer in layers.values()):
         raise ValueError(
-            f"All adapters of {model.name_or_path!r} are switched off ({', '.join(model.peft_config)}), so there is "
+            f"All adapters of {model.name_or_path!r} are switched off ({', '.join(adapters_of(model))}), so there is "
             "nothing to merge: call enable_adapters() first, or delete_adapter() to remove them."
         )
     expected = _probe(model)

@@ -26,6 +26,7 @@ from st_prompteol.llm.decoders import (
     opened_commit,
     warn_if_base_moved,
 )
+from st_prompteol.llm.loaded import adapters_of
 from st_prompteol.llm.quantization import (
     body_of,
     check_read,
@@ -33,6 +34,7 @@ from st_prompteol.llm.quantization import (
     is_saved_with_head,
     opening_quantized,
     settle,
+    stated_quantization,
 )
 
 Thing = TypeVar("Thing")
@@ -138,9 +140,7 @@ class DecoderTransformer(Transformer):
         if is_peft_model:
             adapter = PeftConfig.from_pretrained(model_name_or_path, **hub_kwargs)
             source, model_kwargs["revision"] = str(adapter.base_model_name_or_path), adapter.revision
-        stated = getattr(config, "quantization_config", None) or (
-            {"quant_method": "gguf"} if "gguf_file" in model_kwargs else None
-        )
+        stated = stated_quantization(config, model_kwargs)
         base_config = copy.deepcopy(config)
         task = "text-generation" if is_saved_with_head(config) else transformer_task
         with opening_quantized(source, config, model_kwargs):
@@ -181,7 +181,7 @@ class DecoderTransformer(Transformer):
         if layer_of(self.modality_config) == -1:
             config = {key: value for key, value in config.items() if key not in _LAYER_KEYS}
         dtype = str(self.model.dtype).removeprefix("torch.")
-        if hasattr(self.model, "peft_config") or dtype != "float32":
+        if adapters_of(self.model) or dtype != "float32":
             config["model_args"] = {"torch_dtype": dtype}
         unlimited = self.max_seq_length == VERY_LARGE_INTEGER
         return {"max_seq_length": None if unlimited else self.max_seq_length, "do_lower_case": False, **config}

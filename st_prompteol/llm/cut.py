@@ -12,7 +12,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from st_prompteol.llm.decoders import blocks_of
+from st_prompteol.llm.loaded import adapters_of, blocks_of, is_quantized
 
 # Sentences on which two forms of a model are compared
 PROBES = ["A jockey riding a horse.", "Is it raining?", "x", "The cat sat on the mat, and the dog did not. " * 3]
@@ -115,9 +115,9 @@ def _check(model: PreTrainedModel, layer: int) -> None:
     name = model.config.name_or_path
     if layer == -1:
         raise ValueError("layer=-1 is the last layer, so no block is above it to be cut: choose an inner one, as -2.")
-    if adapters := list(getattr(model, "peft_config", {})):
+    if adapters := adapters_of(model):
         raise ValueError(f"{name!r} has adapters ({', '.join(adapters)}): call merge_adapter() first, then cut.")
-    if getattr(model, "is_quantized", False):
+    if is_quantized(model):
         raise ValueError(f"{name!r} is quantized, and only full weights are cut: open it without quantization.")
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise ValueError(f"{name!r} is spread over several devices, and is cut on one: open it with device='cpu'.")

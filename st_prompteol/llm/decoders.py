@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from peft import PeftConfig
 from sentence_transformers.util import load_file_path
@@ -20,7 +19,6 @@ from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     PretrainedConfig,
-    PreTrainedModel,
 )
 
 logger = logging.getLogger(__name__)
@@ -53,10 +51,16 @@ def split_gguf(model_name_or_path: str) -> tuple[str, str | None]:
     return hub[1], hub[2]
 
 
+def find_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> str | None:
+    """Returns the local path of a file in a folder or repository; None if it has no such file."""
+    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
+    path: str | None = load_file_path(model_name_or_path, filename, **where)
+    return path
+
+
 def has_file(model_name_or_path: str, filename: str, hub_kwargs: dict[str, Any]) -> bool:
     """Returns whether a folder or repository contains a file."""
-    where = {"cache_folder" if key == "cache_dir" else key: value for key, value in hub_kwargs.items()}
-    return load_file_path(model_name_or_path, filename, **where) is not None
+    return find_file(model_name_or_path, filename, hub_kwargs) is not None
 
 
 def load_adapter_config(model_name_or_path: str, hub_kwargs: dict[str, Any]) -> PeftConfig | None:
@@ -209,19 +213,3 @@ def check_layer(layer: int, config: PretrainedConfig) -> None:
             f"layer={layer!r} is out of range: {config.name_or_path!r} has {blocks} blocks, so choose -1 (the last, "
             f"after the final norm) to {-blocks} (the first)."
         )
-
-
-def blocks_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Returns the blocks of a decoder; empty if it does not keep them in one list.
-
-    Args:
-        model: The body of a decoder LLM.
-
-    Example:
-        >>> body = PromptEOL("tiny")[0].model
-        >>> len(blocks_of(body)) == body.config.num_hidden_layers
-        True
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count)
-    return next(lists, torch.nn.ModuleList())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from st_prompteol.llm.quantization import parts_of
+from st_prompteol.llm.loaded import parts_of
 
 REMEDY = (
     "Open the model in float32 or bfloat16, as float16 overflows at 65,504; if it is, its weights are damaged: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from torch import OutOfMemoryError, Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch import OutOfMemoryError
 from transformers import MODEL_MAPPING, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from st_prompteol.extras import missing_extra
+from st_prompteol.llm.loaded import adapters_of, is_quantized
+from st_prompteol.llm.nf4 import prepare_nf4
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,6 @@ _PACKAGES = {
 }
 # Keys of a configuration that describe the number format, the most specific first
 _KINDS = ("bnb_4bit_quant_type", "bits", "format", "quant_type", "fmt")
-# bitsandbytes' number of weights per scale, and the number of rows per step of its packed CPU kernel
-_NF4_BLOCK_SIZE = 64
-_CPU_PACK_ROWS = 32
 
 
 def quantization_config(
@@ -145,8 +142,8 @@ def check_read(name: str, model: PreTrainedModel, unexpected: Iterable[str]) -> 
 
 def check_saving(model: PreTrainedModel) -> None:
     """Raises ValueError if transformers would not save the weights as they were loaded."""
-    method = _method_of(_plain(getattr(model.config, "quantization_config", None)))
-    if method in ("awq", "gptq") and not getattr(model, "peft_config", None):
+    method = _method_of(_config_of(model.config))
+    if method in ("awq", "gptq") and not adapters_of(model):
         raise ValueError(
             f"{model.name_or_path!r} is quantized by {method}, whose layers are reordered while they are opened and "
             "would be saved wrong: save an adapter on it (model.add_adapter), or a copy of the checkpoint itself."
@@ -158,7 +155,7 @@ def is_saved_with_head(config: PretrainedConfig) -> bool:
 
     torchao records the name of every tensor in the file, and transformers only finds them under the same names.
     """
-    is_torchao = _method_of(_plain(getattr(config, "quantization_config", None))) == "torchao"
+    is_torchao = _method_of(_config_of(config)) == "torchao"
     return is_torchao and any("ForCausalLM" in name for name in config.architectures or ())
 
 
@@ -183,13 +180,10 @@ def language_model_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def settle(model: PreTrainedModel, stated: Any) -> None:
-    """Fixes up a model after loading: marks dequantized models as float, and enables 4-bit weights on CPUs.
+    """Fixes up a model after loading: marks dequantized models as float, and prepares 4-bit weights.
 
     Quantized checkpoints are saved with the architecture's own tensor names, because the reverse conversion of
     transformers rounds again without recording it in the configuration, or does not exist.
-
-    On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights at the first inference, which fails unless the rows
-    are a multiple of 32 and the columns a multiple of the block size 64; other layers use its other kernel.
 
     Args:
         model: The body.
@@ -201,10 +195,7 @@ def settle(model: PreTrainedModel, stated: Any) -> None:
     is_float_gguf = getattr(quantizer, "packed_modules", None) == {}
     if quantizer is not None and (is_float_gguf or getattr(quantizer.quantization_config, "dequantize", False)):
         quantizer.remove_quantization_config(model)
-    for module in _nf4_layers(model):
-        module.loaded_quant_state = copy.copy(module.weight.quant_state)
-        if module.out_features % _CPU_PACK_ROWS or module.in_features % _NF4_BLOCK_SIZE:
-            module.support_avx512bf16_for_cpu = False
+    prepare_nf4(model)
 
 
 def stated_quantization(config: PretrainedConfig, model_kwargs: dict[str, Any]) -> Any:
@@ -220,25 +211,11 @@ def describe_quantization(stated: Any, model: PreTrainedModel) -> str | None:
         stated: The `quantization_config` of the checkpoint, if any.
         model: The loaded body.
     """
-    is_quantized = getattr(model, "is_quantized", False)
-    values = _plain(getattr(model.config, "quantization_config", None) if is_quantized else stated)
+    values = _config_of(model.config) if is_quantized(model) else _plain(stated)
     if not values:
         return None
     description = f"{_method_of(values)} {_kind_of(values)}".strip()
-    return description if is_quantized else f"{description}, opened as floats"
-
-
-def parts_of(tensor: Tensor) -> list[Tensor]:
-    """Returns the plain tensors inside a weight: values and scales for torchao, otherwise the weight itself."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in parts_of(getattr(tensor, name))]
-
-
-def came_quantized(model: PreTrainedModel) -> bool:
-    """Returns whether the checkpoint itself is quantized (not quantized on load)."""
-    return bool(getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False))
+    return description if is_quantized(model) else f"{description}, opened as floats"
 
 
 def _line(error: Exception) -> str:
@@ -259,41 +236,11 @@ def _kind_of(values: Mapping[str, Any]) -> str:
     return f"{kind} bit" if isinstance(kind, int) else str(kind)
 
 
+def _config_of(config: PretrainedConfig) -> dict[str, Any]:
+    return _plain(getattr(config, "quantization_config", None))
+
+
 def _plain(quantization: Any) -> dict[str, Any]:
     if quantization is None:
         return {}
     return dict(quantization if isinstance(quantization, Mapping) else quantization.to_dict())
-
-
-def unpack_nf4(model: PreTrainedModel) -> None:
-    """Exactly reverses bitsandbytes' packing of 4-bit weights for CPUs, so that the loaded weights are saved.
-
-    Packing rounds the scales to bfloat16, and bitsandbytes' own unpacking keeps the rounded scales. The next inference
-    packs again.
-    """
-    for module in _nf4_layers(model):
-        weight = module.weight
-        if getattr(weight.quant_state, "packing_format_for_cpu", False):
-            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-
-            weight.data, _ = _convert_weight_packed_for_cpu_inverse(weight.data, weight.quant_state)
-            weight.quant_state = module.quant_state = copy.copy(module.loaded_quant_state)
-
-
-def keep_nf4_unpacked(model: PreTrainedModel) -> None:
-    """Prepares 4-bit weights for training: unpacks them and disables packing, also during evaluation.
-
-    No gradient passes through a weight that bitsandbytes has packed for a CPU, so the gradients of the layers below
-    would silently be zero. Without packing, later inference with this model is slower.
-    """
-    unpack_nf4(model)
-    for module in _nf4_layers(model):
-        module.support_avx512bf16_for_cpu = False
-
-
-def _nf4_layers(model: PreTrainedModel) -> list[Any]:
-    if not getattr(model, "is_loaded_in_4bit", False):
-        return []
-    from bitsandbytes.nn import Linear4bit
-
-    return [module for module in model.modules() if isinstance(module, Linear4bit)]

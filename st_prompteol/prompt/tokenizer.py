@@ -13,18 +13,30 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import groupby, islice, takewhile
+from itertools import islice, takewhile
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from st_prompteol.files.atomic import replacing_file
 from st_prompteol.lock import Lock
 from st_prompteol.prompt.long_text import Shortener, is_long
 from st_prompteol.prompt.template import HOLE, PromptTemplate
+from st_prompteol.prompt.tokenizer_json import (
+    copy_tokenizer,
+    ids_in_front,
+    normalizer_of,
+    post_processor,
+    read_special_tokens_as_text,
+    replace_regex,
+    replace_text,
+    respelled,
+    steps_of,
+    words_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +47,6 @@ _CLOSE = _END + r"(?<=[\s\S])"  # JavaScript also finds an end inside an emoji, 
 _UNENDED = "(?<=[^.?\"'])"  # after a character to which the paper appends a period
 # The white space that `str.strip` removes
 _BLANK = r"[\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
-_SENTENCE = {"Sequence": {"id": "A", "type_id": 0}}
 # Test sentences on which a tokenizer with a template must return the ids of the rendered text: they begin and end with
 # characters that a tokenizer may join with those of the template
 _PROBES = (
@@ -92,8 +103,8 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         plain.no_truncation()
         plain.no_padding()
         plain.encode_special_tokens = False
-        stated = base.init_kwargs.get(TEMPLATE_KEY)
-        _read_special_tokens_as_text(plain, is_base=stated is None)
+        stated = read_template(base)
+        read_special_tokens_as_text(plain, is_base=stated is None)
         names = base.special_tokens_map.items()
         tokenizer = cls(
             tokenizer_object=plain,  # makes a copy
@@ -110,10 +121,9 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         if tokenizer.pad_token is None:  # the attention mask hides padding, so any token works
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
         tokenizer.plain, tokenizer._lock = plain, Lock()
-        tokenizer.bos = _ids_in_front(plain) if stated is None else tokenizer._take_out_template()
+        tokenizer.bos = ids_in_front(plain) if stated is None else tokenizer._take_out_template()
         tokenizer.plain.post_processor = None
-        if stated is not None:
-            template = PromptTemplate.from_dict(stated)
+        if (template := tokenizer.template) is not None:
             probes = tokenizer._probe(template)
             near, _, far = tokenizer._divide(template, probes)
             tokenizer._set_demonstrations_apart(template, probes, near, far)
@@ -126,19 +136,18 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         Raises:
             ValueError: On assignment, if the token ids differ from those of the rendered text.
         """
-        stated = self.init_kwargs.get(TEMPLATE_KEY)
+        stated = read_template(self)
         return None if stated is None else PromptTemplate.from_dict(stated)
 
     @template.setter
     def template(self, template: PromptTemplate) -> None:
         probes = self._probe(template)
         near, front, far = self._divide(template, probes)
-        processor = _template_processing(self.plain, [*self.bos, *front], far)
         backend = self.backend_tokenizer
-        backend.normalizer = _normalizer([*self._steps(template, near), *_steps_of(self.plain)])
-        backend.post_processor = _parts(post_processor=processor).post_processor
-        if _words(self.plain):
-            self._tokenizer = _with_words(backend, lambda word: f"{_MARK}{word.strip(_MARK)}{_MARK}")
+        backend.normalizer = normalizer_of([*self._steps(template, near), *steps_of(self.plain)])
+        backend.post_processor = post_processor(self.plain, [*self.bos, *front], far)
+        if words_of(self.plain):
+            self._tokenizer = respelled(backend, lambda word: f"{_MARK}{word.strip(_MARK)}{_MARK}")
             self._check_words(template)
         self.init_kwargs[TEMPLATE_KEY] = {**self.init_kwargs.get(TEMPLATE_KEY, {}), **template.to_dict()}
         self._set_demonstrations_apart(template, probes, near, far)
@@ -147,7 +156,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
     def copy(self) -> TemplateTokenizer:
         """Returns a tokenizer with settings of its own; the vocabulary is shared."""
         memo: dict[int, Any] = {id(part): part for part in (self.plain, self._shortener)}
-        memo |= {id(part): _copy(part) for part in (self.backend_tokenizer, *(self._behind or ())[1:])}
+        memo |= {id(part): copy_tokenizer(part) for part in (self.backend_tokenizer, *(self._behind or ())[1:])}
         return copy.deepcopy(self, memo)
 
     @cached_property
@@ -161,15 +170,12 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         A long text that would be truncated is shortened before it is tokenized.
         """
         length = kwargs.get("max_length") or self.model_max_length
-        if kwargs.get("truncation") and length and isinstance(text, str | list):
-            whole = [text] if isinstance(text, str) else text
-            if all(isinstance(one, str) for one in whole):
-                cut = [self._shorten(one, length) for one in whole]
-                text = cut[0] if isinstance(text, str) else cut
+        is_batch = isinstance(text, list) and all(isinstance(one, str) for one in text)
+        if kwargs.get("truncation") and length and (is_batch or isinstance(text, str)):
+            text = [self._shorten(one, length) for one in text] if is_batch else self._shorten(text, length)
         with self._lock:
-            if self._behind is not None and not args and kwargs == _BATCH and isinstance(text, list):
-                if all(isinstance(one, str) and one.strip() for one in text):
-                    return self._tokenize_behind(*self._behind, text)
+            if self._behind and is_batch and not args and kwargs == _BATCH and all(map(str.strip, text)):
+                return self._tokenize_behind(*self._behind, text)
             return super().__call__(text, *args, **kwargs)
 
     def _shorten(self, text: str, length: int) -> str:
@@ -177,7 +183,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         if not is_long(text, length):
             return text
         if self._shortener is None:
-            plain = _copy(self.plain)
+            plain = copy_tokenizer(self.plain)
             plain.encode_special_tokens = True  # as in a sentence
             self._shortener = Shortener(plain)
         template = self.template
@@ -199,7 +205,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     @property
     def _mark(self) -> str:
-        return _MARK if _words(self.plain) else ""
+        return _MARK if words_of(self.plain) else ""
 
     @property
     def _close(self) -> str:
@@ -208,11 +214,10 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     def _check_words(self, template: PromptTemplate) -> None:
         """Raises ValueError if added words are tokenized differently in the template than in the rendered text."""
-        words = list(_words(self.plain).values())
+        words = list(words_of(self.plain).values())
         for word in {*words[:2], *words[-2:]}:
-            for probe in (f"x {word} y", f"{word}", f"a{word}b.", f"{word}{word}'s", f"x {word}\n"):
-                ids = [*self.bos, *self._plain_ids(template.render(probe))]
-                if self.backend_tokenizer.encode(probe).ids != ids:
+            for probe in (f"x {word} y", word, f"a{word}b.", f"{word}{word}'s", f"x {word}\n"):
+                if self.backend_tokenizer.encode(probe).ids != self.tokenize_plainly(template.render(probe)):
                     raise ValueError(
                         f"The word {word!r} that was added to the tokenizer of {self.name_or_path!r} cannot be kept "
                         "inside a template: train it as one of the model's own tokens, or add it as a special token, "
@@ -232,10 +237,10 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         before = template.text.partition(HOLE)[0] if template.demonstrations else ""
         if not before or len(before) > len(self._lead(template)):
             return
-        head = [*self.bos, *self._plain_ids(template.head[: -len(before)])]
-        behind = _copy(self.backend_tokenizer)
-        behind.normalizer = _normalizer([*self._steps(template, near, before), *_steps_of(self.plain)])
-        behind.post_processor = _parts(post_processor=_template_processing(self.plain, [], far)).post_processor
+        head = self.tokenize_plainly(template.head[: -len(before)])
+        behind = copy_tokenizer(self.backend_tokenizer)
+        behind.normalizer = normalizer_of([*self._steps(template, near, before), *steps_of(self.plain)])
+        behind.post_processor = post_processor(self.plain, [], far)
         behind.encode_special_tokens = True
         if all(
             [*head, *behind.encode(probe).ids] == [*self.bos, *ids]
@@ -292,21 +297,21 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
         steps: list[dict[str, Any]] = []
         mark = self._mark
         if template.preprocessing == "paper":
-            steps += [_replace(f"{_START}{_BLANK}+", ""), _replace(f"(?<!{_BLANK}){_BLANK}+{_END}", "")]
+            steps += [replace_regex(f"{_START}{_BLANK}+", ""), replace_regex(f"(?<!{_BLANK}){_BLANK}+{_END}", "")]
             steps += [
-                _replace(_UNENDED.replace("^", f"^{mark}") + _END, "."),
-                _replace_text('"', "'"),
-                _replace(rf"\?{_END}", "."),
+                replace_regex(_UNENDED.replace("^", f"^{mark}") + _END, "."),
+                replace_text('"', "'"),
+                replace_regex(rf"\?{_END}", "."),
             ]
         if lead := self._lead(template) if lead is None else lead:
             steps.append({"type": "Prepend", "prepend": lead})
         if near:
-            steps.append(_replace(self._close, near))
+            steps.append(replace_regex(self._close, near))
         if mark and lead:
             literal = re.sub(r"([.^$*+?{}\[\]\\|()])", r"\\\1", lead)
-            steps.append(_replace(rf"{_START}{literal}(?={mark}[\s\S]*{mark}{_END})", ""))
+            steps.append(replace_regex(rf"{_START}{literal}(?={mark}[\s\S]*{mark}{_END})", ""))
         if mark:
-            steps.append(_replace_text(mark, ""))
+            steps.append(replace_text(mark, ""))
         return steps
 
     def _divide(
@@ -347,14 +352,14 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
             ValueError: If the tokenizer does not apply the template in its configuration.
         """
         template = PromptTemplate.from_dict(self.init_kwargs[TEMPLATE_KEY])
-        steps = _steps_of(self.plain)
+        steps = steps_of(self.plain)
         near = next((step["content"] for step in steps if step.get("pattern") == {"Regex": self._close}), "")
         own = self._steps(template, near)
         if steps[: len(own)] == own:
             rest = steps[len(own) :]
-            self.plain.normalizer = _normalizer(rest)
+            self.plain.normalizer = normalizer_of(rest)
             self.plain.post_processor = None
-            self.plain = _with_words(self.plain, lambda word: word.strip(_MARK))
+            self.plain = respelled(self.plain, lambda word: word.strip(_MARK))
             probes = [probe for probe in _PROBES if probe.strip()]  # blank ones may become empty strings
             whole = [self._plain_ids(template.render(probe)) for probe in probes]
             made = [self.backend_tokenizer.encode(probe).ids for probe in probes]
@@ -386,113 +391,6 @@ def tokenizable(sentence: Any) -> str:
     return sentence
 
 
-def _copy(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns `Tokenizer.from_str(tokenizer.to_str())`, but shares the vocabulary, whose copy may take seconds."""
-    twin = Tokenizer(tokenizer.model)
-    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "encode_special_tokens"):
-        setattr(twin, part, getattr(tokenizer, part))
-    added = (token for _, token in sorted(tokenizer.get_added_tokens_decoder().items()))
-    for is_special, tokens in groupby(added, lambda token: token.special):
-        add = twin.add_special_tokens if is_special else twin.add_tokens
-        add(list(tokens))
-    return twin
-
-
-def _read_special_tokens_as_text(plain: Tokenizer, is_base: bool) -> None:
-    """Marks added tokens except words as special, because `split_special_tokens` only splits special tokens."""
-    tokens, words = plain.get_added_tokens_decoder(), set(_words(plain))
-    if is_base:  # in a saved model they are special already
-        own = plain.get_vocab_size(with_added_tokens=False)
-        words = {number for number in words if number >= own or _can_be_renamed(tokens[number], plain.normalizer)}
-    plain.add_special_tokens(
-        [
-            AddedToken(token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
-                       normalized=False, special=True)
-            for number, token in sorted(tokens.items())
-            if number not in words and (not token.special or token.normalized)
-        ]
-    )  # fmt: skip
-
-
-def _words(tokenizer: Tokenizer) -> dict[int, str]:
-    """Returns the added words of a tokenizer that are not special tokens, by their ids.
-
-    Excludes runs of spaces, which some model families add: the template's preprocessing removes these.
-    """
-    return {
-        number: token.content
-        for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
-        if not token.special and token.content.replace("▁", " ").strip()
-    }
-
-
-def _can_be_renamed(token: AddedToken, normalizer: Any) -> bool:
-    """Whether an added word inside the model's own vocabulary (Gemma's `<unused0>`) can be kept in a template.
-
-    The base's tokenizer matches such words before its normalizer runs and the template's tokenizer afterwards, so
-    both must find the same words (in upper case, too) and leave the same text around them. Other words are text.
-    """
-    if token.lstrip or token.rstrip or token.single_word or re.fullmatch("<0x[0-9A-F]{2}>", token.content):
-        return False
-    normalize = normalizer.normalize_str if normalizer else str
-    other_case = token.content.swapcase()
-    return normalize(other_case) == other_case and (
-        normalize("x ") + token.content + normalize(" y") == normalize(f"x {token.content} y")
-    )
-
-
-def _with_words(tokenizer: Tokenizer, spell: Callable[[str], str]) -> Tokenizer:
-    """Returns the tokenizer with the spelling of its added words changed; unchanged if it has none."""
-    words = {number: spell(word) for number, word in _words(tokenizer).items()}
-    if not words:
-        return tokenizer
-    made = Tokenizer(_renamed(tokenizer, words))
-    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        if getattr(tokenizer, part) is not None:
-            setattr(made, part, getattr(tokenizer, part))
-    made.encode_special_tokens = tokenizer.encode_special_tokens
-    made.add_tokens(
-        [
-            AddedToken(words.get(number, token.content), single_word=token.single_word, lstrip=token.lstrip,
-                       rstrip=token.rstrip, normalized=token.normalized or number in words, special=token.special)
-            for number, token in sorted(tokenizer.get_added_tokens_decoder().items())
-        ]
-    )  # fmt: skip
-    return made
-
-
-def _renamed(tokenizer: Tokenizer, words: dict[int, str]) -> models.Model:
-    """Returns the tokenizer's model with the entries of these words, if it has any, spelled as given.
-
-    Merges into and of such an entry are dropped: the added word is matched before any merge.
-    """
-    model: models.Model = tokenizer.model
-    own = {
-        token.content: words[number]
-        for number, token in tokenizer.get_added_tokens_decoder().items()
-        if number in words and model.token_to_id(token.content) is not None and token.content != words[number]
-    }
-    if not own:
-        return model
-    content = json.loads(tokenizer.to_str())["model"]
-    if isinstance(content["vocab"], dict):
-        content["vocab"] = {own.get(word, word): number for word, number in content["vocab"].items()}
-    else:  # Unigram's pieces with their scores, in the order of their ids
-        content["vocab"] = [[own.get(word, word), score] for word, score in content["vocab"]]
-    if "merges" in content:
-        content["merges"] = [pair for pair in content["merges"] if own.keys().isdisjoint([*pair, "".join(pair)])]
-    model = _parts(model=content).model
-    return model
-
-
-def _ids_in_front(tokenizer: Tokenizer) -> list[int]:
-    """Returns the token ids that the tokenizer's own post-processor prepends; the ones it appends are ignored."""
-    bare, whole = (tokenizer.encode("x", add_special_tokens=special).ids for special in (False, True))
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    ids: list[int] = whole[:start]
-    return ids
-
-
 def _seams(tail: str, added_tokens: Sequence[str]) -> Iterator[int]:
     """Yields positions at which a tail may be split, from the start, and its end.
 
@@ -508,48 +406,3 @@ def _seams(tail: str, added_tokens: Sequence[str]) -> Iterator[int]:
     )
     yield from islice((place for place in starts if place < end), _SEAMS)
     yield end
-
-
-def _replace(pattern: str, content: str | None) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
-
-
-def _replace_text(text: str, content: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {"String": text}, "content": content}
-
-
-def _template_processing(tokenizer: Tokenizer, front: Sequence[int], far: Sequence[int]) -> dict[str, Any]:
-    """A post-processor that adds tokens around a sentence, one entry per token, as JavaScript requires."""
-
-    def pieces(ids: Sequence[int]) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": tokenizer.id_to_token(token), "type_id": 0}} for token in ids]
-
-    names = {token: tokenizer.id_to_token(token) for token in [*front, *far]}
-    second = {"Sequence": {"id": "B", "type_id": 1}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [*pieces(front), _SENTENCE, *pieces(far)],
-        "pair": [*pieces(front), _SENTENCE, second, *pieces(far)],
-        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]} for token, name in names.items()},
-    }
-
-
-def _parts(**parts: Any) -> Tokenizer:
-    """Creates tokenizer components from their form in `tokenizer.json`."""
-    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    return Tokenizer.from_str(json.dumps({**empty, **parts}))
-
-
-def _normalizer(steps: list[dict[str, Any]]) -> Any:
-    return _parts(normalizer={"type": "Sequence", "normalizers": steps}).normalizer if steps else None
-
-
-def _steps_of(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Returns the normalizers of a tokenizer in their form in `tokenizer.json`."""
-    alone = Tokenizer(models.BPE())
-    alone.normalizer = tokenizer.normalizer
-    step = json.loads(alone.to_str())["normalizer"]
-    if step is None:
-        return []
-    steps: list[dict[str, Any]] = step["normalizers"] if step["type"] == "Sequence" else [step]
-    return steps

@@ -78,7 +78,7 @@ def model_key(model: PromptEOL) -> dict[str, Any]:
     method = (identity["quantization"] or {}).get("quant_method")
     return {
         "model": model[0].config.name_or_path,
-        "revision": getattr(model[0].model.config, "_commit_hash", None),
+        "revision": model.commit,
         "identity": digest(identity, but=("template", "layer")),
         "precision": identity["dtype"] + (f", {getattr(method, 'value', method)}" if method else ""),
     }

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from st_prompteol.evaluation.sts import cosine_similarities, spearman
-from st_prompteol.fast import Reading, inner_embeddings
 from st_prompteol.llm.finite import check_finite
+from st_prompteol.llm.reading import Reading, inner_embeddings
 from st_prompteol.model import PromptEOL
 from st_prompteol.prompt.template import PromptTemplate
 from st_prompteol.recipes.log import SearchLog, Similarities, model_key

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from sentence_transformers import SentenceTransformer
 
-from st_prompteol.llm.quantization import parts_of
+from st_prompteol.llm.loaded import adapters_of, parts_of
 from st_prompteol.prompt.tokenizer import TemplateTokenizer, read_template
 
 _THREADS = 4  # for hashing weights; hashlib releases the GIL
@@ -84,7 +84,7 @@ def _templates(model: SentenceTransformer) -> Any:
 
 def _adapters(body: Any) -> dict[str, str]:
     """Returns the active adapters by name, and their state in each layer: enabled, merged, scaling."""
-    if not getattr(body, "peft_config", None):
+    if not (loaded := adapters_of(body)):
         return {}
     layers = [
         (name, layer.disable_adapters, layer.active_adapters, layer.merged_adapters, getattr(layer, "scaling", None))
@@ -92,7 +92,7 @@ def _adapters(body: Any) -> dict[str, str]:
         if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
     active = {adapter for _, is_off, names, *_ in layers if not is_off for adapter in names}
-    configs = {name: digest(_plain(body.peft_config[name]), _ADAPTER_NAMES) for name in sorted(active)}
+    configs = {name: digest(_plain(loaded[name]), _ADAPTER_NAMES) for name in sorted(active)}
     return {**configs, "layers": digest(layers)}
 
 

@@ -163,10 +163,7 @@ def _finish(folder: Path) -> None:
 
 def _unfinished(folder: Path) -> dict[str, Any] | None:
     """Returns the record of an interrupted save: its staging folder, and the old files to remove."""
-    try:
-        first = json.loads((folder / _MODULES).read_text(encoding="utf-8"))[0]["unfinished"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    first = _look_up(folder / _MODULES, 0, "unfinished")
     is_note = isinstance(first, dict) and _STAGING.fullmatch(str(first.get("staging")))
     return first if is_note and all(map(is_saved, first.get("remove", [".."]))) else None
 
@@ -219,7 +216,8 @@ def _superseded(folder: Path, new: Path) -> list[str]:
     names = [entry.name for entry in folder.iterdir() if SAVED_NAMES.fullmatch(entry.name) and not _is_folder(entry)]
     if not set(_ENTRIES) & set(names):  # no model, so these files are of something else
         names = [name for name in names if name in _READ_WITH_TOKENIZERS]
-    elif _has_whole_tokenizer(folder):
+    elif _look_up(folder / "tokenizer_config.json", "tokenizer_class") == "PreTrainedTokenizerFast":
+        # the tokenizer is in `tokenizer.json` alone, as saves write it, and vocabularies are of something else
         names = [name for name in names if name not in _VOCABULARIES]
     names += [
         f"{module}/{name}"
@@ -232,21 +230,22 @@ def _superseded(folder: Path, new: Path) -> list[str]:
     return sorted(name for name in names if not (new / name).exists())
 
 
-def _has_whole_tokenizer(folder: Path) -> bool:
-    """Whether the tokenizer in a folder is in `tokenizer.json` alone, as saves write it, without vocabularies."""
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return bool(config["tokenizer_class"] == "PreTrainedTokenizerFast")
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
 def _module_folders(folder: Path) -> list[str]:
+    listed = _look_up(folder / _MODULES)
+    modules = listed if isinstance(listed, list) else []
+    paths = [str(module.get("path")) for module in modules if isinstance(module, dict)]
+    return [path for path in paths if MODULE_FOLDER.fullmatch(path) and _is_folder(folder / path)]
+
+
+def _look_up(path: Path, *keys: int | str) -> Any:
+    """Returns a value of a JSON file; None if there is no such value or file."""
     try:
-        paths = [module["path"] for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]
+        value = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            value = value[key]
     except (OSError, ValueError, LookupError, TypeError):
-        return []
-    return [path for path in paths if MODULE_FOLDER.fullmatch(str(path)) and _is_folder(folder / path)]
+        return None
+    return value
 
 
 def is_saved(name: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
 
+from st_prompteol.llm.loaded import adapters_of, is_quantized
 from st_prompteol.prompt.tokenizer import TemplateTokenizer
 from st_prompteol.saved.spelling import spell_for_all
 
@@ -67,7 +68,7 @@ def stock_body(model: PreTrainedModel) -> PreTrainedModel:
     """
     config = model.config
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    changed = getattr(model, "is_quantized", False) or hasattr(model, "peft_config")
+    changed = is_quantized(model) or adapters_of(model)
     if config.model_type != "qwen2" or windows or changed:
         return model
     values = {key: value for key, value in config.to_dict().items() if key not in _OF_QWEN2}
@@ -94,7 +95,7 @@ def stored_tensors(model: PreTrainedModel) -> dict[str, dict[str, torch.Tensor]]
         model: The body. Adapters and quantized weights are saved in their dtype in memory.
     """
     handed_over = "save_pretrained" in vars(model)  # set by a trainer; parameters here are shards of one process
-    if handed_over or hasattr(model, "peft_config") or getattr(model, "is_quantized", False):
+    if handed_over or adapters_of(model) or is_quantized(model):
         return {}
     tensors = model.state_dict()
     wide = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.float32 and not tensor.is_meta}
