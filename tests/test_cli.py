@@ -12,24 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
-from st_prompteol import TINY, PromptEOL, released
+from st_prompteol import TINY, PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.cli.options import read_model_options
 
 from . import ROOT
-from .helpers import SENTENCES, PlainProcess, assert_alike
-from .test_adapters import publish_adapter
-from .test_recipes_search import write_search
+from .helpers.models import publish_adapter
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess, run
+from .helpers.searches import write_search
+from .helpers.sentences import SENTENCES
 
 CANDIDATES = str(ROOT / "examples/candidates.tsv")
-
-
-def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200"})
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 HELP = """

@@ -22,7 +22,7 @@ from sentence_transformers.util import quantize_embeddings
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_file
 
-from .helpers import SENTENCES
+from .helpers.sentences import SENTENCES
 
 SENTENCES = [sentence for sentence in SENTENCES if sentence] + ["", 'comma, "quote"', "tab\tinside"]
 

@@ -25,7 +25,8 @@ from st_prompteol.corpus.fragments import cut, list_sources
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS, read_task
 from st_prompteol.saved.identity import identify
 
-from .test_corpus_runs import CLOSE, ROOT, embeddings_of, manifest_of, read, sentences, write_parquet
+from . import ROOT
+from .helpers.corpora import CLOSE, embeddings_of, manifest_of, read, sentences, write_parquet
 
 pytest.importorskip("ray", reason="needs ray: in the checkout pip install '.[ray]'")
 # upstream's own, while it starts and stops processes and passes them sockets

@@ -34,10 +34,11 @@ from st_prompteol.evaluation.score_table import SHORT_NAMES
 from training import train
 
 from . import ROOT
-from .helpers import build_senteval, build_tokenizer
-from .hubserver import Hub, hub_environment
-from .test_adapters import publish_adapter
-from .test_recipes_candidates import write_wordnet
+from .helpers.hub import Hub, hub_environment
+from .helpers.models import publish_adapter
+from .helpers.searches import write_wordnet
+from .helpers.senteval import build_senteval
+from .helpers.tokenizers import build_tokenizer
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -32,7 +32,10 @@ from st_prompteol.evaluation.ensemble import apply_ensembles
 from st_prompteol.evaluation.methods import MaskTokenPooling, apply_decoder_methods, apply_encoder_methods
 from st_prompteol.evaluation.runner import expand_tasks
 
-from .helpers import SENTENCES, VENISON, WORDS, assert_alike, build_causal_lm, build_senteval, sized
+from .helpers.models import build_causal_lm, sized
+from .helpers.oracles import assert_alike
+from .helpers.sentences import SENTENCES, VENISON, WORDS
+from .helpers.senteval import build_senteval
 
 
 @pytest.fixture(scope="module")

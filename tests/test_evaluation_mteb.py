@@ -12,8 +12,8 @@ import pytest
 
 from st_prompteol import TINY, PromptEOL
 
-from .helpers import JOCKEY
-from .hubserver import Hub, hub_environment
+from .helpers.hub import Hub, hub_environment
+from .helpers.sentences import JOCKEY
 
 pytestmark = pytest.mark.shared
 

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold
 from st_prompteol.evaluation import TRANSFER_TASKS, evaluate_transfer, transfer
 from st_prompteol.evaluation.classifier import Split, initial_weight, train_classifiers
 
-from .test_evaluation_sts import WordVectors, mean_pooled
+from .helpers.senteval import WordVectors, mean_pooled
 
 GRID = [1e-5, 1e-4, 1e-3, 1e-2]
 WIDE_GRID = [3.0, 1.0, 0.1, 1e-3]  # on a hundred examples, GRID leaves nothing to choose

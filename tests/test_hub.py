@@ -23,12 +23,13 @@ from st_prompteol.hub import push
 from st_prompteol.hub.upload import check_no_secrets
 
 from . import ROOT
-from .helpers import SENTENCES, build_causal_lm, build_senteval
-from .hubserver import Hub, hub_environment
-from .test_adapters import peft_oracle, publish_adapter
-from .test_corpus_runs import read, sentences, write_parquet
-from .test_evaluation_data import archive
-from .test_quantization import save_bitsandbytes, save_compressed
+from .helpers.corpora import read, sentences, write_parquet
+from .helpers.hub import Hub, hub_environment
+from .helpers.models import build_causal_lm, publish_adapter
+from .helpers.oracles import peft_oracle
+from .helpers.quantized import save_bitsandbytes, save_compressed
+from .helpers.sentences import SENTENCES
+from .helpers.senteval import archive, build_senteval
 
 TOKENS = {"hf_AliceSecretWrite": "alice"}
 READ_TOKENS = {"hf_AliceSecretRead": "alice"}

@@ -31,8 +31,9 @@ import yaml
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 
 from . import ROOT
-from .helpers import JOCKEY, SENTENCES, free_port
-from .hubserver import Hub, hub_environment
+from .helpers.hub import Hub, hub_environment
+from .helpers.processes import free_port
+from .helpers.sentences import JOCKEY, SENTENCES
 
 SPACE = ROOT / "hub_cards/space"
 LINES = [*SENTENCES, "A man is playing a guitar.", "Somebody plays the guitar."]

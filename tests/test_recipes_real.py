@@ -18,9 +18,8 @@ from st_prompteol import PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.recipes import read_candidates, search, sts_b_dev
 
-from .helpers import PlainProcess
-from .test_recipes_candidates import WORDNET
-from .test_recipes_search import correlate, distinct
+from .helpers.processes import PlainProcess
+from .helpers.searches import WORDNET, correlate, distinct
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 

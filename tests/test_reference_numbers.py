@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.cli import app
 
-from .helpers import JOCKEY
+from .helpers.sentences import JOCKEY
 
 pytestmark = pytest.mark.shared
 Pairs = tuple[list[str], list[str], list[float]]

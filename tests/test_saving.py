@@ -30,8 +30,9 @@ from st_prompteol.files.atomic import put_in_place, replacing_file
 from st_prompteol.saved import saving
 from st_prompteol.saved.saving import saving_into
 
-from .helpers import SENTENCES, assert_alike
-from .test_files import as_another_user
+from .helpers.oracles import assert_alike
+from .helpers.processes import as_another_user
+from .helpers.sentences import SENTENCES
 
 SENTENCE = "A save into this folder was stopped before its end"
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink"}
@@ -116,7 +117,7 @@ PAIRS = {
 
 @pytest.fixture(scope="module")
 def bases(causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    from .helpers import build_causal_lm
+    from .helpers.models import build_causal_lm
 
     return {"llama": causal_lms["llama"], "other": build_causal_lm(tmp_path_factory.mktemp("other"), "llama", seed=5)}
 

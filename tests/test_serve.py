@@ -35,7 +35,8 @@ from st_prompteol.server.app import make_app
 from st_prompteol.server.batching import Batcher, Embedded
 
 from . import ROOT
-from .helpers import SENTENCES, free_port
+from .helpers.processes import free_port
+from .helpers.sentences import SENTENCES
 
 NAME = str(TINY)
 JSON = {"Content-Type": "application/json"}

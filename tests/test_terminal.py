@@ -20,7 +20,7 @@ from st_prompteol.cli import app, similarity, terminal
 from st_prompteol.cli.signals import ending_on_sigterm
 from st_prompteol.files.output import duration, one_line, to_text
 
-from .test_recipes_search import write_search
+from .helpers.searches import write_search
 
 ODD = [
     "A jockey riding a horse.",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
 import os
 import random
@@ -17,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +24,6 @@ from safetensors.torch import load_file
 from st_prompteol import PromptEOL, lora_config
 
 from . import ROOT
-from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval, quick
-from .test_adapters import publish_adapter
-from .test_training_loss import run_two, start
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -42,6 +36,13 @@ from training.loss import build_loss
 from training.report import describe_scores
 from training.run_folder import claimed, find_checkpoint
 from training.trainer import AdapterTrainer
+
+from .helpers.models import publish_adapter, quick
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.sentences import SENTENCES, WORDS
+from .helpers.senteval import build_senteval
+from .helpers.training import logged, run_to_the_end, run_two, start, state_of
 
 Words = Callable[..., list[str]]
 pytestmark = pytest.mark.filterwarnings(
@@ -73,21 +74,6 @@ def command_line(world: dict[str, str], base: str, output_dir: Path, *more: str)
     fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "precision": "float32"}
     fixed |= {"eval_steps": 2, "save_steps": 2, "logging_steps": 1, "save_total_limit": 10, "disable_tqdm": "true"}
     return [*(f"--{key}={value}" for key, value in fixed.items()), *more]
-
-
-def state_of(output_dir: Path, step: int) -> Any:
-    return json.loads((output_dir / f"checkpoint-{step}/trainer_state.json").read_text(encoding="utf-8"))
-
-
-def logged(output_dir: Path, step: int, key: str = "loss") -> dict[int, float]:
-    return {row["step"]: row[key] for row in state_of(output_dir, step)["log_history"] if key in row}
-
-
-def run_to_the_end(main: Callable[[list[str]], None], argv: list[str], output_dir: Path) -> tuple[Path, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        main([*argv, f"--output_dir={output_dir}"])
-    return output_dir, said.getvalue()
 
 
 def sentence_of_exit(argv: list[str]) -> str:

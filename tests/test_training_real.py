@@ -20,14 +20,15 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from st_prompteol import PromptEOL
 
 from . import ROOT
-from .helpers import PlainProcess
-from .hubserver import Hub, hub_environment
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 from training import train as script
 from training.data import sts_benchmark
+
+from .helpers.hub import Hub, hub_environment
+from .helpers.processes import PlainProcess
 
 pytestmark = pytest.mark.shared
 
