@@ -20,6 +20,7 @@ from st_prompteol.cli import app, similarity, terminal
 from st_prompteol.cli.signals import ending_on_sigterm
 from st_prompteol.files.output import duration, one_line, to_text
 
+from .helpers.processes import Forked, command_line, run_program
 from .helpers.searches import write_search
 
 ODD = [
@@ -194,17 +195,15 @@ def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     """While it writes embeddings to a staged file."""
     source = tmp_path / "sentences.txt"
     source.write_text("".join(f"a sentence, number {number}\n" for number in range(100_000)), encoding="utf-8")
-    process = subprocess.Popen(
-        command("encode", "tiny", str(source), "-o", str(tmp_path / "x.npy")), stderr=subprocess.PIPE
-    )
+    process = Forked(command_line, "encode", "tiny", str(source), "-o", str(tmp_path / "x.npy"))
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob(".x.npy.*.tmp")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
+    told = process.communicate()
     assert (process.returncode, list(tmp_path.iterdir())) == (143, [source])
-    assert b"Traceback" not in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow
@@ -229,16 +228,5 @@ def test_any_terminal_will_do(changed: dict[str, str]) -> None:
 
 @pytest.mark.slow
 def test_importing_says_nothing_of_kernels_and_leaves_no_filter() -> None:
-    code = (
-        "import logging\n"
-        "from st_prompteol import PromptEOL\n"
-        "assert not logging.getLogger('bitsandbytes.backends.cpu.ops').filters\n"
-        "import st_prompteol, unittest.mock\n"
-        "def say(name): logging.getLogger('bitsandbytes.backends.cpu.ops').warning("
-        "'Failed to load CPU gemm_4bit_forward from %s', 'x')\n"
-        "with unittest.mock.patch.object(st_prompteol, 'import_module', say):\n"
-        "    try: st_prompteol.TINY\n"
-        "    except AttributeError: pass\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_program("import_quietly")
     assert "Failed to load" not in done.stderr

@@ -5,25 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import multiprocessing
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .processes import free_port
-
-
-def start(function: Callable[..., None], *arguments: Any) -> Any:
-    """Starts a process from a server that has imported the slow packages."""
-    # where there is a GPU, they set it up when they are imported, and what is forked from them cannot use it
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-    context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    return process
+from .processes import Forked, free_port
 
 
 def run_two(function: Callable[..., None], *arguments: Any) -> None:
@@ -31,16 +17,9 @@ def run_two(function: Callable[..., None], *arguments: Any) -> None:
     environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = str(free_port())
     ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    workers = [start(_run_rank, rank, function, *arguments) for rank in ranks]
-    for worker in workers:
-        worker.join(240)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-
-
-def _run_rank(environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    function(*arguments)
+    workers = [Forked(function, *arguments, **rank) for rank in ranks]
+    printed = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], printed
 
 
 def state_of(output_dir: Path, step: int) -> Any:
