@@ -25,7 +25,7 @@ ALL_TASKS = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-
 @pytest.mark.parametrize(
     ("model", "tasks"),
     [
-        ("stories", ["STS16"]),
+        pytest.param("stories", ["STS16"], marks=pytest.mark.long),
         (TINY, ["STSBenchmark", "SICK-R"]),
         pytest.param(TINY, ALL_TASKS, marks=pytest.mark.long),
     ],
