@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,9 +26,11 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from st_prompteol import TINY, PromptEOL, PromptTemplate
+from st_prompteol.corpus import encode_corpus
 from st_prompteol.files import Bad, read_rows
 
 from . import ROOT
+from .helpers.processes import Forked
 
 PAGE = ROOT / "docs/attack.md"
 WORDS = [
@@ -37,12 +38,6 @@ WORDS = [
     "e\u0301" * 40, "日本語", "😀" * 9, "👩\u200d👩\u200d👧", "\u202e", "\u2028", "مرحبا", "Ġ", "▁", "$A", "%s",
     "x" * 3000, " " * 500,
 ]  # fmt: skip
-EMBED = """
-import sys; from st_prompteol.corpus import encode_corpus
-source, out, layer = sys.argv[1:]
-options = {"layer": int(layer), "device": "cpu"}
-encode_corpus("tiny", source, out, column="text", fragment_rows=8, model_options=options)
-"""
 
 
 def odd_text(chooser: random.Random) -> str:
@@ -168,10 +163,19 @@ def _corpus(folder: Path) -> Path:
     return source
 
 
-def _start(source: Path, out: Path, layer: int = -1) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", EMBED, str(source), str(out), str(layer)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _encode(source: Path, out: Path, layer: int) -> None:
+    options = {"layer": layer, "device": "cpu"}
+    encode_corpus("tiny", source, out, column="text", fragment_rows=8, model_options=options)
+
+
+def _start(source: Path, out: Path, layer: int = -1) -> Forked:
+    return Forked(_encode, source, out, layer)
+
+
+def _ends(process: Forked) -> bool:
+    """Waits for the end, and whether it was a good one."""
+    process.communicate()
+    return process.returncode == 0
 
 
 def _embeddings(out: Path) -> list[list[float]]:
@@ -182,15 +186,15 @@ def kills(count: int, folder: Path) -> list[str]:
     """A corpus' run that is killed at any time and called again ends as an unbroken one."""
     chooser, failures, source = random.Random(time.time_ns()), [], _corpus(folder)
     start = time.monotonic()
-    _start(source, folder / "whole").wait()
+    _ends(_start(source, folder / "whole"))
     seconds, expected = time.monotonic() - start, _embeddings(folder / "whole")
     for number in range(count):
         out = folder / f"{number}"
         process = _start(source, out)
         time.sleep(chooser.uniform(0.6, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        if _start(source, out).wait() or not np.allclose(_embeddings(out), expected, atol=1e-4):
+        _ends(process)
+        if not _ends(_start(source, out)) or not np.allclose(_embeddings(out), expected, atol=1e-4):
             failures.append(f"kill {number}: the run that went on is not the unbroken one")
         complete = json.loads((out / "_manifest.json").read_text(encoding="utf-8"))["complete"]
         if not complete or list(out.glob(".*.tmp")):
@@ -203,11 +207,11 @@ def races(count: int, folder: Path) -> list[str]:
     failures, source = [], _corpus(folder)
     expected = {}
     for layer in (-1, -2):
-        _start(source, folder / f"layer{layer}", layer).wait()
+        _ends(_start(source, folder / f"layer{layer}", layer))
         expected[layer] = _embeddings(folder / f"layer{layer}")
     for number in range(count):
         runs = {layer: _start(source, folder / f"{number}", layer) for layer in (-1, -2)}
-        ended = [layer for layer, process in runs.items() if process.wait() == 0]
+        ended = [layer for layer, process in runs.items() if _ends(process)]
         got = _embeddings(folder / f"{number}")
         if len(ended) != 1 or not np.allclose(got, expected[ended[0]], atol=1e-4):
             failures.append(f"race {number}: {len(ended)} runs ended well, or the folder is mixed")

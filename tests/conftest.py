@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from . import SHARED
+from .helpers.processes import PlainProcess
 
 if TYPE_CHECKING:
-    from .helpers import PlainProcess
+    from .helpers.processes import PlainProcess
 
 
 def pytest_configure() -> None:
@@ -47,7 +48,7 @@ def stories() -> str:
 @pytest.fixture(scope="session")
 def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """One saved causal LM per architecture; read only."""
-    from .helpers import ARCHITECTURES, build_causal_lm
+    from .helpers.models import ARCHITECTURES, build_causal_lm
 
     return {
         name: build_causal_lm(tmp_path_factory.mktemp(name), name, bos=name not in ("gpt2", "gpt-neox", "qwen2"))
@@ -57,7 +58,7 @@ def causal_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def plain() -> Iterator[PlainProcess]:
-    from .helpers import PlainProcess
+    from .helpers.processes import PlainProcess
 
     process = PlainProcess()
     yield process

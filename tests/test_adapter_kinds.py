@@ -21,7 +21,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from st_prompteol import PromptEOL
 from st_prompteol.llm.adapter_files import check_kind
 
-from .helpers import SENTENCES, PlainProcess, assert_alike
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.sentences import SENTENCES
 
 Make = Callable[[], PeftConfig]
 PAGE = Path(__file__).parent.parent / "docs/adapters.md"

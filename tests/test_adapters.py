@@ -9,38 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL, lora_config, quantization_config
 from st_prompteol.llm.adapters import load_adapter_weights
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, build_causal_lm, dequantized, features_of, gradients_of
-
-
-def publish_adapter(base: str, folder: Path, *, seed: int = 1, binary: bool = False, **lora: Any) -> str:
-    """A random adapter saved by peft from a causal LM: no tokenizer files, keys `base_model.model.model.…`."""
-    torch.manual_seed(seed)
-    options = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM", **lora}
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**options)).save_pretrained(folder)
-    if binary:
-        torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
-        (folder / "adapter_model.safetensors").unlink()
-    return str(folder)
-
-
-def peft_oracle(base: str, adapter: str, texts: list[str]) -> np.ndarray[Any, Any]:
-    """peft's own way: the adapter on the causal LM, one text at a time, the last hidden state of the last token."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
-    with torch.no_grad():
-        rows = [
-            model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1][0, -1]
-            for text in texts
-        ]
-    return torch.stack(rows).numpy()
+from .helpers.models import build_causal_lm, features_of, gradients_of, publish_adapter
+from .helpers.oracles import dequantized, peft_oracle
+from .helpers.processes import PlainProcess
+from .helpers.sentences import JOCKEY, SENTENCES
 
 
 @pytest.mark.parametrize(

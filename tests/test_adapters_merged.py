@@ -14,7 +14,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from st_prompteol import PromptEOL, lora_config
 from st_prompteol.saved.identity import digest, identify
 
-from .helpers import SENTENCES, PlainProcess, assert_alike
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.sentences import SENTENCES
 
 OFF = "All adapters of .* are switched off"
 

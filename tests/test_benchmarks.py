@@ -53,6 +53,7 @@ def test_every_row_has_a_result(kit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.shared
 def test_a_row_that_fails_is_named_and_measured_again(kit: Path, tmp_path: Path) -> None:
     (kit / "tokenizers/llama2").rename(kit / "elsewhere")

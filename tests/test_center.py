@@ -13,7 +13,8 @@ from sentence_transformers.base.modules import Dense, Normalize
 
 from st_prompteol import TINY, PromptEOL
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess
+from .helpers.processes import PlainProcess
+from .helpers.sentences import JOCKEY, SENTENCES
 
 SAMPLE = [f"{who} {does} in the {place}" for who in ("a man", "dogs", "it") for does in ("sings", "is") for place in
           ("garden", "sea", "year 1990")]  # fmt: skip

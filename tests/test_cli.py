@@ -5,14 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from st_prompteol import TINY, PromptEOL
 from st_prompteol.cli import app
@@ -20,34 +17,19 @@ from st_prompteol.cli.options import read_model_options
 from st_prompteol.saved import released
 
 from . import ROOT
-from .helpers import SENTENCES, PlainProcess, assert_alike
-from .test_adapters import publish_adapter
-from .test_recipes_search import write_search
+from .helpers.models import publish_adapter
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess, run, run_program
+from .helpers.searches import write_search
+from .helpers.sentences import SENTENCES
 
 CANDIDATES = str(ROOT / "examples/candidates.tsv")
-
-
-def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200"})
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-HELP = """
-import sys
-from typer.testing import CliRunner
-from st_prompteol.cli import app
-for command in sys.argv[1:]:
-    result = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert result.exit_code == 0 and "Usage: " in result.stdout and not result.stderr, (command, result.output)
-assert "torch" not in sys.modules
-"""
 
 
 def test_help_is_quick_and_needs_no_pytorch() -> None:
     commands = ["", *get_command(app).commands]  # type: ignore[attr-defined]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run([sys.executable, "-c", HELP, *commands], check=True)
+    run_program("show_help", *commands)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5  # seconds of a core, for all of them
 
 

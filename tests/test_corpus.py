@@ -7,7 +7,6 @@ import io
 import json
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from sentence_transformers.util import quantize_embeddings
 from st_prompteol import PromptEOL
 from st_prompteol.corpus import encode_file
 
-from .helpers import SENTENCES
+from .helpers.processes import run_program
+from .helpers.sentences import SENTENCES
 
 SENTENCES = [sentence for sentence in SENTENCES if sentence] + ["", 'comma, "quote"', "tab\tinside"]
 
@@ -155,25 +155,10 @@ def test_a_full_disk_leaves_the_old_output(model: PromptEOL, tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["in.txt", "out.npy"]
 
 
-MEMORY = """
-import resource, sys
-import numpy as np
-from st_prompteol.corpus import encode_file
-class Fake:
-    def encode(self, sentences, **kwargs):
-        return np.ones((len(sentences), 512), dtype=np.float32)
-small, large, out = sys.argv[1:]
-for path, precision in [(small, "float32"), (small, "int8"), (large, "float32"), (large, "int8")]:
-    encode_file(Fake(), path, out, precision=precision)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
     small, large = write(tmp_path / "s.txt", ["x"] * 5_000), write(tmp_path / "l.txt", ["x"] * 100_000)
-    command = [sys.executable, "-c", MEMORY, str(small), str(large), str(tmp_path / "out.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_program("encode_files", str(small), str(large), str(tmp_path / "out.npy"))
     _, before, *after = map(int, done.stdout.split())
     assert np.load(tmp_path / "out.npy", mmap_mode="r").shape == (100_000, 512)
     assert (max(after) - before) * 1024 < 60e6  # the embeddings alone are 205 MB in float32

@@ -25,7 +25,8 @@ from st_prompteol.corpus.fragments import cut, list_sources
 from st_prompteol.evaluation.senteval import STS_TASKS, TRANSFER_TASKS, read_task
 from st_prompteol.saved.identity import identify
 
-from .test_corpus_runs import CLOSE, ROOT, embeddings_of, manifest_of, read, sentences, write_parquet
+from . import ROOT
+from .helpers.corpora import CLOSE, embeddings_of, manifest_of, read, sentences, write_parquet
 
 pytest.importorskip("ray", reason="needs ray: in the checkout pip install '.[ray]'")
 # upstream's own, while it starts and stops processes and passes them sockets
@@ -82,7 +83,7 @@ class Cluster:
         return self.cluster.add_node(**NODE, num_cpus=1)
 
     def command(self, *arguments: str) -> list[str]:
-        command = [sys.executable, "-c", "from st_prompteol.cli import app; app()", "corpus", *arguments]
+        command = [sys.executable, "-m", "st_prompteol", "corpus", *arguments]
         return [*command, "--engine", "ray", "--address", self.cluster.address]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -233,6 +234,7 @@ def test_a_driver_that_is_stopped_goes_on(cluster: Cluster, stories: str, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.shared
 def test_two_nodes_encode_real_sentences_though_one_dies(
     cluster: Cluster, stories: str, shared: Path, tmp_path: Path

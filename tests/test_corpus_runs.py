@@ -30,55 +30,14 @@ from st_prompteol.corpus import encode_corpus
 from st_prompteol.corpus.formats import read_batches
 from st_prompteol.corpus.fragments import cut, list_sources
 
-from . import ROOT
-from .helpers import SENTENCES, WORDS
-
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-TEN: dict[str, Any] = {"column": "text", "fragment_rows": 10}
+from .helpers.corpora import CLOSE, TEN, Counting, embeddings_of, manifest_of, read, sentences, write_parquet
+from .helpers.processes import Forked, command_line, run_program
+from .helpers.sentences import SENTENCES
 
 
 @pytest.fixture(scope="module")
 def model(causal_lms: dict[str, str]) -> PromptEOL:
     return PromptEOL(causal_lms["opt"])
-
-
-def sentences(count: int, seed: int = 0) -> list[str]:
-    chooser = random.Random(seed)
-    words = WORDS.split()
-    return [f"{' '.join(chooser.choices(words, k=chooser.randrange(1, 12)))} {number}" for number in range(count)]
-
-
-def write_parquet(path: Path, texts: list[str | None], row_group_size: int = 1000) -> Path:
-    table = pa.table({"id": pa.array(range(len(texts)), pa.int32()), "text": pa.array(texts, pa.string())})
-    pq.write_table(table, path, row_group_size=row_group_size)
-    return path
-
-
-def read(folder: Path) -> pa.Table:
-    """The output as anyone reads it, in the order of the names of its files."""
-    return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
-
-
-def embeddings_of(table: pa.Table) -> np.ndarray[Any, Any]:
-    return np.array(table["embedding"].to_pylist())
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "_manifest.json").read_text(encoding="utf-8"))
-
-
-class Counting(PromptEOL):
-    """A model that says how often it was asked, and fails when it is told to."""
-
-    calls = 0
-    fail_at = -1
-    error: BaseException = RuntimeError("the machine broke")
-
-    def encode(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        if self.calls == self.fail_at:
-            raise self.error
-        return super().encode(*args, **kwargs)
 
 
 def test_rows_of_every_format_come_once_in_order_with_their_columns(model: PromptEOL, tmp_path: Path) -> None:
@@ -420,22 +379,6 @@ def test_addresses_that_fsspec_opens(model: PromptEOL, tmp_path: Path, monkeypat
         encode_corpus(model, "s3://bucket/in", tmp_path / "other")
 
 
-FULL_AND_FIXED = """
-import os, sys
-from pathlib import Path
-import pyarrow.parquet as pq
-from st_prompteol.corpus import encode_corpus
-model, source, small, fixed = sys.argv[1:]
-for out in (f"{small}/out", f"{small}/out", f"{fixed}/out"):
-    try:
-        encode_corpus(model, source, out, column="text", keep=[], fragment_rows=500)
-    except OSError as error:
-        print(f"{type(error).__name__}: {error}")
-out = Path(f"{small}/out")
-print(sorted(os.listdir(out)), sum(pq.read_table(path).num_rows for path in out.glob("part-*")), sep="\\n")
-"""
-
-
 @pytest.mark.slow
 def test_a_full_disk_and_one_that_may_not_be_written_to_are_named(causal_lms: dict[str, str], tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "in.parquet", list(sentences(4000)))
@@ -449,9 +392,7 @@ def test_a_full_disk_and_one_that_may_not_be_written_to_are_named(causal_lms: di
     inside = ["unshare", "--mount", "sh", "-c", f'{" && ".join(mounts)} && exec "$@"', "sh"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode != 0:
         pytest.skip("needs to mount small file systems")
-    command = [*inside, sys.executable, "-c", FULL_AND_FIXED, causal_lms["opt"], str(source), str(small), str(fixed)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_program("meet_full_disks", causal_lms["opt"], str(source), str(small), str(fixed), inside=inside)
     first, second, third, names, rows = done.stdout.splitlines()
     assert first == second == f"OSError: The disk of '{small}/out' is full: free space, and the same call goes on."
     assert third.startswith(f"OSError: The destination '{fixed}/out' cannot be written: ")
@@ -466,24 +407,22 @@ def test_an_interrupted_command_goes_on(stories: str, tmp_path: Path) -> None:
     """After `kill -9`, see `kills` in attack.py."""
     texts = sentences(6000)
     source, out = write_parquet(tmp_path / "in.parquet", list(texts)), tmp_path / "out"
-    command = ["-c", "from st_prompteol.cli import app; app()", "corpus", stories, str(source), "-o", str(out)]
-    command += ["--column", "text", "--fragment-rows", "200"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True)
+    command = ["corpus", stories, str(source), "-o", str(out), "--column", "text", "--fragment-rows", "200"]
+    process = Forked(command_line, *command)
     while not (out / "part-000000-000002.parquet").exists():
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, message = process.communicate()
+    message = process.communicate()
     done = len(list(out.glob("part-*")))
     assert 3 <= done < 30
     assert process.returncode == 130
     assert f"st-prompteol: Interrupted: {done} of 30 parts are in '{out}', and the same call goes on." in message
     assert "Traceback" not in message
     assert not list(out.glob(".*"))
-    again = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=True)
-    assert "6000 rows, 0 of them without text, in 30 parts" in again.stderr
-    assert f"{6000 - 200 * done} encoded now" in again.stderr
+    again = Forked(command_line, *command).communicate()
+    assert "6000 rows, 0 of them without text, in 30 parts" in again
+    assert f"{6000 - 200 * done} encoded now" in again
     assert not list(out.glob(".*"))
     assert read(out)["text"].to_pylist() == texts
     np.testing.assert_allclose(embeddings_of(read(out)), PromptEOL(stories).encode(texts), **CLOSE)
@@ -524,23 +463,9 @@ def test_the_command_says_what_came_of_it(causal_lms: dict[str, str], tmp_path: 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    code = (
-        "import re, sys; from pathlib import Path; import numpy as np\n"
-        "from st_prompteol.corpus import encode_corpus\n"
-        "from st_prompteol import PromptEOL\n"
-        "class Quick(PromptEOL):\n"
-        "    def encode(self, sentences, **kwargs): return np.ones((len(sentences), 256), dtype=np.float32)\n"
-        "    def get_embedding_dimension(self): return 256\n"
-        "model = Quick(sys.argv[1])\n"
-        "for path in sys.argv[2:4]:\n"
-        "    encode_corpus(model, path, path + '-out', column='text')\n"
-        "    print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
-    )
     small = write_parquet(tmp_path / "s.parquet", ["x"] * 100_000, row_group_size=2_000_000)
     large = write_parquet(tmp_path / "l.parquet", ["x"] * 400_000, row_group_size=2_000_000)
-    command = [sys.executable, "-c", code, "tiny", str(small), str(large)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    done = run_program("encode_corpora", str(small), str(large))
     before, after = map(int, done.stdout.split())
     assert pq.read_metadata(f"{large}-out/part-000000-000000.parquet").num_rows > 28_000
     assert (after - before) * 1024 < 60e6  # the embeddings alone are 307 MB more; 32 MiB of them are held at a time

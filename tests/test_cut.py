@@ -17,19 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, OPTC
 
 from st_prompteol import TINY, PromptEOL
 
-from .helpers import (
-    ARCHITECTURES,
-    JOCKEY,
-    SENTENCES,
-    PlainProcess,
-    assert_alike,
-    build_causal_lm,
-    grouped,
-    quick,
-    sized,
-)
-from .test_adapters import publish_adapter
-from .test_cli import run
+from .helpers.models import ARCHITECTURES, build_causal_lm, grouped, publish_adapter, quick, sized
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess, run
+from .helpers.sentences import JOCKEY, SENTENCES
 
 MORE = {
     "opt without its norm": sized(OPTConfig, ffn_dim=64, word_embed_proj_dim=32, _remove_final_layer_norm=True),

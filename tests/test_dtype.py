@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from st_prompteol import PromptEOL
 
-from .helpers import SENTENCES, PlainProcess, adapted, assert_alike, build_causal_lm
+from .helpers.models import adapted, build_causal_lm
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.sentences import SENTENCES
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +25,7 @@ from typer.testing import CliRunner
 
 from st_prompteol import PromptEOL, PromptTemplate
 from st_prompteol.cli import app
-from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Comparison, Run, run_tasks
+from st_prompteol.evaluation import STS_TASKS, TRANSFER_TASKS, Comparison, Run, run_tasks, runner
 from st_prompteol.evaluation.methods import (
     MaskTokenPooling,
     apply_decoder_methods,
@@ -36,7 +34,11 @@ from st_prompteol.evaluation.methods import (
 )
 from st_prompteol.evaluation.runner import expand_tasks
 
-from .helpers import SENTENCES, VENISON, WORDS, assert_alike, build_causal_lm, build_senteval, sized
+from .helpers.models import build_causal_lm, sized
+from .helpers.oracles import assert_alike
+from .helpers.processes import Forked, command_line
+from .helpers.sentences import SENTENCES, VENISON, WORDS
+from .helpers.senteval import build_senteval
 
 
 @pytest.fixture(scope="module")
@@ -265,19 +267,22 @@ def test_a_model_that_returns_nan_stops_with_the_sentence(
     assert "holds NaN or infinity" in err
 
 
+def evaluate_and_hang(*arguments: str) -> None:
+    """Hangs in the second task."""
+    runner.evaluate_transfer_task = lambda *args, **kwargs: time.sleep(600)
+    command_line("evaluate", *arguments)
+
+
 @pytest.mark.slow
 def test_killed_half_way_it_continues_where_it_stopped(causal_lms: dict[str, str], data_dir: Path, here: Path) -> None:
     arguments = [causal_lms["opt"], "--data-dir", str(data_dir), "--task", "STSBenchmark", "--task", "MR"]
-    code = "import time, st_prompteol.evaluation.runner as r; from st_prompteol.cli import app; import sys\n"
-    code += "r.evaluate_transfer_task = lambda *a, **k: time.sleep(600)\n"  # hangs in the second task
-    code += "sys.argv = ['st-prompteol', 'evaluate', *sys.argv[1:]]; app()"
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
+    process = Forked(evaluate_and_hang, *arguments)
     deadline = time.monotonic() + 120
     while not list(Path("results").rglob("STSBenchmark.json")) and time.monotonic() < deadline:
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     finished = {path.name for path in Path("results").rglob("*.json")}
     assert finished == {"STSBenchmark.json"}
     status, out, err = evaluate(*arguments)

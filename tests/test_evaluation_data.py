@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from pathlib import Path
 
@@ -10,15 +9,7 @@ import pytest
 
 from st_prompteol.evaluation.data import senteval_folder, unpack
 
-
-def archive(path: Path, **members: str | tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name.replace("__", "/"))
-            data = b"" if isinstance(content, tarfile.TarInfo) else content.encode()
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
+from .helpers.senteval import archive
 
 
 @pytest.mark.parametrize("member", ["../outside", "/absolute", "link"])

@@ -4,53 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from st_prompteol import TINY, PromptEOL
 
-from .helpers import JOCKEY
-from .hubserver import Hub, hub_environment
+from .helpers.hub import Hub, hub_environment
+from .helpers.processes import run_program
+from .helpers.sentences import JOCKEY
 
 pytestmark = pytest.mark.shared
-
-SCRIPT = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-import torch
-torch.set_num_threads(1)
-folder, results, tasks = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
-
-def scores(result):
-    return {task.task_name: task.get_score() for task in result.task_results}
-
-sys.modules["st_prompteol"] = None
-import huggingface_hub
-import mteb
-from sentence_transformers import SentenceTransformer
-plain = mteb.evaluate(
-    SentenceTransformer(folder), mteb.get_tasks(tasks=tasks), cache=mteb.ResultCache(results + "-plain"),
-    show_progress_bar=False,
-)
-del sys.modules["st_prompteol"]
-from st_prompteol import PromptEOL
-from st_prompteol.evaluation import evaluate_mteb
-model = PromptEOL(folder)
-try:
-    evaluate_mteb(model, ["STS112"])
-except ValueError as error:
-    unknown = str(error)
-ours = evaluate_mteb(model, tasks, name=folder, results_dir=results)
-model.encode = None  # finished tasks are not run again, and need no Hub
-huggingface_hub.constants.HF_HUB_OFFLINE = True
-again = evaluate_mteb(model, tasks, name=folder, results_dir=results)
-print("ANSWER" + json.dumps({"unknown": unknown, **{k: scores(v) for k, v in
-      {"plain": plain, "ours": ours, "again": again}.items()}}))
-"""
-
 
 ALL_TASKS = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "Banking77Classification"]
 
@@ -61,7 +25,7 @@ ALL_TASKS = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-
 @pytest.mark.parametrize(
     ("model", "tasks"),
     [
-        ("stories", ["STS16"]),
+        pytest.param("stories", ["STS16"], marks=pytest.mark.long),
         (TINY, ["STSBenchmark", "SICK-R"]),
         pytest.param(TINY, ALL_TASKS, marks=pytest.mark.long),
     ],
@@ -75,15 +39,9 @@ def test_scores_over_the_loopback_hub(
     hub = Hub()
     hub.seed_root(shared / "hub", json.loads((shared / "hub/revisions.json").read_text(encoding="utf-8")))
     with hub:
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(folder), str(results), ",".join(tasks)],
-            env=hub_environment(hub.url, tmp_path / "home"),
-            capture_output=True,
-            text=True,
-        )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
-    assert lines, done.stderr[-3000:]
-    answer = json.loads(lines[0].removeprefix("ANSWER"))
+        environment = hub_environment(hub.url, tmp_path / "home")
+        done = run_program("score_by_mteb", str(folder), str(results), *tasks, environment=environment)
+    answer = json.loads(done.stdout.splitlines()[-1])
     assert set(answer["plain"]) == set(tasks)
     assert all(0 < score < 1 for score in answer["plain"].values())
     # embeddings are equal to 1e-5, so that ranks of nearly equal pairs may change places: 0.01 points of 100

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from st_prompteol.evaluation import STS_TASKS, EmbeddingCache, evaluate_sts, evaluate_transfer
 from st_prompteol.evaluation.senteval import task_files
 from st_prompteol.evaluation.sts import cosine_similarities
 
-
-class WordVectors:
-    """A model whose embedding is the sum of one fixed random vector per word."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, dim=10, dtype=np.float32):
-        self.dim, self.dtype, self.calls = dim, dtype, []
-
-    def encode(self, sentences, *, batch_size=32, show_progress_bar=False):
-        self.calls.append(list(sentences))
-        return np.stack([self.vector(sentence) for sentence in sentences]).astype(self.dtype)
-
-    def vector(self, sentence):
-        words = [np.random.default_rng(zlib.crc32(w.encode())).standard_normal(self.dim) for w in sentence.split()]
-        return np.sum(words, axis=0) if words else np.zeros(self.dim)
+from .helpers.senteval import WordVectors, mean_pooled
 
 
 def random_pairs(rng, n):
@@ -148,12 +129,6 @@ def test_unknown_tasks_and_missing_files_stop_before_the_first_encode(sts13):
     with pytest.raises(FileNotFoundError, match=r"STS.input.MSRpar.txt is missing, which the task STS12 reads"):
         evaluate_sts(model, sts13[0], ["STS13", "STS12"])
     assert model.calls == []
-
-
-def mean_pooled(stories: str) -> SentenceTransformer:
-    transformer = Transformer(stories)
-    transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
-    return SentenceTransformer(modules=[transformer, Pooling(64, pooling_mode="mean")], device="cpu")
 
 
 def every(step: int, source: Path, folder: Path) -> Path:

@@ -30,28 +30,12 @@ from st_prompteol.fast import attention, check, linear
 from st_prompteol.fast.passes import SharedHead
 from st_prompteol.llm.reading import Reading
 
-from .helpers import JOCKEY, SENTENCES, PlainProcess, assert_alike, build_causal_lm, features_of, grouped, sized
+from .helpers.models import build_causal_lm, features_of, grouped, sized
+from .helpers.oracles import assert_alike, assert_right, oracle
+from .helpers.processes import PlainProcess
+from .helpers.sentences import JOCKEY, SENTENCES
 
 LONG = [*SENTENCES, " ".join(SENTENCES * 2)]
-
-
-def oracle(model: PromptEOL, sentences: list[str], name: str = "eager") -> np.ndarray[Any, Any]:
-    """Each sentence alone: its last token's hidden state by transformers' own forward pass over all of its tokens."""
-    body = copy.deepcopy(model[0].model).eval()
-    body.set_attn_implementation(name)
-    rows = []
-    for sentence in sentences:
-        features = features_of(model, [sentence])
-        inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            hidden = body(**inputs, use_cache=False, output_hidden_states=True).hidden_states[model.layer]
-        rows.append(hidden[0, -1].float().cpu().numpy())
-    return np.stack(rows)
-
-
-def assert_right(model: PromptEOL, sentences: list[str] = SENTENCES, atol: float = 1e-4) -> None:
-    expected = oracle(model, sentences)
-    assert_alike(model.encode(sentences), expected, atol)
 
 
 @pytest.mark.parametrize("shots", [0, 1])

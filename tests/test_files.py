@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from st_prompteol.files.atomic import append_lines, create_file, read_json_lines, replacing_file
+
+from .helpers.processes import as_another_user
 
 
 def half_write(path: Path) -> None:
@@ -39,19 +39,6 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
         half_write(staged)
     assert path.read_text(encoding="utf-8") == "new"
     assert os.listdir(tmp_path) == ["out.txt"]
-
-
-@contextmanager
-def as_another_user() -> Iterator[None]:
-    """Root may do everything: its test runs as nobody."""
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-    else:
-        yield
 
 
 def test_a_file_is_replaced_wherever_it_can_be_written() -> None:

@@ -19,7 +19,7 @@ from st_prompteol.cli import app
 from st_prompteol.corpus import encode_corpus, encode_file
 from st_prompteol.llm.finite import NotFiniteError, check_finite
 
-from .helpers import build_causal_lm
+from .helpers.models import build_causal_lm
 
 ODD = "x" * 3 + " §"  # the only sentence with this character
 TEXTS = ["A jockey riding a horse.", "It rains.", "It rains.", ODD, "a man", ODD + " again"]

@@ -7,8 +7,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,118 +20,58 @@ from st_prompteol.cli import app
 from st_prompteol.hub.folder import check_no_secrets, copy_companions
 
 from . import ROOT
-from .helpers import SENTENCES, build_causal_lm, build_senteval
-from .hubserver import Hub, hub_environment
-from .test_adapters import peft_oracle, publish_adapter
-from .test_corpus_runs import read, sentences, write_parquet
-from .test_evaluation_data import archive
-from .test_quantization import save_bitsandbytes, save_compressed
+from .helpers.corpora import read, sentences, write_parquet
+from .helpers.hub import Hub, hub_environment
+from .helpers.models import build_causal_lm, publish_adapter
+from .helpers.oracles import peft_oracle
+from .helpers.processes import Program
+from .helpers.quantized import save_bitsandbytes, save_compressed
+from .helpers.sentences import SENTENCES
+from .helpers.senteval import archive, build_senteval
 
 TOKENS = {"hf_AliceSecretWrite": "alice"}
 READ_TOKENS = {"hf_AliceSecretRead": "alice"}
 WRITE, READ, WRONG = "hf_AliceSecretWrite", "hf_AliceSecretRead", "hf_NobodyKnowsThis"
 
-# Code is sent to processes that live as long as the tests, as importing everything takes seconds; for the same reason
-# all pushes of one of them share a clean process. That one never waits, and reads Xet.
-LOOP = """
-import contextlib, functools, io, json, logging, os, re, sys, tempfile, time, traceback
-from huggingface_hub import ModelCard, constants
-without_us, quick = sys.argv[1:]
-if without_us:
-    sys.modules["st_prompteol"] = None
-else:
-    from st_prompteol import Demonstration, PromptEOL
-    from st_prompteol.evaluation import Run, run_tasks
-    from st_prompteol.hub import CardOptions, build_model_card, check, push, push_to_hub
-    from st_prompteol.hub.folder import files_of
-    from st_prompteol.hub.repository import Repository
-    class Kept(check.CleanProcess):
-        def __exit__(self, *error):
-            pass
-    @functools.cache
-    def kept():
-        os.environ["PYTHONPATH"] += os.pathsep + quick
-        os.environ.pop("HF_HUB_DISABLE_XET")
-        tempdir, tempfile.tempdir = tempfile.tempdir, None
-        try:
-            return Kept()
-        finally:
-            tempfile.tempdir = tempdir
-    push.CleanProcess = kept
-from sentence_transformers import SentenceTransformer
-def embed(model):
-    return model.encode(SENTENCES).tolist()
-def failure(act):
-    try:
-        act()
-        return "nothing was wrong"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-for line in sys.stdin:
-    request = json.loads(line)
-    SENTENCES, ARGUMENTS, RESULT = request["sentences"], request["arguments"], {}
-    result, printed, names = RESULT, io.StringIO(), {**globals()}
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            exec(request["code"], names)
-    except Exception:
-        result = {"traceback": traceback.format_exc()}
-    print("ANSWER" + json.dumps({"result": result, "printed": printed.getvalue()}), flush=True)
-"""
-
 
 class Client:
-    """Processes whose Hub is the stand-in: the client library reads its environment once, when it is imported.
+    """Processes whose Hub is the stand-in, which live as long as the tests, as importing everything takes seconds.
 
     One has this package and a cache of its own, the other, a stranger's, has neither.
     """
 
     def __init__(self, hub: Any, folder: Path, inside: Sequence[str] = ()) -> None:
         self.hub, self.folder, self.inside = hub, folder, inside
-        self.output = ""
-        self._processes: dict[bool, subprocess.Popen[str]] = {}
+        self._programs: dict[str, Program] = {}
         (folder / "work").mkdir()
-        (folder / "quick").mkdir()
-        (folder / "quick" / "sitecustomize.py").write_text("import time\ntime.sleep = lambda seconds: None\n")
 
-    def run(self, code: str, *arguments: str, without_us: bool = False) -> dict[str, Any]:
-        if without_us not in self._processes:
-            self._processes[without_us] = self._start(without_us)
-        process = self._processes[without_us]
-        request = {"code": textwrap.dedent(code), "arguments": arguments, "sentences": SENTENCES}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            if line.startswith("ANSWER"):
-                answer = json.loads(line.removeprefix("ANSWER"))
-                self.output = answer["printed"]
-                assert not any(secret in line for secret in (WRITE, READ, WRONG))
-                assert "traceback" not in answer["result"], answer["result"]["traceback"]
-                result: dict[str, Any] = answer["result"]
-                return result
-        raise RuntimeError((self.folder / "errors").read_text(encoding="utf-8")[-3000:])
+    def call(self, function: str, *arguments: Any, program: str = "hub_client", **options: Any) -> Any:
+        if program not in self._programs:
+            self._programs[program] = self._start(program)
+        called = self._programs[program]
+        result = called.call(function, *arguments, **options)
+        assert not any(secret in called.answer for secret in (WRITE, READ, WRONG))
+        return result
 
-    def _start(self, without_us: bool) -> subprocess.Popen[str]:
-        home = self.folder / ("stranger" if without_us else "home")
-        environment = {**hub_environment(self.hub.url, home), "HF_TOKEN": WRITE, "PYTHONPATH": str(ROOT)}
-        if without_us:
+    def ask_stranger(self, function: str, *arguments: Any, **options: Any) -> Any:
+        return self.call(function, *arguments, program="stranger", **options)
+
+    @property
+    def output(self) -> str:
+        """What the last call has printed."""
+        return self._programs["hub_client"].printed
+
+    def _start(self, name: str) -> Program:
+        environment = {**hub_environment(self.hub.url, self.folder / name), "HF_TOKEN": WRITE, "PYTHONPATH": str(ROOT)}
+        if name == "stranger":
             del environment["HF_HUB_DISABLE_XET"]
-        command = [sys.executable, "-c", LOOP, "without us" if without_us else "", str(self.folder / "quick")]
         with (self.folder / "errors").open("a", encoding="utf-8") as errors:
-            return subprocess.Popen(
-                [*self.inside, *command],
-                env=environment,
-                cwd=self.folder / "work",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+            return Program(name, inside=self.inside, env=environment, cwd=self.folder / "work", stderr=errors)
 
     def close(self) -> None:
-        for process in self._processes.values():
-            process.kill()
-            process.communicate()
+        for program in self._programs.values():
+            program.process.kill()
+            program.process.communicate()
         for errors in self.folder.glob("errors"):
             assert not any(secret in errors.read_text(encoding="utf-8") for secret in (WRITE, READ, WRONG))
 
@@ -231,35 +169,12 @@ def seed_adapter(
     hub.seed("model", repo_id, folder)
 
 
-PUSH_BOTH = """
-model = PromptEOL("tiny/llama", demonstrations=[Demonstration("It rains.", "Weather")], layer=-2)
-report = model.push_to_hub("full", card=CardOptions(license="mit"))
-RESULT.update(full=embed(model), full_commit=report.commit, files=report.files, url=str(report))
-model = PromptEOL("bob/adapter")
-report = model.push_to_hub("alice/adapter", private=True, tag="v1", merge_to="lab/merged")
-RESULT.update(adapter=embed(model), adapter_commit=report.commit)
-RESULT["again"] = embed(PromptEOL("alice/adapter", revision="v1"))
-RESULT["cached"] = embed(PromptEOL("alice/adapter", local_files_only=True, revision="v1"))
-for name in ("alice/full", "alice/adapter"):
-    card = ModelCard.load(name)
-    card.validate()
-    blocks = re.findall(r"^```python\\n(.*?)^```", card.text, flags=re.M | re.S)
-    RESULT[f"blocks of {name}"] = len(blocks)
-    for block in blocks:
-        exec(block, {})
-"""
-OPEN_ALL = """
-for name in ("alice/full", "alice/adapter", "lab/merged"):
-    RESULT[name] = embed(SentenceTransformer(name, device="cpu"))
-"""
-
-
 @pytest.mark.slow
 def test_a_stranger_opens_what_was_pushed_from_a_cold_cache_and_then_offline(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
     seed_adapter(hub, tmp_path / "published", causal_lms, "bob/adapter", binary=True)
-    pushed = client.run(PUSH_BOTH)
+    pushed = client.call("push_both")
     texts = [TEMPLATES["prompteol"].render(sentence) for sentence in SENTENCES]
     assert close(pushed["adapter"], peft_oracle(causal_lms["llama"], str(tmp_path / "published"), texts))
     assert close(pushed["again"], pushed["adapter"])
@@ -275,18 +190,17 @@ def test_a_stranger_opens_what_was_pushed_from_a_cold_cache_and_then_offline(
     assert config["base_model_name_or_path"] == "tiny/llama"
     assert config["revision"] == hub.repos["model", "tiny/llama"].branches["main"]
 
-    cold = client.run(OPEN_ALL, without_us=True)
+    names = ["alice/full", "alice/adapter", "lab/merged"]
+    cold = client.ask_stranger("encode_all", names, SENTENCES)
     requests = len(hub.log)
-    warm = client.run(
-        f"constants.HF_HUB_OFFLINE = True\n{OPEN_ALL}\nconstants.HF_HUB_OFFLINE = False", without_us=True
-    )
+    warm = client.ask_stranger("encode_all", names, SENTENCES, offline=True)
     assert len(hub.log) == requests
     for opened in (cold, warm):
         assert close(opened["alice/full"], pushed["full"])
         assert close(opened["alice/adapter"], pushed["adapter"])
         assert close(opened["lab/merged"], pushed["adapter"])
 
-    for name in ("alice/full", "alice/adapter", "lab/merged"):
+    for name in names:
         for file in head(hub, name).values():
             assert not any(token.encode() in hub.read(file) for token in (WRITE, READ))
 
@@ -326,15 +240,6 @@ REFUSED = {
 REFUSED_LATER = {
     'push_to_hub(model, "bob/x")': "PermissionError: 'bob/x' was not pushed to: the token may not write there (403)",
 }
-FAIL = """
-model, adapter, local = PromptEOL("tiny/llama"), PromptEOL("bob/refused"), PromptEOL(ARGUMENTS[0])
-started, push.CleanProcess = [], lambda: started.append(1) or kept()
-try:
-    RESULT["answers"] = [failure(lambda: eval(call, globals())) for call in ARGUMENTS[1:]]
-finally:
-    push.CleanProcess = kept
-RESULT["started"] = len(started)
-"""
 
 
 @pytest.mark.slow
@@ -349,7 +254,7 @@ def test_what_must_not_be_pushed_is_refused_in_one_sentence_and_mostly_at_once(
     hub.seed("model", "bob/gated", causal_lms["llama"]).gated = {"bob"}
     seed_adapter(hub, tmp_path / "on-gated", causal_lms, "alice/on-gated", base="bob/gated")
     for calls, started in ((REFUSED, 0), (REFUSED_LATER, len(REFUSED_LATER))):
-        result = client.run(FAIL, local, *calls)
+        result = client.call("fail", local, list(calls))
         assert result["started"] == started
         for call, answer in zip(calls, result["answers"], strict=True):
             assert answer.startswith(calls[call]), (call, answer)
@@ -359,40 +264,13 @@ def test_what_must_not_be_pushed_is_refused_in_one_sentence_and_mostly_at_once(
     assert set(head(hub, "alice/public")) == {".gitattributes"}
 
 
-FULL_DISK = """
-from pathlib import Path
-staging, cache = Path(ARGUMENTS[1], "tmp"), Path(ARGUMENTS[1], "cache")
-staging.mkdir()
-cache.mkdir()
-def fill(folder, size):  # all but so many bytes
-    (folder / "ballast").write_bytes(bytes(os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize - size))
-def cached():
-    return PromptEOL("tiny/llama", device="cpu", cache_folder=str(cache))
-model = PromptEOL(ARGUMENTS[0], device="cpu")
-tempfile.tempdir = str(staging)
-try:
-    fill(staging, 30_000)
-    RESULT["push"] = failure(lambda: push_to_hub(model, "alice/full-disk"))
-    RESULT["staged"] = sorted(path.name for path in staging.rglob("*"))
-    (staging / "ballast").unlink()
-    RESULT["again"] = sorted(push_to_hub(model, "alice/full-disk").files)
-finally:
-    tempfile.tempdir = None
-fill(cache, 50_000)
-RESULT["open"] = failure(cached)
-RESULT["cached"] = [str(path) for path in cache.rglob("*") if path.suffix in (".safetensors", ".incomplete")]
-(cache / "ballast").unlink()
-RESULT["embeddings"] = embed(cached())
-"""
-
-
 @pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_and_can_be_repeated(
     hub: Any, client: Client, causal_lms: dict[str, str]
 ) -> None:
     if not client.inside:
         pytest.skip("needs to mount a small file system")
-    result = client.run(FULL_DISK, causal_lms["llama"], str(client.folder / "small"))
+    result = client.call("meet_a_full_disk", causal_lms["llama"], str(client.folder / "small"))
     assert result["push"] == (
         "OSError: 'alice/full-disk' was not pushed to, because the disk is full: free space, or set TMPDIR to a "
         "folder on another disk, then push again."
@@ -405,67 +283,6 @@ def test_a_full_disk_leaves_nothing_half_and_can_be_repeated(
     )
     assert result["cached"] == []
     assert close(result["embeddings"], PromptEOL(causal_lms["llama"]).encode(SENTENCES))
-
-
-IN_TROUBLE = """
-import shutil, urllib.request
-from pathlib import Path
-from huggingface_hub import HfApi
-from st_prompteol.failures import explain_push
-api, repo_id = HfApi(), "alice/model"
-what, source, *hows = ARGUMENTS
-model = None if what == "commit" else PromptEOL(source, device="cpu")
-def act():
-    if model is None:
-        with explain_push(repo_id):
-            Repository(repo_id).commit(Path(source), "new")
-        return sorted(files_of(Path(source)))
-    for folder in (constants.HF_HUB_CACHE, kept()._folder.name):  # what was read from the Hub is read again
-        shutil.rmtree(Path(folder, "models--alice--model"), ignore_errors=True)
-    return sorted(model.push_to_hub(repo_id, force=True).files)
-def trouble(at, lasting, how):
-    urllib.request.urlopen(f"{api.endpoint}/_trouble/{at}/{lasting}/{how}").read()
-def state():
-    trouble(0, "once", "none")
-    info = api.model_info(repo_id)
-    return sorted(sibling.rfilename for sibling in info.siblings), len(api.list_repo_commits(repo_id))
-def attempt(how, lasting, at):
-    trouble(at, lasting, how)
-    failed = None
-    try:
-        act()
-    except Exception as error:
-        failed = error
-    now = state()
-    problems = []
-    if now != after and (now != before or failed is None):
-        problems.append("half")
-    if failed and (lasting == "once" or not isinstance(failed, ConnectionError) or "\\n" in str(failed)):
-        problems.append("failed")
-    if failed and model and (now == after) != ("but the check from the Hub failed" in str(failed)):
-        problems.append("untrue")
-    RESULT["new" if now == after else "old"] += 1
-    if act() != new or state() != after:
-        problems.append("not repeatable")
-    if problems:
-        RESULT["problems"].append([*problems, how, lasting, at, f"{type(failed).__name__}: {failed}", now])
-    return failed
-sleep, time.sleep = time.sleep, lambda seconds: None  # upstream's waits between its own tries, and ours
-try:
-    trouble(99, "once", "503")
-    before = state()
-    new = act()
-    after = (new, before[1] + 1)
-    RESULT.update(problems=[], old=0, new=0, requests=0)
-    for how in hows:
-        RESULT["requests"] = 1
-        while attempt(how, "lasting", RESULT["requests"]):
-            RESULT["requests"] += 1
-        for at in range(1, RESULT["requests"] + 1 if model is None else 1):
-            attempt(how, "once", at)
-finally:
-    time.sleep = sleep
-"""
 
 
 @pytest.mark.parametrize(
@@ -487,7 +304,7 @@ def test_a_server_that_fails_at_any_request_leaves_the_old_state_or_the_new_one(
     hub.trouble.repo_id, hub.trouble.old, hub.trouble.blobs = "alice/model", old, dict(hub.blobs)
     source = {"commit": causal_lms["gpt2"], "full model": causal_lms["qwen2"], "adapter": "bob/whole"}[what]
     hows = ["503", "500", "before", "after"] if what == "commit" else ["500", "before"]
-    result = client.run(IN_TROUBLE, what, source, *hows)
+    result = client.call("meet_trouble", source, what != "commit", hows)
     assert result["problems"] == []
     assert result["requests"] >= requests
     least = 1 if what == "commit" else 2 * 6
@@ -500,15 +317,7 @@ def test_branches_pull_requests_and_another_model_in_the_place(
 ) -> None:
     seed_adapter(hub, tmp_path / "published", causal_lms, "bob/another")
     hub.seed("model", "alice/old", tmp_path / "published")
-    result = client.run(
-        """
-        model = PromptEOL("tiny/llama")
-        RESULT["branch"] = model.push_to_hub("alice/old", force=True, revision="dev", replace_model_card=False).commit
-        report = model.push_to_hub("alice/old", force=True, create_pr=True)
-        RESULT["pr"], RESULT["pr_commit"] = report.url, report.commit
-        RESULT["model"], RESULT["opened"] = embed(model), embed(PromptEOL("alice/old", revision="refs/pr/1"))
-        """
-    )
+    result = client.call("push_beside_another")
     assert "adapter_model.safetensors" in head(hub, "alice/old")  # main is as it was
     assert "model.safetensors" not in head(hub, "alice/old")
     dev = head(hub, "alice/old", "dev")
@@ -523,16 +332,7 @@ def test_branches_pull_requests_and_another_model_in_the_place(
 
 @pytest.mark.slow
 def test_results_of_a_model_from_the_hub_are_found_by_its_commit(hub: Any, client: Client, tmp_path: Path) -> None:
-    result = client.run(
-        """
-        model = PromptEOL("tiny/llama", device="cpu")
-        run = Run.of(model, "tiny/llama", "PromptEOL")
-        run_tasks(model, run, ARGUMENTS[0], ["STSBenchmark"], results_dir="of-hub")
-        RESULT["folder"] = str(run.folder("results"))
-        RESULT["card"] = build_model_card(model, "alice/model", CardOptions(results_dir="of-hub")).text
-        """,
-        str(build_senteval(tmp_path / "senteval")),
-    )
+    result = client.call("card_of_results", str(build_senteval(tmp_path / "senteval")))
     assert "| alice/model | this model |" in result["card"]
     commit = hub.repos["model", "tiny/llama"].branches["main"]
     assert result["folder"].startswith(f"results/tiny__llama/{commit[:18]}/PromptEOL-")
@@ -543,14 +343,8 @@ def test_a_quantized_model_is_published_as_such_and_opens(
     hub: Any, client: Client, causal_lms: dict[str, str]
 ) -> None:
     pytest.importorskip("bitsandbytes")
-    result = client.run(
-        """
-        model = PromptEOL(ARGUMENTS[0], quantization="nf4", device="cpu")
-        RESULT["commit"] = push_to_hub(model, "alice/nf4", CardOptions("tiny/llama")).commit
-        """,
-        causal_lms["opt-64"],
-    )
-    assert hub.repos["model", "alice/nf4"].branches["main"] == result["commit"]
+    commit = client.call("push_quantized", causal_lms["opt-64"])
+    assert hub.repos["model", "alice/nf4"].branches["main"] == commit
     assert "base_model_relation: quantized" in text_of(hub, "alice/nf4", "README.md")
     assert json.loads(text_of(hub, "alice/nf4", "config.json"))["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
 
@@ -564,26 +358,13 @@ def test_an_adapter_on_a_base_that_comes_quantized(
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(causal_lms["llama-64"]) / file, tmp_path)
     hub.seed("model", f"tiny/{kind}", tmp_path)
-    result = client.run(
-        """
-        from st_prompteol import PromptEOL, lora_config
-        from st_prompteol.hub import push_to_hub
-        kind = ARGUMENTS[0]
-        model = PromptEOL(f"tiny/{kind}", device="cpu")
-        model.add_adapter(lora_config(r=4, init_lora_weights=False))
-        try:
-            push_to_hub(model, f"alice/on-{kind}")
-        except ValueError as error:
-            RESULT["error"] = str(error)
-        """,
-        kind,
-    )
+    problem = client.call("push_adapter_on", kind)
     if kind == "nf4":
         card = text_of(hub, "alice/on-nf4", "README.md")
         assert "base_model_relation: adapter" in card
         assert "base_model: tiny/nf4" in card
     else:
-        assert "compressed-tensors pack-quantized, opened as floats): call merge_adapter() and push" in result["error"]
+        assert "compressed-tensors pack-quantized, opened as floats): call merge_adapter() and push" in problem
 
 
 @pytest.mark.slow
@@ -592,14 +373,7 @@ def test_an_adapter_stays_with_the_base_it_was_made_on_when_that_moves(
 ) -> None:
     hub.seed("model", "tiny/moving", causal_lms["llama"])
     seed_adapter(hub, tmp_path / "published", causal_lms, "bob/bare", base="tiny/moving", binary=True)
-    code = """
-        logging.getLogger().handlers = [logging.StreamHandler(sys.stdout)]
-        model = PromptEOL(ARGUMENTS[0])
-        RESULT["embeddings"] = embed(model)
-        model.save(ARGUMENTS[1], create_model_card=False)
-        logging.getLogger().handlers = []
-        """
-    before = client.run(code, "bob/bare", str(tmp_path / "saved"))
+    before = client.call("open_and_save", "bob/bare", str(tmp_path / "saved"))
     assert "has moved" not in client.output
     hub.seed("model", "alice/pinned", tmp_path / "saved")
     moved = build_causal_lm(tmp_path / "moved", "llama", seed=7)
@@ -609,13 +383,13 @@ def test_an_adapter_stays_with_the_base_it_was_made_on_when_that_moves(
     newer = hub.repos["model", "tiny/moved"]
     repo.branches["main"] = repo.commit(newer.commits[newer.branches["main"]]["files"], "moved", old)
 
-    after = client.run(code, "alice/pinned", str(tmp_path / "again"))
-    assert close(after["embeddings"], before["embeddings"])
+    after = client.call("open_and_save", "alice/pinned", str(tmp_path / "again"))
+    assert close(after, before)
     assert f"'tiny/moving' has moved to {repo.branches['main'][:12]} since the adapter 'alice/pinned'" in client.output
     again = json.loads((tmp_path / "again" / "adapter_config.json").read_text(encoding="utf-8"))
     assert again["revision"] == old
-    bare = client.run(code, "bob/bare", str(tmp_path / "bare"))  # nothing recorded: the newest
-    assert not close(bare["embeddings"], before["embeddings"])
+    bare = client.call("open_and_save", "bob/bare", str(tmp_path / "bare"))  # nothing recorded: the newest
+    assert not close(bare, before)
 
 
 @pytest.mark.slow
@@ -623,32 +397,13 @@ def test_xet_and_a_private_repository_without_its_token(
     hub: Any, client: Client, causal_lms: dict[str, str], tmp_path: Path
 ) -> None:
     seed_adapter(hub, tmp_path / "published", causal_lms, "bob/for-xet", binary=True)
-    pushed = client.run(
-        """
-        constants.HF_HUB_DISABLE_XET = False
-        try:
-            for source, name in (("tiny/llama", "alice/xet"), ("bob/for-xet", "alice/xet-adapter")):
-                model = PromptEOL(source)
-                model.push_to_hub(name, private=True)
-                RESULT[name] = embed(model)
-        finally:
-            constants.HF_HUB_DISABLE_XET = True
-        """
-    )
+    pushed = client.call("push_by_xet", {"tiny/llama": "alice/xet", "bob/for-xet": "alice/xet-adapter"})
     assert head(hub, "alice/xet")["model.safetensors"]["xet"]
     assert head(hub, "alice/xet-adapter")["adapter_model.safetensors"]["xet"]
-    opened = client.run(
-        """
-        for name in ("alice/xet", "alice/xet-adapter"):
-            RESULT[name] = embed(SentenceTransformer(name, device="cpu"))
-        RESULT["without"] = failure(lambda: SentenceTransformer("alice/xet", token=False, cache_folder=ARGUMENTS[0]))
-        """,
-        str(tmp_path / "cache"),
-        without_us=True,
-    )
+    opened = client.ask_stranger("encode_all", ["alice/xet", "alice/xet-adapter"], SENTENCES)
     assert close(opened["alice/xet"], pushed["alice/xet"])
     assert close(opened["alice/xet-adapter"], pushed["alice/xet-adapter"])
-    assert opened["without"] != "nothing was wrong"
+    assert not client.ask_stranger("opens", "alice/xet", token=False, cache_folder=str(tmp_path / "cache"))
 
 
 @pytest.mark.slow
@@ -657,14 +412,7 @@ def test_a_dataset_is_encoded(hub: Any, client: Client, causal_lms: dict[str, st
     texts = sentences(30)
     write_parquet(tmp_path / "data/train.parquet", list(texts), row_group_size=10)
     hub.seed("dataset", "bob/corpus", tmp_path / "data")
-    client.run(
-        """
-        from st_prompteol.corpus import encode_corpus
-        encode_corpus(ARGUMENTS[0], "hf://datasets/bob/corpus", ARGUMENTS[1], column="text")
-        """,
-        causal_lms["opt"],
-        str(tmp_path / "out"),
-    )
+    client.call("encode_dataset", causal_lms["opt"], "hf://datasets/bob/corpus", str(tmp_path / "out"))
     assert read(tmp_path / "out")["text"].to_pylist() == texts
 
 
@@ -672,13 +420,7 @@ def test_a_dataset_is_encoded(hub: Any, client: Client, causal_lms: dict[str, st
 def test_senteval_s_archive_is_fetched_once(hub: Any, client: Client, tmp_path: Path) -> None:
     archive(tmp_path / "senteval.tar", downstream__STS__x="1", downstream__MR__y="2")
     hub.seed("dataset", "princeton-nlp/datasets-for-simcse", tmp_path)
-    found = client.run(
-        """
-        from st_prompteol.evaluation import senteval_folder
-        RESULT["folders"] = [str(senteval_folder()), str(senteval_folder())]
-        """
-    )
-    first, second = found["folders"]
+    first, second = client.call("fetch_senteval")
     assert first == second
     assert sorted(os.listdir(first)) == ["MR", "STS"]
     downloads = [line for line in map(str, hub.log) if "senteval.tar" in line and "GET" in line]
@@ -726,20 +468,7 @@ def test_a_dry_run_needs_no_connection_and_leaves_out_what_no_save_writes(
     for name in (*stays, "LICENSE"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
-    result = client.run(
-        """
-        from typer.testing import CliRunner
-        from st_prompteol.cli import app
-        constants.HF_HUB_OFFLINE = True
-        try:
-            for option in ("--dry-run", "--branch=b"):
-                done = CliRunner().invoke(app, ["push", ARGUMENTS[0], "alice/dry", option])
-                RESULT[option] = [done.exit_code, done.stdout, done.stderr]
-        finally:
-            constants.HF_HUB_OFFLINE = False
-        """,
-        str(tmp_path),
-    )
+    result = client.call("dry_runs", str(tmp_path))
     code, out, error = result["--dry-run"]
     assert code == 0, error
     *listed, last = out.splitlines()
@@ -768,42 +497,8 @@ def test_a_fine_tuned_model_with_its_results_is_published_and_run_by_mteb(shared
     server.seed_root(shared / "hub", json.loads((shared / "hub/revisions.json").read_text(encoding="utf-8")))
     with server:
         client = Client(server, tmp_path)
-        result = client.run(
-            """
-            from datasets import load_dataset
-            from huggingface_hub import hf_hub_download, metadata_load
-            from peft import LoraConfig
-            from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-            from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-            data_dir, results_dir, saved, output_dir = ARGUMENTS
-            def evaluate(name, method):
-                model = PromptEOL(name, device="cpu")
-                tasks = ["STSBenchmark", "SICKRelatedness"]
-                run_tasks(model, Run.of(model, name, method), data_dir, tasks, results_dir=results_dir)
-                return model
-            model = evaluate("tinyllamas/stories260k", "PromptEOL")
-            model[0].model.add_adapter(LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-            triplets = load_dataset("nli/snli-triplets", split="train[:512]")
-            options = SentenceTransformerTrainingArguments(
-                output_dir=output_dir, max_steps=8, per_device_train_batch_size=64, learning_rate=3e-3,
-                logging_steps=2, report_to="none", use_cpu=True, save_strategy="no", seed=1,
-            )
-            loss = MultipleNegativesRankingLoss(model)
-            SentenceTransformerTrainer(model, options, train_dataset=triplets, loss=loss).train()
-            model.eval().save(saved)
-            RESULT["embeddings"] = embed(evaluate(saved, "PromptEOL + adapter"))
-            options = CardOptions(license="mit", language="en", results_dir=results_dir)
-            RESULT["files"] = list(push_to_hub(PromptEOL(saved), "alice/tuned", options, source=saved).files)
-            card = ModelCard.load("alice/tuned")
-            card.validate()
-            RESULT["card"] = str(card)
-            RESULT["metadata"] = metadata_load(hf_hub_download("alice/tuned", "README.md"))
-            for block in re.findall(r"^```python\\n(.*?)^```", card.text, flags=re.M | re.S):
-                exec(block, {})
-            """,
-            str(shared / "senteval"),
-            *(str(tmp_path / name) for name in ("results", "saved", "run")),
-        )
+        folders = (str(tmp_path / name) for name in ("results", "saved", "run"))
+        result = client.call("tune_and_publish", str(shared / "senteval"), *folders)
         metadata = result["metadata"]
         assert (metadata["base_model"], metadata["base_model_relation"]) == ("tinyllamas/stories260k", "adapter")
         assert (metadata["library_name"], metadata["license"]) == ("sentence-transformers", "mit")
@@ -814,15 +509,7 @@ def test_a_fine_tuned_model_with_its_results_is_published_and_run_by_mteb(shared
         assert str(tmp_path) not in result["card"]
         assert ".eval_results/datasets-for-simcse.yaml" in result["files"]
 
-        scored = client.run(
-            """
-            import mteb
-            model = mteb.get_model("alice/tuned", device="cpu")
-            results = mteb.evaluate(model, [mteb.get_task("STS12")], cache=None)
-            RESULT["score"], RESULT["embeddings"] = results.task_results[0].get_score(), embed(model.model)
-            """,
-            without_us=True,
-        )
+        score, embeddings = client.ask_stranger("mteb_score", "alice/tuned", "STS12", SENTENCES)
         client.close()
-    assert close(scored["embeddings"], result["embeddings"])
-    assert 0 < scored["score"] < 1
+    assert close(embeddings, result["embeddings"])
+    assert 0 < score < 1

@@ -22,8 +22,8 @@ from st_prompteol.evaluation.results import Run
 from st_prompteol.recipes.log import model_key
 from st_prompteol.saved.identity import identify
 
-from .helpers import build_tokenizer
-from .test_corpus_runs import TEN
+from .helpers.corpora import TEN
+from .helpers.tokenizers import build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -14,6 +12,7 @@ from st_prompteol.prompt.template import TEMPLATES, PromptTemplate
 from st_prompteol.prompt.tokenizer import TemplateTokenizer
 
 from . import SHARED
+from .helpers.processes import run_program
 
 TOKENIZERS = {
     "stories260k": str(SHARED / "hub/models/tinyllamas/stories260k"),
@@ -78,14 +77,7 @@ def test_it_is_the_prepared_text_that_is_cut() -> None:
 
 @pytest.mark.slow
 def test_megabytes_take_neither_time_nor_memory() -> None:
-    code = (
-        "import resource, time; from st_prompteol import PromptEOL\n"
-        "model = PromptEOL('tiny'); text = 'a sentence of words ' * 250_000; model.encode(text[:100_000])\n"
-        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()\n"
-        "model.encode(text)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_program("encode_megabytes")
     kilobytes, seconds = map(float, done.stdout.split())
     assert kilobytes < 100_000  # 5 MB of text took 1.4 GB
     assert seconds < 2

@@ -22,19 +22,12 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from st_prompteol import LastTokenPooling, PromptEOL, PromptEOLTransformer, PromptTemplate
 
-from .helpers import (
-    ARCHITECTURES,
-    JOCKEY,
-    SENTENCES,
-    VENISON,
-    PlainProcess,
-    assert_alike,
-    build_causal_lm,
-    build_tokenizer,
-    grouped,
-    quick,
-)
-from .test_template import ODD_TEXT, templates
+from .helpers.models import ARCHITECTURES, build_causal_lm, grouped, quick
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.sentences import JOCKEY, SENTENCES, VENISON
+from .helpers.templates import ODD_TEXT, templates
+from .helpers.tokenizers import build_tokenizer
 
 
 def read_json(path: Path) -> Any:

@@ -23,8 +23,8 @@ from st_prompteol.hub.facts import run_of
 from st_prompteol.hub.results import ModelResults, eval_result_files, eval_results, read_results
 
 from . import ROOT
-from .helpers import build_senteval
-from .test_adapters import publish_adapter
+from .helpers.models import publish_adapter
+from .helpers.senteval import build_senteval
 
 EVIL = [
     '"quoted"\n---\nlicense: stolen\n---\n# Heading',

@@ -24,7 +24,10 @@ from st_prompteol import (
     PromptTemplate,
 )
 
-from .helpers import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_tokenizer, quick
+from .helpers.models import ARCHITECTURES, quick
+from .helpers.oracles import assert_alike
+from .helpers.sentences import SENTENCES, SHOTS
+from .helpers.tokenizers import build_tokenizer
 
 
 def oracle(path: str, texts: list[str], layer: int = -1) -> np.ndarray[Any, Any]:

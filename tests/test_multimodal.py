@@ -11,7 +11,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from st_prompteol import PromptEOL
 
-from .helpers import SENTENCES, SIZES, PlainProcess, assert_alike, build_tokenizer
+from .helpers.models import SIZES
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.sentences import SENTENCES
+from .helpers.tokenizers import build_tokenizer
 
 _VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 _CLIP = {**_VISION, "image_size": 28, "patch_size": 14}

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from st_prompteol import PromptEOL
 from st_prompteol.failures import explain_opening
 
-from .helpers import build_tokenizer
-from .test_adapters import publish_adapter
+from .helpers.models import publish_adapter
+from .helpers.tokenizers import build_tokenizer
 
 
 def without(source: str, folder: Path, tensor: str) -> str:

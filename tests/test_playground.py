@@ -32,8 +32,9 @@ from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 from st_prompteol.recipes import Recipe
 
 from . import ROOT
-from .helpers import JOCKEY, SENTENCES, free_port
-from .hubserver import Hub, hub_environment
+from .helpers.hub import Hub, hub_environment
+from .helpers.processes import free_port
+from .helpers.sentences import JOCKEY, SENTENCES
 
 SPACE = ROOT / "hub_cards/space"
 LINES = [*SENTENCES, "A man is playing a guitar.", "Somebody plays the guitar."]
@@ -277,19 +278,6 @@ def browser_test(test: Any) -> Any:
 
 
 PHONE = (390, 844)
-# What a server started with this in its path may reach; everything else is written down
-GUARD = """
-import os, sys
-def guard(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo"):
-        address = arguments[1] if event == "socket.connect" else arguments
-        host = address[0] if isinstance(address, tuple) else address
-        if host not in (None, "127.0.0.1", "localhost", "::1", "0.0.0.0"):
-            with open(os.environ["REACHED"], "a") as file:
-                print(event, address, file=file)
-            raise OSError(f"{address} is not this machine")
-sys.addaudithook(guard)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -297,8 +285,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that runs in a folder as a Space has it, with its own copy of the library."""
     folder = tmp_path_factory.mktemp("space")
     gather(folder / "space")
-    (folder / "guard").mkdir()
-    (folder / "guard/sitecustomize.py").write_text(GUARD, encoding="utf-8")
     port = free_port()
     environment = {
         **os.environ,
@@ -306,7 +292,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "HF_HOME": str(folder / "home"),
         "MODEL": "",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(folder / "guard"),
+        "PYTHONPATH": str(ROOT / "tests/programs/guard"),  # what it may reach; the rest is written down
         "REACHED": str(folder / "reached"),
     }
     address = f"http://127.0.0.1:{port}/"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,40 +26,11 @@ from st_prompteol.recipes.candidates import problem
 from st_prompteol.recipes.statistics import Bootstrap, gain
 from st_prompteol.recipes.wordnet import read_dictionary
 
-from .helpers import JOCKEY, VENISON, build_senteval
+from .helpers.searches import WORDNET, write_wordnet
+from .helpers.sentences import JOCKEY, VENISON
+from .helpers.senteval import build_senteval
 
-WORDNET = Path(os.environ.get("WORDNET_DIR", "/usr/share/wordnet"))
 SPELLED = 'This_sentence_:_"A_jockey_riding_a_horse."_means_in_one_word:"Equestrian".This_sentence_:_"*sent_0*"_means_in_one_word:"'  # noqa: E501
-
-
-def write_wordnet(folder: Path) -> Path:
-    """Writes a folder in WordNet's format: offsets are bytes into the data file, two spaces begin its license."""
-    senses = {
-        "noun": [
-            ("horse", 5, ["horse", "Equus_caballus"], 'solid-hoofed herbivorous quadruped; "he rode"'),
-            ("venison", 1, ["venison"], "meat from a deer used as food"),
-            ("deer", 0, ["deer"], "(zoology) a ruminant with antlers of the male"),
-            ("cervid", 2, ["cervid"], "a cervid is what it is"),
-            ("race_horse", 3, ["race_horse"], "a horse bred for racing"),
-            ("short", 3, ["short"], "too short"),
-        ],
-        "adj": [
-            ("swiss", 1, ["Swiss(a)"], "of or relating to Switzerland or its people"),
-            ("horse", 1, ["horse"], "of or like a horse"),
-        ],
-    }
-    folder.mkdir()
-    for part, entries in senses.items():
-        data = "  1 This is the license.  \n"
-        index = "  1 This is the license.  \n"
-        for lemma, frequency, words, gloss in entries:
-            offset = f"{len(data.encode()):08d}"
-            members = " ".join(f"{word} 0" for word in words)
-            data += f"{offset} 05 {part[0]} {len(words):02x} {members} 001 @ 00000001 n 0000 | {gloss}  \n"
-            index += f"{lemma} {part[0]} 1 1 @ 1 {frequency} {offset}  \n"
-        (folder / f"data.{part}").write_text(data, encoding="utf-8")
-        (folder / f"index.{part}").write_text(index, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

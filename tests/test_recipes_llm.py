@@ -20,8 +20,9 @@ from st_prompteol.recipes import Endpoint, LocalLM, build_demonstrations, read_c
 from st_prompteol.recipes import endpoint as endpoint_module
 from st_prompteol.recipes.llm import PROMPT, as_word
 
-from .chatserver import ChatServer, fails, says
-from .helpers import build_causal_lm, build_senteval
+from .helpers.chat import ChatServer, fails, says
+from .helpers.models import build_causal_lm
+from .helpers.senteval import build_senteval
 
 SENTENCES = [f"Sentence number {name}." for name in ("one", "two", "three", "four", "five", "six")]
 

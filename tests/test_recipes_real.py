@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,9 +15,8 @@ from st_prompteol import PromptEOL
 from st_prompteol.cli import app
 from st_prompteol.recipes import read_candidates, search, sts_b_dev
 
-from .helpers import PlainProcess
-from .test_recipes_candidates import WORDNET
-from .test_recipes_search import correlate, distinct
+from .helpers.processes import Forked, PlainProcess, command_line
+from .helpers.searches import WORDNET, correlate, distinct
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
@@ -33,16 +29,11 @@ def test_a_recipe_is_found_saved_and_scores_elsewhere_what_the_search_printed(
     command = ["search", {"tiny": "tiny", "stories": stories}[name], "examples/candidates.tsv", "--data-dir", data]
     command = [*command, "-o", str(out), "--save", str(tmp_path / "saved")]
     log = out / "search.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from st_prompteol.cli import app; app()", *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as here: two threads add in another order
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = Forked(command_line, *command)
     while not log.exists() or log.read_bytes().count(b"\n") < 15:
         assert process.poll() is None
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output

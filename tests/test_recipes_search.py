@@ -11,54 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Normalize
 from typer.testing import CliRunner
 
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 from st_prompteol.cli import app
-from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, summarize, write_candidates
+from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, summarize
 from st_prompteol.recipes.measure import encode_layers
 
-from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, quick
+from .helpers.models import quick
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.searches import LETTERS, Pair, correlate, distinct, make_candidates, make_pairs, write_search
+from .helpers.sentences import SENTENCES, WORDS
 
-LETTERS = [one + other for one in "abcdefghij" for other in "abcdefghij"]
 OLD: dict[str, Any] = {"templates": ["prompteol"], "layers": [-1], "center": False}  # demonstrations alone
-Pair = tuple[str, str, float]
-
-
-def make_pairs(count: int = 60, seed: int = 0) -> list[Pair]:
-    """Pairs of sentences of a few words, which recur; gold is the share of words in common."""
-    rng = np.random.default_rng(seed)
-    sentences = [" ".join(rng.choice(WORDS.split(), size=rng.integers(3, 8))) for _ in range(count)]
-    pairs = []
-    for _ in range(count):
-        a, b = rng.choice(sentences, size=2, replace=False)
-        one, other = set(a.split()), set(b.split())
-        pairs.append((str(a), str(b), 5 * len(one & other) / len(one | other)))
-    return pairs
-
-
-def make_candidates(count: int = 12, seed: int = 1) -> list[Candidate]:
-    rng = np.random.default_rng(seed)
-    words = WORDS.split()
-    return [
-        Candidate(
-            Demonstration(" ".join(rng.choice(words, size=4)) + ".", f"{rng.choice(words)}-{LETTERS[number]}".title()),
-            ["wordnet", "llm"][number % 2],
-        )
-        for number in range(count)
-    ]
-
-
-def distinct(pairs: list[Pair]) -> list[str]:
-    return list(dict.fromkeys(sentence for pair in pairs for sentence in pair[:2]))
-
-
-def correlate(left: Any, right: Any, pairs: list[Pair]) -> float:
-    cosine = (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
-    return 100 * float(spearmanr(cosine, [pair[2] for pair in pairs]).statistic)
 
 
 def score_of(model: PromptEOL, recipe: Recipe, pairs: list[Pair]) -> float:
@@ -347,13 +315,6 @@ def test_normalised_embeddings_rank_alike(model: PromptEOL) -> None:
     results = [search(one, make_pairs(20), templates=["prompteol"]) for one in (model, normalised)]
     assert results[0].winner == results[1].winner
     assert type(normalised[-1]) is Normalize
-
-
-def write_search(folder: Path, count: int = 30) -> list[str]:
-    write_candidates(make_candidates(count), folder / "c.jsonl")
-    rows = [{"sentence1": a, "sentence2": b, "score": gold} for a, b, gold in make_pairs(60)]
-    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return [str(folder / "c.jsonl"), "--pairs", str(folder / "p.jsonl")]
 
 
 @pytest.mark.slow

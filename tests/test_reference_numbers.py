@@ -18,20 +18,24 @@ from typer.testing import CliRunner
 from st_prompteol import PromptEOL, PromptEOLTransformer
 from st_prompteol.cli import app
 
-from .helpers import JOCKEY
+from .helpers.sentences import JOCKEY
 
 pytestmark = pytest.mark.shared
 Pairs = tuple[list[str], list[str], list[float]]
 
 
+def read_pairs(shared: Path, every: int) -> Pairs:
+    """Of STS-B dev."""
+    lines = (shared / "senteval/STS/STSBenchmark/sts-dev.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1500
+    rows = [line.split("\t") for line in lines[::every]]
+    return [row[5] for row in rows], [row[6] for row in rows], [float(row[4]) for row in rows]
+
+
 @pytest.fixture(params=[20, pytest.param(1, marks=pytest.mark.slow)], ids=["every twentieth pair", "all pairs"])
 def dev(shared: Path, request: pytest.FixtureRequest) -> tuple[int, Pairs]:
     """STS-B dev, or every twentieth pair of it, and which score of the two that is."""
-    lines = (shared / "senteval/STS/STSBenchmark/sts-dev.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 1500
-    rows = [line.split("\t") for line in lines[:: request.param]]
-    pairs = [row[5] for row in rows], [row[6] for row in rows], [float(row[4]) for row in rows]
-    return int(request.param == 1), pairs
+    return int(request.param == 1), read_pairs(shared, request.param)
 
 
 def spearman(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any], gold: list[float]) -> float:
@@ -63,11 +67,11 @@ def test_sts_b_dev(stories: str, dev: tuple[int, Pairs], make: Any, expected: tu
     assert spearman(model.encode(left), model.encode(right), gold) == pytest.approx(expected[which], abs=0.02)
 
 
-@pytest.mark.parametrize(("layer", "expected"), [("-1", (21.36, 24.64)), ("-2", (26.58, 24.37))])
+@pytest.mark.parametrize(("layer", "expected"), [("-1", 21.36), ("-2", 26.58)])
 def test_sts_b_dev_through_the_command_line(
-    stories: str, dev: tuple[int, Pairs], tmp_path: Path, layer: str, expected: tuple[float, float]
+    stories: str, shared: Path, tmp_path: Path, layer: str, expected: float
 ) -> None:
-    which, (*sides, gold) = dev
+    *sides, gold = read_pairs(shared, every=20)
     embeddings = []
     for number, sentences in enumerate(sides):
         source, out = tmp_path / f"{number}.txt", tmp_path / f"{number}.npy"
@@ -75,4 +79,4 @@ def test_sts_b_dev_through_the_command_line(
         result = CliRunner().invoke(app, ["encode", stories, str(source), "-o", str(out), "--layer", layer])
         assert result.exit_code == 0, result.output
         embeddings.append(np.load(out))
-    assert spearman(*embeddings, gold) == pytest.approx(expected[which], abs=0.02)
+    assert spearman(*embeddings, gold) == pytest.approx(expected, abs=0.02)

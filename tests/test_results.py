@@ -17,7 +17,9 @@ from st_prompteol import PromptEOL
 from st_prompteol.evaluation import EmbeddingCache, evaluate_mteb
 from st_prompteol.saved.identity import digest, identify
 
-from .helpers import JOCKEY, SENTENCES, adapted, assert_alike
+from .helpers.models import adapted
+from .helpers.oracles import assert_alike
+from .helpers.sentences import JOCKEY, SENTENCES
 
 mteb_s_own = pytest.mark.filterwarnings(
     "ignore:The `get_sentence_embedding_dimension` method:FutureWarning",

@@ -28,7 +28,7 @@ from st_prompteol.recipes import read_pairs, search
 from training.report import record_scores
 
 from . import ROOT
-from .test_quantization import save_bitsandbytes
+from .helpers.quantized import save_bitsandbytes
 
 PAIRS = [
     ("A man plays a guitar.", "A man sings.", 3.0),

@@ -6,6 +6,7 @@ included, as if the process were gone. A few real kills stand beside it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -30,8 +31,9 @@ from st_prompteol.files.atomic import put_in_place, replacing_file
 from st_prompteol.saved import saving
 from st_prompteol.saved.saving import saving_into
 
-from .helpers import SENTENCES, assert_alike
-from .test_files import as_another_user
+from .helpers.oracles import assert_alike
+from .helpers.processes import Forked, as_another_user, run_program
+from .helpers.sentences import SENTENCES
 
 SENTENCE = "A save into this folder was stopped before its end"
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink"}
@@ -116,7 +118,7 @@ PAIRS = {
 
 @pytest.fixture(scope="module")
 def bases(causal_lms: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    from .helpers import build_causal_lm
+    from .helpers.models import build_causal_lm
 
     return {"llama": causal_lms["llama"], "other": build_causal_lm(tmp_path_factory.mktemp("other"), "llama", seed=5)}
 
@@ -183,9 +185,10 @@ def test_a_stopped_save_leaves_the_old_model_the_new_one_or_a_sentence(bases: di
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_it_does_at_every_step(bases: dict[str, str], tmp_path: Path, pair: str) -> None:
-    assert check_stops(bases, tmp_path, pair, step=1) > 20
+def test_it_does_at_every_step(bases: dict[str, str], tmp_path: Path, pair: str, step: int) -> None:
+    assert check_stops(bases, tmp_path, pair, step) > 20
 
 
 def stop_while_moving(model: PromptEOL, folder: Path, monkeypatch: pytest.MonkeyPatch, moves: int = 4) -> None:
@@ -372,21 +375,20 @@ def test_a_save_removes_what_belongs_to_the_model_in_the_folder(tmp_path: Path) 
     assert set(contents(tmp_path)) == {"modules.json", "adapter_config.json"}
 
 
+def save_often(base: str, template: str, folder: str) -> None:
+    model = PromptEOL(base, template=template)
+    for _ in range(6):
+        model.save_pretrained(folder, create_model_card=False)
+
+
 @pytest.mark.slow
 def test_a_reader_of_ours_gets_one_model_or_a_sentence_while_two_save(bases: dict[str, str], tmp_path: Path) -> None:
     """Two savers in processes of their own, this process reading all the time: each model is one of the two."""
-    script = """
-import sys
-from st_prompteol import PromptEOL
-model = PromptEOL(sys.argv[1], template=sys.argv[2])
-for _ in range(6):
-    model.save_pretrained(sys.argv[3], create_model_card=False)
-"""
     models = [PromptEOL(bases["llama"], template="prompt"), PromptEOL(bases["other"], template="prompteol")]
     expected = [model.encode(SENTENCES) for model in models]
     models[0].save_pretrained(str(tmp_path / "model"))
     savers = [
-        subprocess.Popen([sys.executable, "-c", script, bases[base], template, str(tmp_path / "model")])
+        Forked(save_often, bases[base], template, str(tmp_path / "model"))
         for base, template in (("llama", "prompt"), ("other", "prompteol"))
     ]
     seen = set()
@@ -399,34 +401,31 @@ for _ in range(6):
         which = [number for number, each in enumerate(expected) if np.allclose(got, each, atol=1e-5)]
         assert len(which) == 1
         seen.update(which)
-    assert [saver.returncode for saver in savers] == [0, 0]
+    printed = [saver.communicate() for saver in savers]
+    assert [saver.returncode for saver in savers] == [0, 0], printed
     assert seen <= {0, 1}
     assert not list((tmp_path / "model").glob(".saving-*"))
 
 
-LOOP = """
-import sys
-from st_prompteol.saved import saving
-from st_prompteol.saved.saving import saving_into
-for round in range(1_000_000):
-    with saving_into(sys.argv[1]) as folder:
-        (folder / "modules.json").write_text(f'[{{"path": "", "round": {round}}}]')
-        for name in ("config.json", "tokenizer.json", "merges.txt", "model.safetensors"):
-            (folder / name).write_text(str(round))
-    if round == 3:
-        print("ready", flush=True)
-"""
+def save_forever(target: Path) -> None:
+    for number in itertools.count():
+        with saving_into(target) as folder:
+            (folder / "modules.json").write_text(f'[{{"path": "", "round": {number}}}]', encoding="utf-8")
+            for name in ("config.json", "tokenizer.json", "merges.txt", "model.safetensors"):
+                (folder / name).write_text(str(number), encoding="utf-8")
+        if number == 3:
+            os.write(1, b"ready\n")
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_the_folder_is_whole_or_says_so(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for pause in (0.0, 0.003, 0.01, 0.02, 0.05, 0.1):
-        process = subprocess.Popen([sys.executable, "-c", LOOP, str(target)], stdout=subprocess.PIPE, text=True)
-        with process:
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(pause)
-            process.send_signal(signal.SIGKILL)
+        process = Forked(save_forever, target)
+        assert process.output.readline() == "ready\n"
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
         saving.finish_saving(target)
         read = {path.name: path.read_text(encoding="utf-8") for path in target.iterdir() if path.is_file()}
         number = read.pop("modules.json").partition("round")[2].strip('": }]')
@@ -434,52 +433,6 @@ def test_killed_at_any_moment_the_folder_is_whole_or_says_so(tmp_path: Path) -> 
         with saving_into(target) as folder:
             (folder / "modules.json").write_text("[]", encoding="utf-8")
         assert os.listdir(target) == ["modules.json"]
-
-
-MOUNTS = """
-import errno, os, pathlib, sys
-import numpy as np
-from st_prompteol import PromptEOL
-from st_prompteol.files.atomic import replacing_file
-folder, base = pathlib.Path(sys.argv[1]), sys.argv[2]
-model = PromptEOL(base)
-expected = model.encode(["x"])
-def check(path):
-    for template in ("prompt", "prompteol"):
-        model.template = template
-        model.save_pretrained(str(path), create_model_card=False)
-    np.testing.assert_allclose(PromptEOL(str(path)).encode(["x"]), expected, atol=1e-5)
-    assert not list(path.glob(".saving-*"))
-check(folder / "point")                                     # a mount point, in a folder that cannot be written to
-check(folder / "outer")                                     # mounts inside
-assert (folder / "outer/checkpoint-1/state").read_text() == "mine"
-mounts = pathlib.Path("/proc/self/mounts").read_text()
-assert all(f"{folder}/outer/{name} " in mounts for name in ("checkpoint-1", "1_Pooling", "config.json"))
-assert (folder / "bound.json").read_text() == (folder / "outer/config.json").read_text() != "{}"
-with replacing_file(folder / "outer/config.json") as staged:
-    staged.write_text("{}")
-assert (folder / "bound.json").read_text() == "{}"
-small = folder / "small"                                    # a disk that is full
-model.save_pretrained(str(small), create_model_card=False)
-before = {path: path.read_bytes() for path in small.rglob("*") if path.is_file()}
-(small / "filler").write_bytes(b"x" * (os.statvfs(small).f_bavail * os.statvfs(small).f_frsize - 20_000))
-model.template = "prompt"
-try:
-    model.save_pretrained(str(small))
-except Exception as error:
-    assert "full" in str(error) or "space" in str(error).lower(), error
-else:
-    raise AssertionError("it fitted")
-(small / "filler").unlink()
-assert {path: path.read_bytes() for path in small.rglob("*") if path.is_file()} == before
-try:
-    model.save_pretrained(str(folder / "closed"))
-except OSError as error:
-    assert error.errno == errno.EROFS
-else:
-    raise AssertionError("it was not closed")
-print("all held")
-"""
 
 
 @pytest.mark.slow
@@ -502,9 +455,7 @@ mount -o remount,ro,bind root
     inside = ["unshare", "--mount", "sh", "-c", mounts + 'exec "$@"', "sh", str(tmp_path)]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("needs to mount file systems")
-    command = [*inside, sys.executable, "-c", MOUNTS, str(tmp_path / "root"), bases["llama"]]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.endswith("all held\n"), done.stderr
+    run_program("save_on_mounts", str(tmp_path / "root"), bases["llama"], inside=inside)
 
 
 class TestFiles:

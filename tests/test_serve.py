@@ -6,11 +6,9 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -35,34 +33,27 @@ from st_prompteol.server.app import make_app
 from st_prompteol.server.batching import Batcher, Embedded
 
 from . import ROOT
-from .helpers import SENTENCES, free_port
+from .helpers.processes import Forked, command_line, free_port
+from .helpers.sentences import SENTENCES
 
 NAME = str(TINY)
 JSON = {"Content-Type": "application/json"}
-START = "from st_prompteol.cli import app; app()"
 
 
 class Server:
     """A server process of its own on a free port of loopback; `close` is a scheduler's SIGTERM."""
 
     def __init__(self, *options: str, port: int = 0, **environment: str) -> None:
-        arguments = [sys.executable, "-c", START, "serve", str(TINY), "--port", str(port), "--device", "cpu", *options]
-        self.process = subprocess.Popen(
-            arguments,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-        )
-        assert self.process.stderr is not None
+        arguments = ["serve", str(TINY), "--port", str(port), "--device", "cpu", *options]
+        self.process = Forked(command_line, *arguments, **environment)
         self.lines: list[str] = []
         self.url = ""
-        for line in self.process.stderr:
+        for line in self.process.output:
             self.lines.append(line)
             if found := re.search(r" is served at (http://\S+)/v1, with", line):
                 self.url = found[1]
                 break
-        self.rest = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or ()), daemon=True)
+        self.rest = threading.Thread(target=lambda: self.lines.extend(self.process.output), daemon=True)
         self.rest.start()
 
     @property
@@ -76,8 +67,7 @@ class Server:
         self.process.send_signal(number)  # none, if it has ended
         code = self.process.wait(timeout=120)
         self.rest.join(timeout=10)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+        self.process.output.close()
         return code
 
 

@@ -30,9 +30,9 @@ from st_prompteol.fast.passes import SharedHead
 from st_prompteol.fast.rows import PackedRows
 from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
 
-from .helpers import ARCHITECTURES, SENTENCES, SHOTS, assert_alike, build_causal_lm, features_of, grouped, quick, sized
-from .test_adapters import publish_adapter
-from .test_fast import assert_right
+from .helpers.models import ARCHITECTURES, build_causal_lm, features_of, grouped, publish_adapter, quick, sized
+from .helpers.oracles import assert_alike, assert_right
+from .helpers.sentences import SENTENCES, SHOTS
 
 SAME = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -27,7 +27,7 @@ import st_prompteol
 from st_prompteol.cli import app
 
 from . import ROOT
-from .helpers import build_senteval
+from .helpers.senteval import build_senteval
 
 ROOMS = ["st_prompteol"] + [
     f"st_prompteol.{room.name}"

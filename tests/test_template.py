@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
 from st_prompteol.prompt.template import get_template
 
-from .helpers import JOCKEY
+from .helpers.processes import run_program
+from .helpers.sentences import JOCKEY
+from .helpers.templates import ODD_TEXT, templates
 
 
 def reference_preprocessing(sentence: str) -> str:
@@ -87,35 +86,6 @@ def test_the_named_templates() -> None:
         TEMPLATES["new"] = PromptTemplate()
 
 
-TEMPLATE_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30).filter(
-    lambda text: "{sentence}" not in text
-)
-ODD_TEXT = st.one_of(
-    st.text(max_size=40),
-    st.text(alphabet="{}%#\"'\\ \n\t.?!{{}}", max_size=20),
-    st.sampled_from(["", "{{ x }}", "{% raw %}", "{# c #}", "a\r\nb", "\x00", "&lt;b&gt;", "{sentence}", "%s %(x)s"]),
-)
-
-
-@st.composite
-def templates(draw: st.DrawFn) -> PromptTemplate:
-    text = draw(TEMPLATE_TEXT) + "{sentence}" + draw(TEMPLATE_TEXT)
-    line = st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=20)
-    demonstrations = draw(
-        st.lists(
-            st.builds(
-                Demonstration,
-                line.filter(lambda value: value.strip()),
-                line.filter(lambda value: value.strip() and '"' not in value),
-            ),
-            max_size=3,
-        )
-    )
-    if text.endswith("{sentence}"):
-        demonstrations = []
-    return PromptTemplate(text, tuple(demonstrations), draw(st.sampled_from(["paper", "none"])))
-
-
 @given(templates())
 def test_plain_values_are_read_back(template: PromptTemplate) -> None:
     values = json.loads(json.dumps({**template.to_dict(), "another": "key"}))
@@ -169,9 +139,4 @@ def test_mistakes_are_named(make: object, message: str) -> None:
 
 
 def test_needs_the_standard_library_only() -> None:
-    code = (
-        "import sys; import st_prompteol.prompt.template as t; t.PromptTemplate().render('x');"
-        "print([m for m in ('torch', 'transformers', 'jinja2', 'numpy') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    run_program("render_a_template")

@@ -18,8 +18,8 @@ from st_prompteol.corpus import encode_corpus, encode_file
 from st_prompteol.files import look_into
 from st_prompteol.recipes import read_candidates, read_pairs
 
-from .test_cli import run
-from .test_corpus_runs import Counting
+from .helpers.corpora import Counting
+from .helpers.processes import run
 
 TEXTS = ["It rains.", "A man sings.", "北京是首都。", ""]
 PASSAGES = "".join(f"{number}\t{text}\n" for number, text in enumerate(TEXTS)).encode()

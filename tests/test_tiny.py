@@ -15,7 +15,9 @@ from st_prompteol.evaluation import evaluate_sts
 from st_prompteol.saved.released import _say_what_it_is_for
 
 from . import ROOT
-from .helpers import SENTENCES, PlainProcess, assert_alike
+from .helpers.oracles import assert_alike
+from .helpers.processes import PlainProcess
+from .helpers.sentences import SENTENCES
 
 # pairs and how alike they are, as we see it: 5 the same, 0 nothing in common
 PAIRS = [

@@ -23,7 +23,8 @@ from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, TRANSFER_T
 from st_prompteol.prompt.tokenizer import TemplateTokenizer, read_template
 
 from . import SHARED
-from .helpers import JOCKEY, VENISON, build_tokenizer
+from .helpers.sentences import JOCKEY, VENISON
+from .helpers.tokenizers import build_tokenizer
 
 SHOTS = (JOCKEY, VENISON, Demonstration('He said: "no"', "Refusal"), Demonstration("un café à 3,50 €", "Boisson")) * 4
 FOLDERS = {
@@ -151,7 +152,7 @@ def test_whatever_text(sentence: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("every", "shots"),
     [
-        pytest.param(10, 1, id="some"),
+        pytest.param(40, 1, id="some"),
         *(pytest.param(1, n, id=f"all-{n}", marks=pytest.mark.long) for n in (0, 1, 16)),
     ],
 )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
-import os
 import random
 import re
 import resource
@@ -17,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +23,6 @@ from safetensors.torch import load_file
 from st_prompteol import PromptEOL, lora_config
 
 from . import ROOT
-from .helpers import SENTENCES, WORDS, PlainProcess, assert_alike, build_senteval, quick
-from .test_adapters import publish_adapter
-from .test_training_loss import run_two, start
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -42,6 +35,13 @@ from training.loss import build_loss
 from training.report import describe_scores
 from training.run_folder import claimed, find_checkpoint
 from training.trainer import AdapterTrainer
+
+from .helpers.models import publish_adapter, quick
+from .helpers.oracles import assert_alike
+from .helpers.processes import Forked, PlainProcess
+from .helpers.sentences import SENTENCES, WORDS
+from .helpers.senteval import build_senteval
+from .helpers.training import logged, run_to_the_end, run_two, state_of
 
 Words = Callable[..., list[str]]
 pytestmark = pytest.mark.filterwarnings(
@@ -73,21 +73,6 @@ def command_line(world: dict[str, str], base: str, output_dir: Path, *more: str)
     fixed |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "precision": "float32"}
     fixed |= {"eval_steps": 2, "save_steps": 2, "logging_steps": 1, "save_total_limit": 10, "disable_tqdm": "true"}
     return [*(f"--{key}={value}" for key, value in fixed.items()), *more]
-
-
-def state_of(output_dir: Path, step: int) -> Any:
-    return json.loads((output_dir / f"checkpoint-{step}/trainer_state.json").read_text(encoding="utf-8"))
-
-
-def logged(output_dir: Path, step: int, key: str = "loss") -> dict[int, float]:
-    return {row["step"]: row[key] for row in state_of(output_dir, step)["log_history"] if key in row}
-
-
-def run_to_the_end(main: Callable[[list[str]], None], argv: list[str], output_dir: Path) -> tuple[Path, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        main([*argv, f"--output_dir={output_dir}"])
-    return output_dir, said.getvalue()
 
 
 def sentence_of_exit(argv: list[str]) -> str:
@@ -232,14 +217,14 @@ def test_an_interrupted_run_is_one_line_and_130(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_does_so_in_order(words: Words, tmp_path: Path) -> None:
-    process, deadline = start(child, words()), time.monotonic() + 120
+    process, deadline = Forked(child, words()), time.monotonic() + 120
     while not (tmp_path / "run/checkpoint-2").exists():
-        assert process.is_alive()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.terminate()
-    process.join(60)
-    assert process.exitcode == 143
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -255,11 +240,8 @@ def test_what_is_kept_is_the_best_checkpoint(finished: tuple[Path, str]) -> None
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
 
 
-def child(argv: list[str], limit: int | None = None, errors: str | None = None) -> None:
+def child(argv: list[str], limit: int | None = None) -> None:
     """A process of its own that runs the script, with at most `limit` bytes of memory beyond what it has."""
-    torch.set_num_threads(1)
-    if errors:
-        os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
     if limit is not None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit,) * 2)
@@ -271,15 +253,15 @@ def test_a_killed_run_that_is_resumed_ends_as_an_unbroken_one(
     words: Words, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     argv = words("--resume_from_checkpoint", "auto")
-    process, deadline = start(child, argv), time.monotonic() + 120
+    process, deadline = Forked(child, argv), time.monotonic() + 120
     while not (tmp_path / "run/checkpoint-2").exists():
-        assert process.is_alive()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(random.Random(time.time_ns()).uniform(0, 0.1))
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     script.main(argv)
     unbroken, resumed = logged(finished[0], 8), logged(tmp_path / "run", 8)
     assert resumed.keys() == unbroken.keys()
@@ -473,10 +455,9 @@ def test_memory_that_runs_out_ends_in_a_sentence_that_says_which_knob_helps(word
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)), encoding="utf-8")
     argv = words("--train_file", str(tmp_path / "long.jsonl"))
     argv += ["--per_device_train_batch_size", "4096", "--eval_strategy", "no", "--use_cpu"]
-    process = start(child, argv, 700 * 2**20, str(tmp_path / "errors"))
-    process.join()
-    errors = (tmp_path / "errors").read_text(encoding="utf-8")
-    assert process.exitcode == 1, errors
+    process = Forked(child, argv, 700 * 2**20)
+    errors = process.communicate()
+    assert process.returncode == 1, errors
     assert "train.py: Out of memory: pass a small --mini_batch_size" in errors
     assert "Traceback" not in errors
 

@@ -12,14 +12,15 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from .helpers import build_tokenizer, quick
-
 pytest.importorskip("datasets")
 
 from datasets import Dataset
 
 from training.arguments import DataArguments
 from training.data import cut_sentences, load_triplets, sts_benchmark
+
+from .helpers.models import quick
+from .helpers.tokenizers import build_tokenizer
 
 ROWS = [
     {"anchor": 'He said "no", twice.', "positive": "NA", "negative": "12"},

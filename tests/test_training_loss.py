@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from st_prompteol import PromptEOL, lora_config
 
-from .helpers import features_of, free_port, gradients_of
-
 pytest.importorskip("datasets")
 
 from training.loss import build_loss
+
+from .helpers.models import features_of, gradients_of
+from .helpers.training import run_two
 
 TRIPLETS = [
     "A jockey riding a horse.|The cat sat on the mat.|It rains.|A man is singing|no|a dog ran far away".split("|"),
@@ -116,33 +113,6 @@ def test_a_cached_loss_has_the_gradient_of_the_uncached(
         uncached_loss, uncached = gradients(model, TRIPLETS, Run(matryoshka_dims=dims))
         assert cached_loss == pytest.approx(uncached_loss, abs=1e-5)
         assert_close(uncached, cached)
-
-
-def start(function: Callable[..., None], *arguments: Any) -> Any:
-    """Starts a process from a server that has imported the slow packages."""
-    # where there is a GPU, they set it up when they are imported, and what is forked from them cannot use it
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-    context.set_forkserver_preload(["sentence_transformers", "peft", "datasets", "accelerate"])
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    return process
-
-
-def run_two(function: Callable[..., None], *arguments: Any) -> None:
-    """Calls a function in two processes of one group, as torchrun starts them."""
-    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    environment["MASTER_PORT"] = str(free_port())
-    ranks = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    workers = [start(_run_rank, rank, function, *arguments) for rank in ranks]
-    for worker in workers:
-        worker.join(240)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-
-
-def _run_rank(environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    function(*arguments)
 
 
 def save_gathered_gradients(base: str, path: Path) -> None:

@@ -20,14 +20,15 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from st_prompteol import PromptEOL
 
 from . import ROOT
-from .helpers import PlainProcess
-from .hubserver import Hub, hub_environment
 
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 from training import train as script
 from training.data import sts_benchmark
+
+from .helpers.hub import Hub, hub_environment
+from .helpers.processes import PlainProcess, Program
 
 pytestmark = pytest.mark.shared
 
@@ -83,14 +84,6 @@ def test_the_tiny_recipe_reaches_its_scores(
     assert quantization != "none" or taken < 15 * 60
 
 
-PLAIN = """
-import json, sys
-sys.modules["st_prompteol"] = None
-from sentence_transformers import SentenceTransformer
-print("ANSWER" + json.dumps(SentenceTransformer("alice/adapter", device="cpu").encode(sys.argv[1:]).tolist()))
-"""
-
-
 @pytest.mark.slow
 def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
     """Base LLM and triplets come from a Hub, the adapter goes there, and opens from there without this package."""
@@ -103,19 +96,21 @@ def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
     hub.seed_root(shared / "hub", json.loads((shared / "hub/revisions.json").read_text(encoding="utf-8")))
     with hub:
         environment = {**hub_environment(hub.url, tmp_path / "home"), "HF_TOKEN": "hf_alice"}
-        trained, refused, plainly = (
+        trained, refused = (
             subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
             for command in (
                 [str(ROOT / "training/train.py"), *argv, f"--output_dir={tmp_path / 'run'}"],
                 [str(ROOT / "training/train.py"), *argv, f"--output_dir={tmp_path / 'b'}", "--hub_private_repo=true"],
-                ["-c", PLAIN, *sentences],
             )
         )
+        assert trained.returncode == 0, trained.stderr[-3000:]
+        stranger = Program("stranger", env={**environment, "PYTHONPATH": str(ROOT)})
+        embeddings = stranger.call("encode", "alice/adapter", sentences)
+        stranger.close()
         with urllib.request.urlopen(f"{hub.url}/alice/adapter/resolve/main/README.md") as answer:
             card = answer.read().decode()
         with urllib.request.urlopen(f"{hub.url}/alice/adapter/resolve/main/curves.png") as answer:
             assert answer.read() == (tmp_path / "run/curves.png").read_bytes()
-    assert trained.returncode == 0, trained.stderr[-3000:]
     assert "pushed: " in trained.stdout
     assert ModelCard(card).data.to_dict()["base_model_relation"] == "adapter"
     assert str(tmp_path) not in card
@@ -123,10 +118,9 @@ def test_a_run_from_hub_to_hub(shared: Path, tmp_path: Path) -> None:
         assert part in card
     assert refused.stderr.splitlines()[-1].startswith("train.py: 'alice/adapter' exists and is public: make")
     assert not (tmp_path / "b/checkpoint-4").exists()
-    assert plainly.returncode == 0, plainly.stderr[-3000:]
     config = json.loads((tmp_path / "run/adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "tinyllamas/stories260k"
     config["base_model_name_or_path"] = str(shared / "hub/models/tinyllamas/stories260k")
     (tmp_path / "run/adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     expected = PromptEOL(str(tmp_path / "run")).encode(sentences)
-    np.testing.assert_allclose(json.loads(plainly.stdout.partition("ANSWER")[2]), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-4)

@@ -23,14 +23,15 @@ pytest.importorskip("accelerate")
 
 from st_prompteol import PromptEOL
 from st_prompteol.evaluation.senteval import _TASKS, STS_DEV_TASK, STS_TASKS, TRANSFER_TASKS
-from tests.test_training import logged, run_to_the_end
 from training.arguments import parse_arguments, parse_recipe
 from training.tiny import pretrain as script
 from training.tiny import triplets
 from training.tiny.text import Text, evaluation_sentences, read_text, read_wordnet, render_documents
 
 from . import ROOT
-from .helpers import SENTENCES, PlainProcess
+from .helpers.processes import PlainProcess
+from .helpers.sentences import SENTENCES
+from .helpers.training import logged, run_to_the_end
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning", "ignore:.*tokenizers.*fork.*")
 SUBJECTS = ("A baker", "The old captain", "Our neighbour", "A tired nurse", "The youngest of the sisters", "My uncle")

@@ -20,8 +20,9 @@ from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate, lora_config
 from st_prompteol.card.state import state_of
 from st_prompteol.saved.identity import identify
 
-from .helpers import SENTENCES, SHOTS, assert_alike, features_of, gradients_of
-from .test_adapters import publish_adapter
+from .helpers.models import features_of, gradients_of, publish_adapter
+from .helpers.oracles import assert_alike
+from .helpers.sentences import SENTENCES, SHOTS
 
 ROWS = [*SENTENCES, "a long sentence, " * 30]
 RECIPES: list[tuple[str | PromptTemplate, int]] = [

@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate
 from st_prompteol.prompt.tokenizer import TemplateTokenizer
 
-from .helpers import JOCKEY, assert_alike, build_causal_lm, build_tokenizer
+from .helpers.models import build_causal_lm
+from .helpers.oracles import assert_alike
+from .helpers.sentences import JOCKEY
+from .helpers.tokenizers import build_tokenizer
 
 TEXTS = ["a <ent> b", "<ent>", "x<ent>y.", "<ent><ent>'s", "größe_x", "say WORD now?", "  <ent> ", "a  <ent>\n", "no"]
 
