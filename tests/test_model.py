@@ -209,6 +209,8 @@ def test_describes_itself(causal_lms: dict[str, str]) -> None:
     assert facts["template tokens"] == len(ids[0]) - 2 == len(ids[1]) - 2  # q and its end, no merge around them
     assert facts["parameters"] == sum(p.numel() for p in model[0].model.parameters())
     assert (facts["layer"], facts["dimension"], facts["dtype"], facts["adapters"]) == (-1, 32, "float32", None)
+    names = [one.method_name() for one in (model, model.view("knowledge", -2))]
+    assert names == ["PromptEOL + 1 demonstration", "PromptEOL, layer -2"]
 
 
 class TestSavingIsAtomic:

@@ -10,7 +10,6 @@ from st_prompteol.card.markdown import code, escape, fence, one_line
 from st_prompteol.files.output import to_markdown
 
 _FIRST = ("Epoch", "Step", "Training Loss", "Validation Loss")
-_LOCAL = ("resume_from_checkpoint",)  # hyperparameters that are only local paths
 _LONGEST = 300  # maximum characters of a shown sentence
 
 
@@ -28,9 +27,9 @@ def describe_training(data: Any, upstream: Mapping[str, Any]) -> dict[str, Any]:
             for dataset in datasets
         ],
         "hyperparameters": [
-            (code(one_line(name).replace("`", "")), escape(value))
+            (code(name), escape(value))
             for name, value in data.non_default_hyperparameters.items()
-            if name not in _LOCAL
+            if name != "resume_from_checkpoint"  # only a local path
         ],
         "logs": _describe_logs(data.training_logs, data.best_model_step),
         "kept_step": data.best_model_step,
