@@ -161,7 +161,7 @@ class TemplateTokenizer(PreTrainedTokenizerFast):
 
     @cached_property
     def head_ids(self) -> tuple[int, ...]:
-        """The token ids before every sentence: BOS, demonstrations, template."""
+        """The token ids of BOS, demonstrations and template before every sentence."""
         return tuple(self.tokenize_template()[0])
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
