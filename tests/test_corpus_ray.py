@@ -157,6 +157,7 @@ def test_what_workers_raise_is_one_sentence(one_node: None, causal_lms: dict[str
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_nobody_listens_at_the_address(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

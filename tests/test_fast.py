@@ -94,12 +94,9 @@ def test_what_other_threads_set_never_gives_a_wrong_row(
                 setattr(model, name, value)
 
     def encode() -> None:
-        for _ in range(40):
+        for _ in range(10):
             try:
                 embeddings = model.encode(SENTENCES, batch_size=2)
-            except RuntimeError as error:
-                if "was changed while sentences were encoded" not in str(error):
-                    wrong.append(repr(error))
             except Exception as error:
                 wrong.append(repr(error))
             else:
