@@ -45,8 +45,8 @@ def main() -> None:
     model = PromptEOL(arguments.model)
     model = PromptEOL(modules=[model[0], model[1]])  # without the model's own centering
     layers = range(-1, -model[0].config.get_text_config().num_hidden_layers - 1, -1)
-    lines = [["template", "layer", "centred", *tasks, "STS avg"]]
-    averages = [["template", "layer", "STS-B dev", "centred", "STS avg", "centred"]]
+    lines = [["template", "layer", "centered", *tasks, "STS avg"]]
+    averages = [["template", "layer", "STS-B dev", "centered", "STS avg", "centered"]]
     for name in (name for name in TEMPLATES if name != "none"):
         vectors = encode_layers(model, TEMPLATES[name], layers, list(place))
         for layer in layers:
@@ -66,7 +66,7 @@ def main() -> None:
             averages.append([name, str(layer), both[0][0], both[1][0], both[0][1], both[1][1]])
     print(to_markdown(averages, text_columns=("template",)), end="")
     if arguments.output:
-        save_table(lines, arguments.output, text_columns=("template", "centred"))
+        save_table(lines, arguments.output, text_columns=("template", "centered"))
 
 
 if __name__ == "__main__":

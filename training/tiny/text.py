@@ -42,7 +42,7 @@ class Text:
 
         def part(held_out: bool) -> Text:
             def belongs(text: str) -> bool:
-                return (zlib.crc32(normalise(text).encode()) % every == 0) == held_out
+                return (zlib.crc32(normalize(text).encode()) % every == 0) == held_out
 
             return Text(
                 [sentence for sentence in self.sentences if belongs(sentence)],
@@ -52,15 +52,15 @@ class Text:
         return part(False), part(True)
 
 
-def normalise(sentence: str) -> str:
+def normalize(sentence: str) -> str:
     """Returns a sentence's letters and digits in lower case, which are the same in two spellings of it."""
     return "".join(filter(str.isalnum, sentence.lower()))
 
 
 def evaluation_sentences(senteval_dir: str) -> set[str]:
-    """Returns every sentence, normalised, that a model is chosen or tested by: of all STS tasks and all test parts."""
+    """Returns every sentence, normalized, that a model is chosen or tested by: of all STS tasks and all test parts."""
     return {
-        normalise(sentence)
+        normalize(sentence)
         for task in (*STS_TASKS, STS_DEV_TASK, *_TEST_PARTS)
         for part, examples in read_task(senteval_dir, task).items()
         if part != "train"
@@ -70,7 +70,7 @@ def evaluation_sentences(senteval_dir: str) -> set[str]:
 
 def is_forbidden(text: str, forbidden: set[str]) -> bool:
     """Whether a sentence or definition, or one of the parts that its semicolons separate, is in an evaluation."""
-    return any(normalise(part) in forbidden for part in (text, *text.split(";")))
+    return any(normalize(part) in forbidden for part in (text, *text.split(";")))
 
 
 def read_text(senteval_dir: str, nli_dir: str, wordnet_dir: str) -> Text:
@@ -93,7 +93,7 @@ def read_text(senteval_dir: str, nli_dir: str, wordnet_dir: str) -> Text:
     )
     sentences: dict[str, str] = {}
     for sentence in (" ".join(sentence.split()) for source in sources for sentence in source):
-        sentences.setdefault(normalise(sentence), sentence)
+        sentences.setdefault(normalize(sentence), sentence)
     definitions = [
         (definition, word)
         for words, definition, _ in synsets

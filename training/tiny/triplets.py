@@ -22,7 +22,7 @@ from st_prompteol.evaluation.senteval import STS_TRAIN_TASK, read_task
 from st_prompteol.files.atomic import replacing_file
 from training.data import ROLES, read_file
 from training.failures import explained
-from training.tiny.text import evaluation_sentences, is_forbidden, normalise, read_sick_train
+from training.tiny.text import evaluation_sentences, is_forbidden, normalize, read_sick_train
 
 Triplet = tuple[str, str, str]
 _ALIKE = 4.0  # out of 5: pairs with at least this score count as paraphrases
@@ -61,7 +61,7 @@ def read_triplets(senteval_dir: str, nli_dir: str) -> list[Triplet]:
         allowed = [
             triplet
             for triplet in read(folder, rng)
-            if all(normalise(sentence) and not is_forbidden(sentence, forbidden) for sentence in triplet)
+            if all(normalize(sentence) and not is_forbidden(sentence, forbidden) for sentence in triplet)
         ]
         rng.shuffle(allowed)
         kept += allowed
