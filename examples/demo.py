@@ -34,7 +34,7 @@ QUERIES = [
     "It was the best meal in years.",
     "A person on horseback.",
 ]
-COLOURS = {"news": "tab:blue", "caption": "tab:orange", "question": "tab:green", "review": "tab:red"}
+COLORS = {"news": "tab:blue", "caption": "tab:orange", "question": "tab:green", "review": "tab:red"}
 
 # Plain sentence-transformers, in a process where this package cannot be imported.
 PLAIN = """
@@ -70,14 +70,14 @@ def draw_map(kinds: list[str], sentences: list[str], embeddings: np.ndarray, pat
     x, y = (points @ directions[:2].T).T.numpy()
     figure = Figure(figsize=(12, 8), layout="constrained")
     axes = figure.subplots()
-    for kind, colour in COLOURS.items():
+    for kind, color in COLORS.items():
         here = [index for index, other in enumerate(kinds) if other == kind]
-        axes.scatter(x[here], y[here], s=14, color=colour, label=kind)
-    width, height, labelled = float(np.ptp(x)), float(np.ptp(y)), list[int]()
+        axes.scatter(x[here], y[here], s=14, color=color, label=kind)
+    width, height, labeled = float(np.ptp(x)), float(np.ptp(y)), list[int]()
     for index, sentence in enumerate(sentences):
-        if any(abs(x[index] - x[i]) < 0.3 * width and abs(y[index] - y[i]) < 0.028 * height for i in labelled):
+        if any(abs(x[index] - x[i]) < 0.3 * width and abs(y[index] - y[i]) < 0.028 * height for i in labeled):
             continue  # its label would overlap another
-        labelled.append(index)
+        labeled.append(index)
         right = x[index] > x.min() + 0.7 * width
         axes.annotate(
             sentence if len(sentence) <= 40 else sentence[:39] + "…",

@@ -172,7 +172,7 @@ def _build_views() -> tuple[gr.Checkbox, Views, Views]:
                             kinds.setdefault(kind, []).append(_build_view(kind, name))
                 if kind == "heat":
                     alike = gr.Checkbox(
-                        False, label="Same colours in both", info="Else each has a scale of its own.", elem_id="alike"
+                        False, label="Same colors in both", info="Else each has a scale of its own.", elem_id="alike"
                     )
     first, second = (Views(*(kinds[kind][side] for kind in kinds)) for side in range(2))
     return alike, first, second

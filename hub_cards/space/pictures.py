@@ -49,7 +49,7 @@ def heat_map(
             place = (value - low) / (high - low) if high > low else 0.5
             ink = "#fff" if place > 0.55 else "#222"
             number = f"{value:.2f}" if count <= 12 else ""
-            cells.append(f'<td style="background:{_colour(place)};color:{ink}" title="{title}">{number}</td>')
+            cells.append(f'<td style="background:{_color(place)};color:{ink}" title="{title}">{number}</td>')
         mark = ' class="picked"' if row == picked else ""
         label = f'<th scope="row" title="{escape(sentence)}"><b>{row + 1}</b> {escape(sentence)}</th>'
         rows.append(f"<tr{mark}>{label}{''.join(cells)}</tr>")
@@ -57,7 +57,7 @@ def heat_map(
         f"<th{' class=picked' if column == picked else ''}>{column + 1 if _has_room(column, count) else ''}</th>"
         for column in range(count)
     )
-    stops = ", ".join(_colour(step / 4) for step in range(5))
+    stops = ", ".join(_color(step / 4) for step in range(5))
     size = "dense" if count > 12 else "wide" if count > 9 else ""
     return (
         f'<table class="heat {size}"><thead><tr><th></th>{head}</tr></thead>'
@@ -72,7 +72,7 @@ def _has_room(column: int, count: int) -> bool:
     return count <= 16 or column == 0 or (column + 1) % 5 == 0
 
 
-def _colour(place: float) -> str:
+def _color(place: float) -> str:
     at = min(max(place, 0.0), 1.0) * (len(_SCALE) - 1)
     low = min(int(at), len(_SCALE) - 2)
     red, green, blue = _SCALE[low] + (at - low) * (_SCALE[low + 1] - _SCALE[low])

@@ -139,7 +139,7 @@ def read_task(data_dir: str | Path, task: str) -> dict[str, Examples]:
         paths = [Path(data_dir) / name for name in names]
         splits[split] = _TASKS[task].read(*paths)
         if len(splits[split].labels) == 0:
-            raise ValueError(f"{paths[-1]} has no labelled line: unpack senteval.tar again.")
+            raise ValueError(f"{paths[-1]} has no labeled line: unpack senteval.tar again.")
     return splits
 
 
