@@ -184,7 +184,7 @@ def compare(ours: PromptEOL, ways: dict[str, Encode], sentences: list[str]) -> d
         if not cosine > 0.999:
             raise ValueError(f"vLLM embeds something else: the cosine is {cosine}.")
     difference = float((embeddings - expected).abs().max() / expected.abs().max())
-    return {"difference": difference, "shared": reading.head is not None}
+    return {"difference": difference, "shared": bool(reading.heads)}
 
 
 def some_batches(way: str, sentences: list[str], batch_size: int, demonstrations: int) -> list[str]:
