@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize("scale", [False, True])
-@pytest.mark.parametrize("architecture", ["opt", "llama", "opt-350m"])
+@pytest.mark.parametrize("architecture", ["opt", "llama", pytest.param("opt-350m", marks=pytest.mark.slow)])
 def test_centred_embeddings_are_those_minus_the_mean(
     causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str, scale: bool
 ) -> None:

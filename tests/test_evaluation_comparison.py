@@ -217,6 +217,7 @@ def test_models_of_every_kind_are_rows_of_one_table(
     assert rows[0]["scores"] != rows[1]["scores"]
 
 
+@pytest.mark.slow
 def test_methods_table_and_scaling_plot_over_three_models_of_growing_size(
     data_dir: Path, bert: str, here: Path
 ) -> None:

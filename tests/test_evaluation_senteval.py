@@ -114,6 +114,7 @@ def test_missing_and_undecodable_files_are_named(tmp_path):
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_sizes_of_the_real_tasks(shared):
     folder = shared / "senteval"
     sizes = {

@@ -65,7 +65,8 @@ def noisy_classes(n, dim, n_classes, seed=0):
     return features.astype(np.float32), labels
 
 
-@pytest.mark.parametrize("n_classes", [2, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_classes", [2, 6])
+@pytest.mark.slow
 def test_batched_training_equals_training_one_by_one(n_classes):
     x, y = noisy_classes(330, 12, n_classes)
     rows = np.random.default_rng(1).permutation(330)

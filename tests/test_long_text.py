@@ -44,10 +44,9 @@ def texts(chooser: random.Random) -> list[str]:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "opt")) for name in TOKENIZERS]
-)
-@pytest.mark.parametrize("template", ["prompteol", pytest.param("summarize", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("template", ["prompteol", "summarize"])
+@pytest.mark.slow
 def test_a_text_that_is_cut_before_has_the_same_tokens(name: str, template: str) -> None:
     tokenizer = TemplateTokenizer.of(AutoTokenizer.from_pretrained(TOKENIZERS[name]))
     tokenizer.template = TEMPLATES[template]

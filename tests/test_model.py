@@ -58,7 +58,7 @@ def is_utf8(text: str) -> bool:
     return text.encode("utf-8", "ignore").decode() == text
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     template=templates(),
     sentences=st.lists(st.one_of(ODD_TEXT, st.text(max_size=400)).filter(is_utf8), min_size=1, max_size=6),

@@ -131,6 +131,7 @@ def test_the_code_does_what_the_page_shows(tiny: Any, recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["opt-350m", "gpt2", "llama", "saved"])
+@pytest.mark.slow
 def test_other_models_are_shown_too(
     rooms: SimpleNamespace, causal_lms: dict[str, str], architecture: str, tmp_path: Path
 ) -> None:

@@ -213,6 +213,7 @@ def test_devices_share_the_work(causal_lms: dict[str, str], tmp_path: Path) -> N
     assert {trial.recipe: trial.score for trial in both.trials} == pytest.approx(scores, abs=0.1)
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_searched_and_told_from_others(causal_lms: dict[str, str], tmp_path: Path) -> None:
     pairs, candidates, log = make_pairs(20), make_candidates(3), tmp_path / "search.jsonl"
     for quantization in (None, "nf4"):

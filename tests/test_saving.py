@@ -181,7 +181,7 @@ def check_stops(bases: dict[str, str], tmp_path: Path, pair: str, step: int) -> 
 
 
 def test_a_stopped_save_leaves_the_old_model_the_new_one_or_a_sentence(bases: dict[str, str], tmp_path: Path) -> None:
-    check_stops(bases, tmp_path, "a full model to an adapter", step=13)
+    check_stops(bases, tmp_path, "a full model to an adapter", step=23)
 
 
 @pytest.mark.slow

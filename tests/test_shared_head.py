@@ -306,6 +306,7 @@ def test_threads_with_different_batch_sizes_do_not_disturb_each_other(causal_lms
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_many_single_calls_keep_nothing(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["opt"])
     model.encode("warm up")

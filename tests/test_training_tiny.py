@@ -214,6 +214,7 @@ def finished(world: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     return run_to_the_end(script.main, words(world, output_dir), output_dir)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_base_that_learned_the_text(finished: tuple[Path, str], plain: PlainProcess) -> None:
     output_dir, said = finished
     perplexities = [float(line.rsplit(" ", 1)[1]) for line in said.splitlines() if "perplexity" in line]
@@ -234,6 +235,7 @@ def test_the_learning_rate_is_constant_and_then_decays(finished: tuple[Path, str
     assert rates[24] < 2e-3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_an_unbroken_one(
     finished: tuple[Path, str], world: dict[str, str], tmp_path: Path
 ) -> None:
