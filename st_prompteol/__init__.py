@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,35 +41,25 @@ _HOMES = {
 }
 
 
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Whether a log message is worth reading.
+
+    While upstream imports them, bitsandbytes and torchao log missing kernels, which only quantized models need, and
+    torch a call in torchao: the first output of every process.
+    """
+    message = record.getMessage()
+    return not message.startswith("Failed to load ") and "register_constant() on Enum" not in message
+
+
+for _name in ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(_is_no_advice)
+
+
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, because templates and the command line's help do not need PyTorch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with _without_advice():
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Suppresses log messages about bitsandbytes and torchao while upstream imports them.
-
-    They would be the first output of every process: about missing kernels, although only quantized models need these,
-    and torch's about a call in torchao.
-    """
-
-    def is_no_advice(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return not message.startswith("Failed to load ") and "register_constant() on Enum" not in message
-
-    names = ("bitsandbytes.backends.cpu.ops", "torchao", "torch.utils._pytree")
-    loggers = [logging.getLogger(name) for name in names]
-    for logger in loggers:
-        logger.addFilter(is_no_advice)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_no_advice)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -102,6 +102,7 @@ def test_importing_is_silent_and_changes_nothing() -> None:
     done = run_program("import_silently")
     assert done.stdout == ""
     assert "Failed to load CPU" not in done.stderr
+    assert "something else" in done.stderr
 
 
 def test_the_wheel_holds_the_library_and_nothing_else(tmp_path: Path) -> None:
