@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from st_prompteol.llm.adapters import load_adapter
 from st_prompteol.llm.decoders import (
+    check_base_is_full,
     check_complete,
     check_layer,
     has_file,
@@ -83,6 +84,8 @@ class DecoderTransformer(Transformer):
             )
         hub_kwargs = hub_kwargs_of(model_kwargs)
         adapter = load_adapter_config(model_name_or_path, hub_kwargs)
+        if adapter is not None:
+            check_base_is_full(model_name_or_path, adapter, hub_kwargs)
         config = load_decoder_config(model_name_or_path, adapter, config_kwargs)
         check_layer(layer, config)
         if adapter is not None:

@@ -141,8 +141,6 @@ def load_decoder_config(
     if adapter is not None:
         source, config_kwargs = str(adapter.base_model_name_or_path), {**config_kwargs, "revision": adapter.revision}
     try:
-        if adapter is not None and has_file(source, "adapter_config.json", hub_kwargs_of(config_kwargs)):
-            raise ValueError(_no_base(model_name_or_path, source))
         config: PretrainedConfig = AutoConfig.from_pretrained(source, **config_kwargs)
     except OSError as error:
         if adapter is None:
@@ -167,14 +165,17 @@ def load_decoder_config(
     return config
 
 
-def _no_base(model_name_or_path: str, base: str) -> str:
-    """Returns the error message for an adapter whose base model is an adapter."""
+def check_base_is_full(model_name_or_path: str, adapter: PeftConfig, hub_kwargs: dict[str, Any]) -> None:
+    """Raises ValueError if the base model of an adapter is an adapter; looks that up in the base, once per opening."""
+    base = str(adapter.base_model_name_or_path)
+    if not has_file(base, "adapter_config.json", {**hub_kwargs, "revision": adapter.revision}):
+        return
     if os.path.realpath(base) == os.path.realpath(model_name_or_path):
-        return (
+        raise ValueError(
             f"The adapter_config.json of {model_name_or_path!r} names the adapter itself as its base model: write the "
             "repository or folder of the base LLM there as base_model_name_or_path."
         )
-    return (
+    raise ValueError(
         f"The base model of the adapter {model_name_or_path!r} is {base!r}, which is an adapter too: merge that into "
         "its own base by peft's merge_and_unload(), save the full model and its tokenizer to a folder, and name the "
         f"folder as base_model_name_or_path in the adapter_config.json of {model_name_or_path!r}."
