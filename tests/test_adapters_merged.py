@@ -79,6 +79,7 @@ USES: dict[str, Callable[[PromptEOL], Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_embeddings_stay_what_they_were(causal_lms: dict[str, str]) -> None:
     identities = []
     for use in USES.values():

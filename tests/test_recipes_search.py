@@ -131,6 +131,7 @@ def test_candidates_are_tried_with_two_templates_where_their_difference_is_noise
         assert best.recipe in bases
 
 
+@pytest.mark.slow
 def test_everything_is_measured_once_and_only_for_the_same_search(causal_lms: dict[str, str], tmp_path: Path) -> None:
     pairs, candidates, log = make_pairs(30), make_candidates(2), tmp_path / "search.jsonl"
 

@@ -285,6 +285,7 @@ def test_it_is_off_where_gradients_are_asked_for(causal_lms: dict[str, str]) -> 
     np.testing.assert_allclose(mixed, model.encode(SENTENCES), **SAME)
 
 
+@pytest.mark.slow
 def test_threads_with_different_batch_sizes_do_not_disturb_each_other(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["llama"], layer=-2, demonstrations=SHOTS)
     other = PromptEOL(causal_lms["opt"])
