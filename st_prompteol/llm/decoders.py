@@ -168,7 +168,11 @@ def load_decoder_config(
 def check_base_is_full(model_name_or_path: str, adapter: PeftConfig, hub_kwargs: dict[str, Any]) -> None:
     """Raises ValueError if the base model of an adapter is an adapter; looks that up in the base, once per opening."""
     base = str(adapter.base_model_name_or_path)
-    if not has_file(base, "adapter_config.json", {**hub_kwargs, "revision": adapter.revision}):
+    try:
+        if not has_file(base, "adapter_config.json", {**hub_kwargs, "revision": adapter.revision}):
+            return
+    except OSError as error:  # loading its configuration raises the error that names adapter and base
+        logger.debug("Could not look for an adapter in %r: %s", base, type(error).__name__)
         return
     if os.path.realpath(base) == os.path.realpath(model_name_or_path):
         raise ValueError(
