@@ -38,12 +38,13 @@ from st_prompteol.prompt.template import HOLE, Demonstration, PromptTemplate, ge
 from st_prompteol.saved.released import find_released
 from st_prompteol.saved.saving import reading_from, saving_into
 from st_prompteol.saved.stock import write_stock_form
+from st_prompteol.standardization import SHRINKAGE, Method, Standardization
 
 if TYPE_CHECKING:
     from st_prompteol.hub import CardOptions, PushReport
 
 logger = logging.getLogger(__name__)
-CENTERING = "centering"  # name of the module that centers embeddings
+STANDARDIZATION = "standardization"  # name of the module that standardizes embeddings
 _NO_WEIGHTS = "On the device 'meta' a model has no weights, so it cannot embed: open it on cpu, cuda or mps."
 _upstream = logging.getLogger("sentence_transformers")  # its level enables the progress bars
 _QUANTIZED = ("int8", "uint8", "binary", "ubinary")
@@ -203,7 +204,7 @@ class PromptEOL(SentenceTransformer):
     @template.setter
     def template(self, template: str | PromptTemplate) -> None:
         self[0].template = template
-        self._warn_if_centered()
+        self._warn_if_standardized()
 
     @property
     def layer(self) -> int:
@@ -215,13 +216,13 @@ class PromptEOL(SentenceTransformer):
     def layer(self, layer: int) -> None:
         self[0].layer = layer
         _fit_poolings(self._modules, self[0].get_embedding_dimension())
-        self._warn_if_centered()
+        self._warn_if_standardized()
 
     def view(self, template: str | PromptTemplate | None = None, layer: int | None = None) -> Self:
         """Returns a model that shares the weights, with another template or layer; this model is unchanged.
 
         Several threads may encode with views of one model. A view has its own tokenizer, template, layer,
-        `max_seq_length`, prompts, list of modules and card; `center`, `cut` and `save` apply to it alone. Weights,
+        `max_seq_length`, prompts, list of modules and card; `standardize`, `cut` and `save` apply to it alone. Weights,
         their device and dtype, adapters, `fast`, training mode and modules after the pooling are shared: an adapter
         activated in one view is active in all, and training one trains all. Change these while no thread encodes.
 
@@ -261,68 +262,64 @@ class PromptEOL(SentenceTransformer):
         twin[0] = shallow_copy(self[0])
         return twin
 
-    def center(
-        self, sentences: Sequence[str] | None = None, *, scale: bool = False, mean: np.ndarray | None = None
+    def standardize(
+        self,
+        sentences: Sequence[str] | Standardization,
+        method: Method = "scale",
+        *,
+        shrinkage: float = SHRINKAGE,
     ) -> None:
-        """Centers embeddings so that unrelated sentences have a cosine similarity near 0.
+        """Standardizes embeddings by the statistics of sentences; unrelated sentences then have similarities near 0.
 
-        Adds a stock `Dense` module with identity activation after the pooling, which subtracts the mean embedding of
-        `sentences`; a second call replaces it. Call it again after a change of template, layer or adapter, because the
-        mean changes with them. https://arxiv.org/abs/2511.11041 shows that the mean of LLM embeddings carries no
-        meaning.
+        Adds a stock `Dense` module with identity activation behind the pooling; a second call replaces it. Call it
+        again after a change of template, layer or adapter, because the statistics change with them.
 
         Args:
-            sentences: Unlabeled sentences similar to those to embed; a few hundred are enough. Defaults to None, which
-                requires `mean`.
-            scale: Whether to also divide each dimension by its standard deviation over the sentences. Defaults to
-                False.
-            mean: The mean embedding `(embedding_dimension,)`, if already known, instead of sentences. Defaults to
-                None.
+            sentences: Unlabeled sentences similar to those to embed; a few hundred are enough. Or statistics that are
+                already known.
+            method: `"center"` subtracts the mean embedding, which carries no meaning
+                (https://arxiv.org/abs/2511.11041); `"scale"` also divides each dimension by its standard deviation;
+                `"whiten"` also decorrelates the dimensions. Defaults to `"scale"`.
+            shrinkage: Only for `"whiten"`: from near 0 (decorrelate fully) to 1 (as `"scale"`). Defaults to 0.5.
 
         Raises:
-            ValueError: If neither a mean nor two distinct sentences are given, if `scale` is set without sentences, or
-                if the model has no pooling.
+            ValueError: If there are fewer than two distinct sentences, the method is unknown, `shrinkage` is out of
+                range, the statistics are of another dimension, or the model has no pooling.
+
+        Example:
+            >>> model, sentences = PromptEOL("tiny"), ["A jockey riding a horse.", "Rates go up.", "It rains."]
+            >>> model.standardize(sentences)
+            >>> model.describe()["behind the pooling"]
+            'Dense (standardizes)'
         """
-        if scale and sentences is None:
-            raise ValueError("A mean embedding alone does not give standard deviations: pass the sentences.")
-        if mean is None and len(set(sentences or ())) < 2:
-            raise ValueError(
-                f"A mean embedding of {len(set(sentences or ()))} different sentences says nothing: give some hundred "
-                "sentences of the kind that will be embedded."
-            )
         pooling = next((place for place, module in enumerate(self) if isinstance(module, Pooling)), None)
         if pooling is None:
-            raise ValueError("The model has no pooling, behind which embeddings could be centered: put one behind it.")
-        if mean is None:
+            raise ValueError("The model has no pooling, behind which embeddings could be standardized: put one there.")
+        if not isinstance(sentences, Standardization):
+            distinct = list(dict.fromkeys(sentences))
+            if len(distinct) < 2:
+                raise ValueError(
+                    f"{len(distinct)} different sentences give no statistics: pass some hundred sentences of the kind "
+                    "that will be embedded."
+                )
             pooled = self.view()
             pooled.truncate_dim = None
             del pooled[pooling + 1 :]
-            embeddings = np.asarray(pooled.encode(list(sentences or ())), dtype=np.float64)
-            mean, deviation = embeddings.mean(axis=0), embeddings.std(axis=0)
-        shift = torch.from_numpy(np.asarray(mean, dtype=np.float64))
+            sentences = Standardization.fit(pooled.encode(distinct), method, shrinkage)
         dimension = self[pooling].get_embedding_dimension()
-        if shift.shape != (dimension,) or not shift.isfinite().all():
+        if len(sentences.mean) != dimension:
             raise ValueError(
-                f"A mean embedding of this model has {dimension} finite numbers, got the shape {tuple(shift.shape)} "
-                f"with {int((~shift.isfinite()).sum())} that are NaN or infinite: compute it with this model."
+                f"Embeddings of this model have {dimension} dimensions, the statistics {len(sentences.mean)}: fit them "
+                "to embeddings of this model."
             )
-        factor = torch.ones_like(shift)
-        if scale:
-            factor /= torch.from_numpy(np.where(deviation > 0, deviation, 1.0))
-        dense = Dense(
-            len(shift),
-            len(shift),
-            activation_function=torch.nn.Identity(),
-            init_weight=factor.diag().float(),
-            init_bias=(-shift * factor).float(),
-        ).to(self.device, self.dtype)
-        modules = [(name, module) for name, module in self._modules.items() if name != CENTERING]
-        modules.insert(pooling + 1, (CENTERING, dense))
+        dense = sentences.to_dense().to(self.device, self.dtype)
+        modules = [(name, module) for name, module in self._modules.items() if name != STANDARDIZATION]
+        modules.insert(pooling + 1, (STANDARDIZATION, dense))
         self._modules: dict[str, Any] = dict(modules)
 
-    def _warn_if_centered(self) -> None:
-        if CENTERING in self._modules:
-            logger.warning("Embeddings are centered by the mean of others than these: call center() again.")
+    def _warn_if_standardized(self) -> None:
+        if STANDARDIZATION in self._modules:
+            logger.warning("Embeddings are standardized by statistics of others than these: call standardize() again.")
 
     @property
     def fast(self) -> bool:
@@ -521,7 +518,8 @@ class PromptEOL(SentenceTransformer):
 
     def _describe_modules_behind(self) -> str | None:
         names = [
-            "Dense (centres)" if name == CENTERING else type(module).__name__ for name, module in self.named_children()
+            "Dense (standardizes)" if name == STANDARDIZATION else type(module).__name__
+            for name, module in self.named_children()
         ]
         return ", ".join(names[2:]) or None
 

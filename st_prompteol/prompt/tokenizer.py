@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from st_prompteol.files.atomic import replacing_file
-from st_prompteol.lock import Lock
+from st_prompteol.llm.lock import Lock
 from st_prompteol.prompt.long_text import Shortener, is_long
 from st_prompteol.prompt.template import HOLE, PromptTemplate
 from st_prompteol.prompt.tokenizer_json import (

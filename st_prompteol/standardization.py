@@ -1,0 +1,108 @@
+"""Standardizing embeddings by statistics of unlabeled sentences, as a stock `Dense` module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers.base.modules import Dense
+
+Method = Literal["center", "scale", "whiten"]
+METHODS: tuple[Method, ...] = ("center", "scale", "whiten")
+SHRINKAGE = 0.5
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # deviations below this fraction of a dimension's numbers are rounding
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """A fitted affine map of embeddings: `factor * (embedding - mean)`, or `factor @ (embedding - mean)`.
+
+    Args:
+        mean: The mean embedding, `(embedding_dimension,)`.
+        factor: One factor per dimension, `(embedding_dimension,)`, or a matrix
+            `(embedding_dimension, embedding_dimension)`.
+
+    Raises:
+        ValueError: If the shapes do not belong together, or a number is NaN or infinite.
+
+    Example:
+        >>> embeddings = np.array([[1.0, 5.0], [3.0, 5.0]])
+        >>> Standardization.fit(embeddings, "scale").apply(embeddings)
+        array([[-1.,  0.],
+               [ 1.,  0.]], dtype=float32)
+    """
+
+    mean: npt.NDArray[np.float64]
+    factor: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        size = len(self.mean)
+        if self.mean.shape != (size,) or self.factor.shape not in ((size,), (size, size)):
+            raise ValueError(
+                f"A mean of shape {self.mean.shape} and a factor of shape {self.factor.shape} do not belong together: "
+                "the mean has one number per dimension, the factor as many, or a row of as many per dimension."
+            )
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.factor).all()):
+            raise ValueError("The statistics contain NaN or infinity: leave out the sentences whose embeddings do.")
+
+    @classmethod
+    def fit(cls, embeddings: npt.ArrayLike, method: Method = "scale", shrinkage: float = SHRINKAGE) -> Self:
+        """Fits the map to embeddings.
+
+        Args:
+            embeddings: Embeddings of unlabeled sentences, `(sentences, embedding_dimension)`.
+            method: `"center"` subtracts the mean; `"scale"` also divides each dimension by its standard deviation;
+                `"whiten"` also decorrelates the dimensions, by the Cholesky factor of the inverse correlation matrix
+                (Kessy et al. 2018, https://arxiv.org/abs/1512.00809), so that the first dimensions of an embedding do
+                not depend on the others. A dimension that does not vary is divided by the median deviation instead of
+                its own. Defaults to `"scale"`.
+            shrinkage: Only for `"whiten"`: the weight of the identity in the correlation matrix, as in
+                `sklearn.covariance.shrunk_covariance`; at 1, whitening is scaling. Defaults to 0.5.
+
+        Raises:
+            ValueError: If the method is unknown, there are fewer than two sentences, `shrinkage` is not above 0 and at
+                most 1, or embeddings are not finite.
+        """
+        if method not in METHODS:
+            raise ValueError(f"Unknown standardization {method!r}: choose one of {', '.join(METHODS)}.")
+        if not 0 < shrinkage <= 1:
+            raise ValueError(f"shrinkage={shrinkage!r} must be above 0 and at most 1: pass e.g. {SHRINKAGE}.")
+        rows = np.asarray(embeddings, dtype=np.float64)
+        if rows.ndim != 2 or len(rows) < 2:
+            raise ValueError(
+                f"Statistics need the embeddings of two sentences or more, got the shape {rows.shape}: give some "
+                "hundred sentences of the kind that will be embedded."
+            )
+        mean = rows.mean(axis=0)
+        if method == "center":
+            return cls(mean, np.ones_like(mean))
+        deviation = rows.std(axis=0)
+        varies = deviation > _ROUNDING * np.abs(rows).max(axis=0)
+        deviation = np.where(varies, deviation, np.median(deviation[varies]) if varies.any() else 1.0)
+        if method == "scale":
+            return cls(mean, 1 / deviation)
+        scaled = (rows - mean) / deviation
+        correlations = (1 - shrinkage) * (scaled.T @ scaled) / len(rows)
+        correlations += shrinkage * np.eye(len(mean))
+        lower = np.linalg.cholesky(correlations)
+        return cls(mean, np.linalg.solve(lower, np.diag(1 / deviation)))
+
+    def apply(self, embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Returns the standardized embeddings, `(len(embeddings), embedding_dimension)`."""
+        centered = np.asarray(embeddings, dtype=np.float64) - self.mean
+        standardized = centered * self.factor if self.factor.ndim == 1 else centered @ self.factor.T
+        return standardized.astype(np.float32)
+
+    def to_dense(self) -> Dense:
+        """Returns the map as a `Dense` module of sentence-transformers, in float32 on the CPU."""
+        matrix = np.diag(self.factor) if self.factor.ndim == 1 else self.factor
+        return Dense(
+            len(self.mean),
+            len(self.mean),
+            activation_function=torch.nn.Identity(),
+            init_weight=torch.from_numpy(matrix).float(),
+            init_bias=torch.from_numpy(-matrix @ self.mean).float(),
+        )
