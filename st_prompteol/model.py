@@ -222,8 +222,8 @@ class PromptEOL(SentenceTransformer):
         """Returns a model that shares the weights, with another template or layer; this model is unchanged.
 
         Several threads may encode with views of one model. A view has its own tokenizer, template, layer,
-        `max_seq_length`, prompts, list of modules and card; `standardize`, `cut` and `save` apply to it alone. Weights,
-        their device and dtype, adapters, `fast`, training mode and modules after the pooling are shared: an adapter
+        `max_seq_length`, prompts, list of modules and card; `standardize`, `cut` and `save` apply to it alone.
+        Weights, their device and dtype, adapters, `fast`, training mode and modules after the pooling are shared: an adapter
         activated in one view is active in all, and training one trains all. Change these while no thread encodes.
 
         Args:
@@ -280,7 +280,7 @@ class PromptEOL(SentenceTransformer):
             method: `"center"` subtracts the mean embedding, which carries no meaning
                 (https://arxiv.org/abs/2511.11041); `"scale"` also divides each dimension by its standard deviation;
                 `"whiten"` also decorrelates the dimensions. Defaults to `"scale"`.
-            shrinkage: Only for `"whiten"`: from near 0 (decorrelate fully) to 1 (as `"scale"`). Defaults to 0.5.
+            shrinkage: Only for `"whiten"`: from near 0 (decorrelate fully) to 1 (as `"scale"`). Defaults to 0.9.
 
         Raises:
             ValueError: If there are fewer than two distinct sentences, the method is unknown, `shrinkage` is out of
@@ -309,8 +309,8 @@ class PromptEOL(SentenceTransformer):
         dimension = self[pooling].get_embedding_dimension()
         if len(sentences.mean) != dimension:
             raise ValueError(
-                f"Embeddings of this model have {dimension} dimensions, the statistics {len(sentences.mean)}: fit them "
-                "to embeddings of this model."
+                f"Embeddings of this model have {dimension} dimensions, the statistics {len(sentences.mean)}: fit "
+                "them to embeddings of this model."
             )
         dense = sentences.to_dense().to(self.device, self.dtype)
         modules = [(name, module) for name, module in self._modules.items() if name != STANDARDIZATION]

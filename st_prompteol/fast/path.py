@@ -15,8 +15,8 @@ from st_prompteol.fast.linear import install_fast_linear, remove_fast_linear
 from st_prompteol.fast.passes import Pass, SharedHead, add_hooks, compute_head
 from st_prompteol.fast.rows import Plan, plan
 from st_prompteol.llm.fingerprint import Fingerprint
-from st_prompteol.llm.reading import Reading
 from st_prompteol.llm.lock import Lock
+from st_prompteol.llm.reading import Reading
 
 _KEPT_BYTES = 2**28  # maximum size of the prefix cache; the head in use is always kept
 PLAN = "plan"
