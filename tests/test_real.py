@@ -127,7 +127,7 @@ def test_an_adapter_is_the_same_saved_and_merged_and_in_processes_of_their_own(
     sentences = FEW[:5]
     adapter = publish_adapter(smollm2, tmp_path / "published", lora_alpha=1)
     expected = peft_oracle(smollm2, adapter, [written_out(sentence) for sentence in sentences])
-    assert distance(states("smollm2-135m")[-1][:25:5], expected) > 0.1
+    assert distance(states("smollm2-135m")[-1][:25:5], expected) > 0.05
     model = PromptEOL(adapter)
     assert distance(model.encode(sentences), expected) < EXACT
     saved, merged, source, out = (str(tmp_path / name) for name in ("saved", "merged", "in.txt", "out.npy"))
