@@ -135,7 +135,9 @@ def test_a_trainer_s_checkpoints_have_the_card(trained: Path) -> None:
         assert is_ours(str(card))
 
 
-@pytest.mark.parametrize("change", ["template", "layer", "preprocessing", "demonstration", "truncated", "centered"])
+@pytest.mark.parametrize(
+    "change", ["template", "layer", "preprocessing", "demonstration", "truncated", "standardized"]
+)
 def test_results_of_a_model_that_was_changed_are_called_so_and_leave_the_metadata(
     trained: Path, tmp_path: Path, change: str
 ) -> None:
@@ -148,8 +150,8 @@ def test_results_of_a_model_that_was_changed_are_called_so_and_leave_the_metadat
         model.template = PromptTemplate(model.template.text, preprocessing="none")
     elif change == "demonstration":
         model.template = PromptTemplate(model.template.text, (Demonstration("It rains.", "Rain"),))
-    elif change == "centered":
-        model.center([pair[0] for pair in PAIRS])
+    elif change == "standardized":
+        model.standardize([pair[0] for pair in PAIRS])
     card = saved(model, tmp_path)
     evaluation = section(card, "Evaluation")
     assert "pairs-dev" in evaluation
