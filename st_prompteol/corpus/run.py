@@ -139,6 +139,8 @@ def encode_corpus(
     """
     start = time.perf_counter()
     _check(model, engine, keep, batch_size, fragment_rows)
+    if standardization != "scale" and not standardize:
+        raise ValueError(f"standardization={standardization!r} has no effect without standardize=…: leave it out.")
     of_ray = {"address": address, "workers": workers, "cpus_per_worker": cpus_per_worker}
     of_other: dict[str, Any] = {"devices": devices} if engine == "ray" else of_ray
     if unused := [f"{name}={value!r}" for name, value in of_other.items() if value is not None]:
