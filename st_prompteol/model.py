@@ -274,7 +274,8 @@ class PromptEOL(SentenceTransformer):
 
         Adds a stock `Dense` module with identity activation at the end, but before a final `Normalize`; a second call
         replaces it. Call it again after a change of template, layer or adapter, because the statistics change with
-        them.
+        them; and in the dtype that the model will be used in, because half precision rounds a dimension whose mean is
+        many times its deviation.
 
         Args:
             sentences: Unlabeled sentences similar to those to embed; a few hundred are enough. Or statistics that are

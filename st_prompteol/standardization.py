@@ -117,7 +117,7 @@ class Standardization:
 
         Args:
             dtype: The dtype of its weight and bias. In bfloat16, a dimension whose mean is many times its deviation is
-                rounded; cosine similarities then have at most twice the error that rounding the embeddings themselves
+                rounded; cosine similarities then have at most about twice the error that rounding the embeddings themselves
                 to bfloat16 gives them. Defaults to `torch.float32`.
 
         Raises:

@@ -158,6 +158,7 @@ def test_results_of_a_model_that_was_changed_are_called_so_and_leave_the_metadat
     assert "measured before the model was changed" in evaluation
     assert card.data.eval_results is None
     assert "`MatryoshkaLoss`" in section(card, "Training Details")
+    assert ("Embeddings are standardized by the statistics" in card.text) == (change == "standardized")
 
 
 def test_what_search_measured_stands_on_the_card(causal_lms: dict[str, str], tmp_path: Path) -> None:
