@@ -117,8 +117,8 @@ class Standardization:
 
         Args:
             dtype: The dtype of its weight and bias. In bfloat16, a dimension whose mean is many times its deviation is
-                rounded; cosine similarities then have at most about twice the error that rounding the embeddings themselves
-                to bfloat16 gives them. Defaults to `torch.float32`.
+                rounded; cosine similarities then have at most about twice the error that rounding the embeddings
+                themselves to bfloat16 gives them. Defaults to `torch.float32`.
 
         Raises:
             ValueError: If a number exceeds the range of the dtype.
