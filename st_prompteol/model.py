@@ -289,9 +289,9 @@ class PromptEOL(SentenceTransformer):
             The statistics, for another model with the same weights.
 
         Raises:
-            ValueError: If there are fewer than two distinct sentences, their embeddings are equal, the method is
-                unknown, `shrinkage` is out of range, the statistics are of another dimension or exceed float16, or the
-                model has no pooling.
+            ValueError: If `sentences` is a string, there are fewer than two distinct sentences, their embeddings are
+                equal, the method is unknown, `shrinkage` is out of range, the statistics are of another dimension or
+                exceed float16, or the model has no pooling.
 
         Example:
             >>> model, sentences = PromptEOL("tiny"), ["A jockey riding a horse.", "Rates go up.", "It rains."]
@@ -306,6 +306,8 @@ class PromptEOL(SentenceTransformer):
         before = self.view()
         before.truncate_dim = None
         before._modules = dict(kept[:place])
+        if isinstance(sentences, str):
+            raise ValueError(f"sentences={sentences[:80]!r} is one string: pass a list of sentences.")
         if not isinstance(sentences, Standardization):
             distinct = list(dict.fromkeys(sentences))
             if len(distinct) < 2:

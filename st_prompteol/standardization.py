@@ -73,7 +73,7 @@ class Standardization:
 
         Raises:
             ValueError: If the method is unknown, there are fewer than two sentences, `shrinkage` is not above 0 and at
-                most 1, or embeddings are all equal or not finite.
+                most 1 or too small for so few sentences, or embeddings are all equal or not finite.
         """
         if method not in METHODS:
             raise ValueError(f"Unknown standardization {method!r}: choose one of {', '.join(METHODS)}.")
@@ -103,8 +103,18 @@ class Standardization:
         scaled = (rows - mean) * factor
         correlations = (1 - shrinkage) * (scaled.T @ scaled) / len(rows)
         correlations += shrinkage * np.eye(len(mean))
-        lower = np.linalg.cholesky(correlations)
-        return cls(mean, np.linalg.solve(lower, np.diag(factor)))
+        try:
+            lower = np.linalg.cholesky(correlations)
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                f"shrinkage={shrinkage!r} is too small for {len(rows)} sentences of {len(mean)} dimensions: raise it, "
+                "or give more sentences."
+            ) from None
+        # for triangular matrices, NumPy's solver takes three times as long
+        triangular = torch.linalg.solve_triangular(
+            torch.from_numpy(lower), torch.from_numpy(np.diag(factor)), upper=False
+        )
+        return cls(mean, triangular.numpy())
 
     def apply(self, embeddings: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Returns the standardized embeddings, `(len(embeddings), embedding_dimension)`."""

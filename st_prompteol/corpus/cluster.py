@@ -100,7 +100,7 @@ class RayEngine:
             raise error.cause from None
         return result
 
-    def standardize(self, sentences: list[str], method: Method) -> dict[str, Any]:
+    def standardize(self, sentences: Sequence[str], method: Method) -> dict[str, Any]:
         """Standardizes all models opened from now on by the statistics of sentences; returns their identity."""
         standardization, identity = self.run(_standardize, sentences, method)
         self._opening = replace(self._opening, standardization=standardization)
@@ -133,7 +133,7 @@ class RayEngine:
                 yield outcome
 
 
-def _standardize(model: PromptEOL, sentences: list[str], method: Method) -> tuple[Standardization, dict[str, Any]]:
+def _standardize(model: PromptEOL, sentences: Sequence[str], method: Method) -> tuple[Standardization, dict[str, Any]]:
     return model.standardize(sentences, method), identify(model)
 
 

@@ -48,7 +48,7 @@ class LocalEngine:
         """Calls a function with the model as its first argument."""
         return function(self.model, *arguments)
 
-    def standardize(self, sentences: list[str], method: Method) -> dict[str, Any]:
+    def standardize(self, sentences: Sequence[str], method: Method) -> dict[str, Any]:
         """Standardizes the model by the statistics of sentences; returns its new identity.
 
         Raises:

@@ -194,7 +194,7 @@ def encode_corpus(
                     logger.info("%r is complete: there is nothing to do.", folder.address)
                     return _report([done[fragment.part] for fragment in fragments], 0, [], start)
             if standardize:
-                of_model = pool.standardize(list(standardize), standardization)
+                of_model = pool.standardize(standardize, standardization)
             if manifest.ranges is None and precision in ("int8", "uint8"):
                 manifest.ranges = pool.run(calibrate, job, fragments)
             manifest.claim(folder)
