@@ -4,8 +4,8 @@
 
 Each sentence is encoded once per template, at all layers. Standardizations use statistics of the sentences of a file,
 which should be other text than that of the tasks, as a user's is. Prints, per template, the last layer and the one
-that is best on STS-B dev; `--every-layer` prints all. `--folder` keeps the embeddings, so that a stopped run continues
-and a run with more tasks encodes only those.
+that is best on STS-B dev; `--every-layer` prints all, `--output` writes the scores of all tasks. `--folder` keeps the
+embeddings, so that a stopped run continues and a run with more tasks encodes only those.
 """
 
 from __future__ import annotations
@@ -92,19 +92,19 @@ def measure_template(
     statistics: Sequence[str],
     tasks: Sequence[StsTask],
     every_layer: bool,
-) -> Iterator[tuple[int, str, list[float]]]:
-    """Yields layer, standardization and the scores of the tasks, the first of which chooses the layer."""
+) -> Iterator[tuple[int, dict[str, list[float]]]]:
+    """Yields a layer and, per standardization, the scores of the tasks, the first of which chooses the layer."""
     dev, *others = tasks
     sample, on_dev = (embeddings.encode(template, texts) for texts in (statistics, dev.sentences))
     places = range(len(embeddings.layers))
     maps = [fit_all(sample[:, place]) for place in places]
-    scores = [{how: dev.score(apply(on_dev[:, place])) for how, apply in maps[place].items()} for place in places]
+    scores = [{how: [dev.score(apply(on_dev[:, place]))] for how, apply in maps[place].items()} for place in places]
     best = max(places, key=lambda place: max(scores[place].values()))
     on_others = [(task, embeddings.encode(template, task.sentences)) for task in others]
     for place in places if every_layer else sorted({0, best}):
         for how, apply in maps[place].items():
-            rest = [task.score(apply(rows[:, place])) for task, rows in on_others]
-            yield embeddings.layers[place], how, [scores[place][how], *rest]
+            scores[place][how] += [task.score(apply(rows[:, place])) for task, rows in on_others]
+        yield embeddings.layers[place], scores[place]
 
 
 def to_cells(scores: Sequence[float]) -> list[str]:
@@ -131,12 +131,18 @@ def main() -> None:
     model = PromptEOL(arguments.model)
     del model[2:]  # without the model's own standardization
     embeddings = LayerEmbeddings(model, arguments.folder)
+    hows = ["plain", *METHODS]
     averages = ["STS avg"] if arguments.tasks else []
     lines = [["template", "layer", "standardization", *(task.name for task in tasks), *averages]]
+    summary = [["template", "layer", *(f"{column}, {how}" for column in ("STS-B dev", *averages) for how in hows)]]
     for template in map(get_template, arguments.templates):
-        for layer, how, scores in measure_template(embeddings, template, statistics, tasks, arguments.every_layer):
-            lines.append([template_name(template), str(layer), how, *to_cells(scores)])
-    print(to_markdown(lines, text_columns=("template", "standardization")), end="")
+        for layer, scores in measure_template(embeddings, template, statistics, tasks, arguments.every_layer):
+            cells = {how: to_cells(scores[how]) for how in hows}
+            about = [template_name(template), str(layer)]
+            lines += [[*about, how, *cells[how]] for how in hows]
+            ends = (0, -1) if averages else (0,)
+            summary.append([*about, *(cells[how][end] for end in ends for how in hows)])
+    print(to_markdown(summary, text_columns=("template",)), end="")
     if arguments.output:
         save_table(lines, arguments.output, text_columns=("template", "standardization"))
 
