@@ -1,9 +1,9 @@
-"""Evaluates every template at every layer, centered and not, on STS-B dev and the 7 STS tasks.
+"""Evaluates every template at every layer, plain and standardized, on STS-B dev and the 7 STS tasks.
 
     python -m benchmarks.recipes MODEL --data-dir SENTEVAL
 
-Each sentence is encoded once per template. For all tasks, centering subtracts the mean of the distinct sentences of
-STS-B dev, like a search on these pairs. Prints averages; `--output` writes all tasks.
+Each sentence is encoded once per template. For all tasks, the statistics are those of the distinct sentences of STS-B
+dev, like in a search on these pairs. Prints averages; `--output` writes all tasks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from st_prompteol.evaluation.senteval import STS_DEV_TASK, STS_TASKS, read_task
 from st_prompteol.evaluation.sts import cosine_similarities, spearman
 from st_prompteol.files.output import save_table, to_markdown
 from st_prompteol.recipes.measure import encode_layers
+from st_prompteol.standardization import METHODS, Standardization
 
 
 def main() -> None:
@@ -43,30 +44,29 @@ def main() -> None:
     of_dev = 1 + max(map(max, pairs[STS_DEV_TASK]))
 
     model = PromptEOL(arguments.model)
-    model = PromptEOL(modules=[model[0], model[1]])  # without the model's own centering
+    model = PromptEOL(modules=[model[0], model[1]])  # without a standardization of its own
     layers = range(-1, -model[0].config.get_text_config().num_hidden_layers - 1, -1)
-    lines = [["template", "layer", "centered", *tasks, "STS avg"]]
-    averages = [["template", "layer", "STS-B dev", "centered", "STS avg", "centered"]]
+    lines = [["template", "layer", "standardization", *tasks, "STS avg"]]
+    averages = [["template", "layer", "STS-B dev", *METHODS, "STS avg", *METHODS]]
     for name in (name for name in TEMPLATES if name != "none"):
         vectors = encode_layers(model, TEMPLATES[name], layers, list(place))
         for layer in layers:
-            both: list[list[str]] = []
-            for mean in (0, vectors[layer][:of_dev].mean(axis=0)):
-                embeddings = vectors[layer] - mean
+            rows: list[list[str]] = []
+            for method in (None, *METHODS):
+                embeddings = vectors[layer]
+                if method is not None:
+                    embeddings = Standardization.fit(embeddings[:of_dev], method).apply(embeddings)
                 scores = [
                     spearman(cosine_similarities(*(embeddings[side] for side in pairs[task])), gold[task])
                     for task in tasks
                 ]
-                cells = [
-                    f"{score:.2f}"
-                    for score in [*scores, sum(round(one, 2) for one in scores[1:]) / len(arguments.tasks)]
-                ]
-                lines.append([name, str(layer), "yes" if both else "no", *cells])
-                both.append([cells[0], cells[-1]])
-            averages.append([name, str(layer), both[0][0], both[1][0], both[0][1], both[1][1]])
+                average = sum(round(one, 2) for one in scores[1:]) / len(arguments.tasks)
+                rows.append([f"{score:.2f}" for score in [*scores, average]])
+                lines.append([name, str(layer), method or "plain", *rows[-1]])
+            averages.append([name, str(layer), *(row[0] for row in rows), *(row[-1] for row in rows)])
     print(to_markdown(averages, text_columns=("template",)), end="")
     if arguments.output:
-        save_table(lines, arguments.output, text_columns=("template", "centered"))
+        save_table(lines, arguments.output, text_columns=("template", "standardization"))
 
 
 if __name__ == "__main__":
