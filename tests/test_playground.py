@@ -148,7 +148,7 @@ def test_other_models_are_shown_too(
         (template, "", opened.own_layer, "plain", []),
         (template, "", -3, "scale", [("A dog.", "Pet")]),
         ("your own text", '"{sentence}" is', -1, "plain", []),
-        ("prompt", "", -1, False, jockey),
+        ("prompt", "", -1, "plain", jockey),
     ):
         recipe = rooms.recipes.read_recipe(opened.own_template, *form)
         result = opened.run(recipe, LINES)

@@ -58,7 +58,7 @@ def test_a_plateau_wins_over_a_peak_and_the_cheapest_within_noise() -> None:
     smoothed = smooth({recipe: measured.score(recipe) for recipe in layers})
     assert max(smoothed, key=smoothed.__getitem__).layer in (-7, -8)
     del layers[Recipe(template, -3)]
-    assert [recipe.layer for recipe in choose(measured, layers, cost)] == [-6, -7, -8, -9]
+    assert [recipe.layer for recipe in choose(measured, layers, Recipe(template, -1), cost)] == [-6, -7, -8, -9]
 
 
 def test_among_recipes_within_noise_tokens_count_first_then_the_layer_then_the_method() -> None:
@@ -73,9 +73,18 @@ def test_among_recipes_within_noise_tokens_count_first_then_the_layer_then_the_m
     ]
     noise = dict(zip(recipes, np.linspace(0.6, 0.55, len(recipes)), strict=True))  # the costlier, the better by chance
     measured: Any = Measured(noise, 40)
-    assert choose(measured, recipes[::-1], cost) == recipes
+    assert choose(measured, recipes[::-1], recipes[0], cost) == recipes
     clear: Any = Measured({**noise, recipes[3]: 0.05}, 400)
-    assert choose(clear, [recipe for recipe in recipes if recipe.layer == -1], cost) == [recipes[3]]
+    assert choose(clear, [recipe for recipe in recipes if recipe.layer == -1], recipes[0], cost) == [recipes[3]]
+
+
+def test_the_start_is_not_replaced_by_a_cheaper_recipe_that_scores_less() -> None:
+    cheap, start = Recipe(TEMPLATES["prompt"], -1), Recipe(TEMPLATES["prompteol"], -1)
+    measured: Any = Measured({cheap: 0.52, start: 0.5}, 40)
+    assert measured.gain(start, cheap).is_noise
+    assert measured.score(start) > measured.score(cheap)
+    assert choose(measured, [cheap, start], start, cost) == [start, cheap]
+    assert choose(measured, [cheap, start], cheap, cost) == [cheap, start]
 
 
 def test_no_round_has_fewer_than_50_pairs_unless_there_are_fewer() -> None:

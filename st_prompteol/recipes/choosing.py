@@ -52,18 +52,21 @@ def smooth(scores: Mapping[Recipe, float]) -> dict[Recipe, float]:
 
 
 def choose(
-    measurements: Measurements, recipes: Iterable[Recipe], cost: Callable[[Recipe], tuple[int, ...]]
+    measurements: Measurements, recipes: Iterable[Recipe], start: Recipe, cost: Callable[[Recipe], tuple[int, ...]]
 ) -> list[Recipe]:
     """Returns the recipes that are not worse than the best by more than noise, the cheapest first.
 
-    The best is the one with the highest smoothed score.
+    The best is the one with the highest smoothed score. Recipes that score less than both the best and the start come
+    last: pairs that cannot decide are no reason to replace the start by less.
 
     Args:
         measurements: Their measurements on all pairs.
         recipes: The recipes.
+        start: The starting recipe.
         cost: Returns the cost of a recipe.
     """
     smoothed = smooth({recipe: measurements.score(recipe) for recipe in recipes})
     best = max(smoothed, key=smoothed.__getitem__)
+    least = min(measurements.score(best), measurements.score(start))
     level = [recipe for recipe in smoothed if measurements.gain(best, recipe).low <= 0]
-    return sorted(level, key=lambda recipe: (cost(recipe), -smoothed[recipe]))
+    return sorted(level, key=lambda recipe: (measurements.score(recipe) < least, cost(recipe), -smoothed[recipe]))

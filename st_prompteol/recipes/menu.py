@@ -42,11 +42,12 @@ def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
             (f"+ {step.ingredient}", _ingredient(step.ingredient, step.recipe), step.score, f"{step.gain}{noise}")
         )
     width = max(len(shown) for _, shown, _, _ in rows)
-    lines += [f"  {name:<15} {shown:<{width}} {score:6.2f}  {gain}".rstrip() for name, shown, score, gain in rows]
+    lines += [f"  {name:<17} {shown:<{width}} {score:6.2f}  {gain}".rstrip() for name, shown, score, gain in rows]
     if result.undecided > 1:
         lines.append(
-            f"{winner.pairs:,} pairs cannot decide between {result.undecided} recipes within noise of the best"
-            f"{' without demonstrations' * bool(winner.recipe.demonstrations)}: the cheapest of them is chosen"
+            f"{winner.pairs:,} pairs cannot decide between {result.undecided} recipes"
+            f"{' without demonstrations' * bool(winner.recipe.demonstrations)} within noise of the best: "
+            "the cheapest that is not below the start is chosen"
         )
     if result.best_other is not None and result.over_best_other is not None:
         noise = ": inside the noise" * result.over_best_other.is_noise
@@ -120,7 +121,7 @@ def plot(result: SearchResult, path: str | Path) -> None:
     """
     check_output(path, FIGURES)
     shown = [trial for trial in result.trials if trial.recipe.demonstrations]
-    figure = import_figure()(figsize=(12 if shown else 7, 4.8), layout="constrained")
+    figure = import_figure()(figsize=(12 if shown else 7, 6), layout="constrained")
     axes = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
     _draw_layers(axes[0], result)
     if shown:
@@ -155,7 +156,7 @@ def _draw_layers(axes: Any, result: SearchResult) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel(f"Spearman x100 on {winner.pairs} pairs")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))  # below: lines may be anywhere
 
 
 def _draw_candidates(axes: Any, trials: list[Trial]) -> None:

@@ -64,7 +64,7 @@ class SearchResult:
             first that were.
         steps: The steps from the start to the winner, one ingredient each.
         undecided: Number of recipes without added demonstrations between which the pairs cannot decide, because their
-            differences from the best are noise; the cheapest of them was chosen.
+            differences from the best are noise; see `search` for which of them was chosen.
         best_other: The best other trial on all pairs; None if there is no other.
         over_best_other: The winner's gain over it, below 0 if its score is higher; None without one.
         holdout: The winner on the held-out pairs; None if none were held out.

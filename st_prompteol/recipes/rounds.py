@@ -42,6 +42,7 @@ class Rounds:
 
     Args:
         measurements: Measures the recipes.
+        start: The starting recipe.
         cost: Returns the cost of a recipe: among recipes within noise of the best, the cheapest is chosen.
         exhaustive: Whether to measure every candidate on all pairs.
         show: Called with a line of text per template and round.
@@ -49,6 +50,7 @@ class Rounds:
     """
 
     measurements: Measurements
+    start: Recipe
     cost: Callable[[Recipe], tuple[int, ...]]
     exhaustive: bool
     show: Callable[[str], None]
@@ -69,7 +71,7 @@ class Rounds:
 
     def choose(self, recipes: Iterable[Recipe]) -> list[Recipe]:
         """Returns the recipes that are not worse than the best by more than noise, the cheapest first."""
-        return choose(self.measurements, recipes, self.cost)
+        return choose(self.measurements, recipes, self.start, self.cost)
 
     def run_candidates(
         self, bases: Sequence[Recipe], fitting: Mapping[PromptTemplate, Sequence[Candidate]]

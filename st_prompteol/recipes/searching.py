@@ -55,8 +55,9 @@ def search(
 
     First, every template is tried at every layer, plain and with each standardization, in one pass over the sentences
     per template. A recipe is ranked by its score averaged with those of the neighboring layers, so that a plateau wins
-    over a peak. Among recipes whose difference from the best is noise, the cheapest is chosen: the one with the fewest
-    template tokens, then with the layer nearest to the start's, then plain before `"center"`, `"scale"`, `"whiten"`.
+    over a peak. Among recipes whose difference from the best is noise and that score no less than the start, the
+    cheapest is chosen: the one with the fewest template tokens, then with the layer nearest to the start's, then plain
+    before `"center"`, `"scale"`, `"whiten"`.
 
     Then every candidate is tried as the only demonstration of the chosen recipe, by successive halving: all candidates
     on a tenth of the pairs, but on 50 at least, the better ones on more, the finalists on all. If the best recipe with
@@ -147,6 +148,7 @@ def search(
     )
     rounds = Rounds(
         measurements,
+        start,
         lambda recipe: cost_of(recipe, count_tokens(recipe.template), start.layer),
         exhaustive,
         show,
