@@ -93,13 +93,13 @@ def test_sentences_that_cannot_be_compared_are_refused(rooms: SimpleNamespace, t
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        (("prompteol", "", -1, False, [("A jockey.", " ")]), "Demonstration 1 has no word"),
-        (("prompteol", "", -1, False, [("", ""), ("", "Horse")]), "Demonstration 2 has no sentence"),
-        (("prompteol", "", -1, False, [("A jockey.", 'a"b')]), "must not hold a double quote"),
-        (("none", "", -1, False, [("A jockey.", "Horse")]), "has no place in it"),
-        (("your own text", "no hole", -1, False, []), "needs exactly one"),
-        (("your own text", "{sentence}" + "x" * 300, -1, False, []), "The template has 310 characters"),
-        (("prompteol", "", -1, False, [("x" * 300, "y")]), "Demonstration 1 has 301 characters"),
+        (("prompteol", "", -1, "plain", [("A jockey.", " ")]), "Demonstration 1 has no word"),
+        (("prompteol", "", -1, "plain", [("", ""), ("", "Horse")]), "Demonstration 2 has no sentence"),
+        (("prompteol", "", -1, "plain", [("A jockey.", 'a"b')]), "must not hold a double quote"),
+        (("none", "", -1, "plain", [("A jockey.", "Horse")]), "has no place in it"),
+        (("your own text", "no hole", -1, "plain", []), "needs exactly one"),
+        (("your own text", "{sentence}" + "x" * 300, -1, "plain", []), "The template has 310 characters"),
+        (("prompteol", "", -1, "plain", [("x" * 300, "y")]), "Demonstration 1 has 301 characters"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused(rooms: SimpleNamespace, form: tuple[Any, ...], said: str) -> None:
@@ -107,16 +107,16 @@ def test_recipes_that_cannot_be_are_refused(rooms: SimpleNamespace, form: tuple[
         rooms.recipes.read_recipe(PromptTemplate(), *form)
 
 
-def test_too_few_sentences_are_not_centered(rooms: SimpleNamespace, tiny: Any) -> None:
-    with pytest.raises(ValueError, match="write at least 8, or switch it off"):
-        tiny.run(Recipe(PromptTemplate(), -1, center=True), ["a", "b"] * 8)
+def test_too_few_sentences_are_not_standardized(rooms: SimpleNamespace, tiny: Any) -> None:
+    with pytest.raises(ValueError, match="write at least 8, or choose plain"):
+        tiny.run(Recipe(PromptTemplate(), -1, "center"), ["a", "b"] * 8)
 
 
 RECIPES = [
     Recipe(PromptTemplate(), -1),
-    Recipe(PromptTemplate(demonstrations=(JOCKEY,)), -2, center=True),
+    Recipe(PromptTemplate(demonstrations=(JOCKEY,)), -2, "scale"),
     Recipe(TEMPLATES["none"], -3),
-    Recipe(PromptTemplate('He said: "{sentence}" It\'s'), -1, center=True),
+    Recipe(PromptTemplate('He said: "{sentence}" It\'s'), -1, "whiten"),
     Recipe(PromptTemplate(demonstrations=(JOCKEY, Demonstration('"Quoted"', "it's"))), -1),
 ]
 
@@ -136,19 +136,19 @@ def test_other_models_are_shown_too(
     rooms: SimpleNamespace, causal_lms: dict[str, str], architecture: str, tmp_path: Path
 ) -> None:
     path = causal_lms.get(architecture, str(tmp_path))
-    if architecture == "saved":  # with a template, a layer and a mean of its own
+    if architecture == "saved":  # with a template, a layer and statistics of its own
         model = PromptEOL(causal_lms["opt"], template=PromptTemplate('"{sentence}" is', (JOCKEY,), "none"), layer=-2)
-        model.center(LINES)
+        model.standardize(LINES)
         model.save_pretrained(path)
     opened = rooms.playground.Playground(path)
     template = opened.templates[0]
     assert template == ("the model's own" if architecture == "saved" else "prompteol")
     jockey = [(JOCKEY.sentence, JOCKEY.word)]  # the saved template's own demonstration
     for form in (
-        (template, "", opened.own_layer, False, []),
-        (template, "", -3, True, [("A dog.", "Pet")]),
-        ("your own text", '"{sentence}" is', -1, False, []),
-        ("prompt", "", -1, False, jockey),
+        (template, "", opened.own_layer, "plain", []),
+        (template, "", -3, "scale", [("A dog.", "Pet")]),
+        ("your own text", '"{sentence}" is', -1, "plain", []),
+        ("prompt", "", -1, "plain", jockey),
     ):
         recipe = rooms.recipes.read_recipe(opened.own_template, *form)
         result = opened.run(recipe, LINES)
@@ -478,16 +478,16 @@ def test_the_code_that_is_copied_does_the_same(url: str) -> None:
     with Visitor(url) as visitor:
         permission = {"origin": url.rstrip("/"), "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
         visitor.driver.execute_cdp_cmd("Browser.grantPermissions", permission)
-        visitor.one("#recipe-b-centre input").click()
+        visitor.choose("#recipe-b-standardization", "whiten")
         visitor.compare()
-        until(lambda: "centered" in visitor.text("#heat-b h3"))
+        until(lambda: "whitened" in visitor.text("#heat-b h3"))
         shown = visitor.numbers("b")
         visitor.tab("Code")
         until(lambda: "template" in visitor.text("#code-b"))
         visitor.one("#code-b button[title*=opy], #code-b button[aria-label*=opy]").click()
         read = "navigator.clipboard.readText().then(arguments[0])"
         code = until(lambda: visitor.driver.execute_async_script(read))
-    assert "model.center(sentences)" in code
+    assert 'model.standardize(sentences, "whiten")' in code
     np.testing.assert_allclose(shown, run_code(code)["similarities"], atol=0.0051)
 
 
@@ -504,9 +504,9 @@ def test_bad_input_is_answered_by_one_line_each_time(url: str) -> None:
         visitor.fill("#sentences textarea", "\n".join(map(str, range(40))))
         refused("These are 40 sentences, but this page takes 32")
         visitor.fill("#sentences textarea", "\n".join(LINES[:4]))
-        visitor.one("#recipe-b-centre input").click()
-        refused("Recipe B: Centering subtracts the mean of your sentences")
-        visitor.one("#recipe-b-centre input").click()
+        visitor.choose("#recipe-b-standardization", "center")
+        refused("Recipe B: 4 different sentences are too few for statistics")
+        visitor.choose("#recipe-b-standardization", "plain")
         visitor.choose("#recipe-a-template", "your own text")
         visitor.fill("#recipe-a-text textarea, #recipe-a-text input", "without a place <script>")
         refused("Recipe A: The template 'without a place <script>' has 0 places for the sentence")

@@ -56,7 +56,7 @@ def test_halving_finds_what_trying_everything_finds(stories: str, shared: Path, 
     assert len(read_candidates(candidates)) == 300
 
     start = time.process_time()
-    one = ["--templates", "prompteol", "--layers", "-1", "--no-center"]
+    one = ["--templates", "prompteol", "--layers", "-1", "--no-standardize"]
     found = CliRunner().invoke(app, ["search", stories, candidates, "--data-dir", data, "-o", str(out), *one])
     assert found.exit_code == 0, found.output
     assert time.process_time() - start < 600
@@ -69,7 +69,7 @@ def test_halving_finds_what_trying_everything_finds(stories: str, shared: Path, 
     assert len(set(places)) == len(places)
     assert sum(row["encodings"] for row in rows) <= 0.25 * 300 * len(distinct(pairs))
 
-    options = {"templates": ["prompteol"], "layers": [-1], "center": False, "exhaustive": True}
+    options = {"templates": ["prompteol"], "layers": [-1], "standardize": (), "exhaustive": True}
     everything = search(PromptEOL(stories), pairs, read_candidates(candidates), **options, log=out / "search.jsonl")
     assert everything.winner.pairs == 1500
     assert len(everything.trials) == 301

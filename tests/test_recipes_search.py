@@ -26,16 +26,31 @@ from .helpers.processes import PlainProcess
 from .helpers.searches import LETTERS, Pair, correlate, distinct, make_candidates, make_pairs, write_search
 from .helpers.sentences import SENTENCES, WORDS
 
-OLD: dict[str, Any] = {"templates": ["prompteol"], "layers": [-1], "center": False}  # demonstrations alone
+OLD: dict[str, Any] = {"templates": ["prompteol"], "layers": [-1], "standardize": ()}  # demonstrations alone
 
 
-def score_of(model: PromptEOL, recipe: Recipe, pairs: list[Pair]) -> float:
-    """What anyone would write: encode both sides, subtract the mean, cosine, scipy's Spearman."""
-    twin = copy.deepcopy(model)
-    twin.template, twin.layer = recipe.template, recipe.layer
-    mean = twin.encode(distinct(pairs)).mean(axis=0) if recipe.center else 0
-    left, right = (twin.encode([pair[side] for pair in pairs]) - mean for side in (0, 1))
-    return correlate(left, right, pairs)
+def sides_of(model: PromptEOL, recipe: Recipe, pairs: list[Pair], sentences: list[str] | None = None) -> list[Any]:
+    """What anyone would write: standardize, then encode both sides."""
+    twin = PromptEOL(modules=[*copy.deepcopy(model)][:2], template=recipe.template, layer=recipe.layer)
+    if recipe.standardization is not None:
+        twin.standardize(sentences or distinct(pairs), recipe.standardization)
+    return [twin.encode([pair[side] for pair in pairs]) for side in (0, 1)]
+
+
+def score_of(model: PromptEOL, recipe: Recipe, pairs: list[Pair], sentences: list[str] | None = None) -> float:
+    return correlate(*sides_of(model, recipe, pairs, sentences), pairs)
+
+
+def plant(model: PromptEOL, recipe: Recipe, pairs: list[Pair], sentences: list[str] | None = None) -> list[Pair]:
+    """Scores pairs by the recipe's own similarities, so that it is the best one beyond any noise."""
+    left, right = sides_of(model, recipe, pairs, sentences)
+    gold = (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+    return [(first, second, float(score)) for (first, second, _), score in zip(pairs, gold, strict=True)]
+
+
+def spread_gains(monkeypatch: pytest.MonkeyPatch, width: float) -> None:
+    """Gives all gains intervals of this width: at 0 nothing is noise, at 1000 everything."""
+    monkeypatch.setattr(measure, "gain", lambda value, *_: Gain(value, value - width, value + width))
 
 
 @pytest.fixture
@@ -47,12 +62,14 @@ def model(causal_lms: dict[str, str]) -> PromptEOL:
 def test_the_winner_is_that_of_a_plain_loop_and_saved_with_the_model(
     causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess, architecture: str
 ) -> None:
-    model, pairs, candidates = PromptEOL(causal_lms[architecture]), make_pairs(), make_candidates(3)
-    model.center(SENTENCES)  # replaced or removed
+    model, candidates = PromptEOL(causal_lms[architecture]), make_candidates(3)
+    planted = Recipe(TEMPLATES["prompteol"], -2, "whiten")
+    pairs = plant(model, planted, make_pairs())
+    model.standardize(SENTENCES)  # replaced
     templates = ["prompteol", 'The text "{sentence}" is:"']
     result = search(model, pairs, candidates, templates=templates, layers=(-2, -1, -3), exhaustive=True)
     grid = [trial for trial in result.trials if not trial.recipe.demonstrations]
-    assert len({trial.recipe for trial in grid}) == len(grid) == 2 * 3 * 2
+    assert len({trial.recipe for trial in grid}) == len(grid) == 2 * 3 * 4
     assert len(result.trials) - len(grid) in (3, 6)
     fresh = PromptEOL(causal_lms[architecture])
     for trial in result.trials:
@@ -60,14 +77,14 @@ def test_the_winner_is_that_of_a_plain_loop_and_saved_with_the_model(
         assert trial.score == pytest.approx(score_of(fresh, trial.recipe, pairs), abs=0.1)
         assert trial.gain.value == pytest.approx(trial.score - result.start.score)
     assert result.start.recipe == Recipe(TEMPLATES["prompteol"], -1)
-    assert result.winner.score == max(trial.score for trial in result.trials)
-    assert result.winner.score >= result.steps[-1].score
+    assert (result.winner.recipe, result.undecided) == (planted, 1)
+    assert result.statistics == f"{len(distinct(pairs))} distinct sentences of the pairs"
     assert sum(step.gain.value for step in result.steps) == pytest.approx(result.winner.gain.value)
-    assert result.over_runner_up.value == pytest.approx(result.winner.score - result.runner_up.score)
+    assert result.over_best_other.value == pytest.approx(result.winner.score - result.best_other.score)
 
     recipe = result.winner.recipe
     assert (model.template, model.layer) == (recipe.template, recipe.layer)
-    assert [Dense in map(type, model)] == [recipe.center]
+    assert [type(module) for module in model][2:] == [Dense]
     assert result.tokens == model[0].count_template_tokens()
     model.save_pretrained(str(tmp_path))
     left, right = (plain.encode(tmp_path, [pair[side] for pair in pairs]) for side in (0, 1))
@@ -75,7 +92,8 @@ def test_the_winner_is_that_of_a_plain_loop_and_saved_with_the_model(
 
 
 def test_the_five_templates_take_a_pass_each(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs, tokenised, computed = make_pairs(), [], []
+    pairs = plant(model, Recipe(TEMPLATES["knowledge"], -1, "scale"), make_pairs())
+    tokenised, computed = [], []
     preprocess, forward = PromptEOL.preprocess, PromptEOL.forward
 
     def noted(self: PromptEOL, inputs: Any, **options: Any) -> Any:
@@ -89,28 +107,28 @@ def test_the_five_templates_take_a_pass_each(model: PromptEOL, monkeypatch: pyte
     monkeypatch.setattr(PromptEOL, "preprocess", noted)
     monkeypatch.setattr(PromptEOL, "forward", counted)
     result = search(model, pairs)
+    assert result.winner.recipe.standardization == "scale"
     names = ["prompteol", "prompt", "pretended-cot", "knowledge", "summarize"]
     for name in names:
         sentences = [text for template, texts in tokenised if template == TEMPLATES[name] for text in texts]
         assert sorted(sentences) == sorted(distinct(pairs))
     assert sum(len(texts) for _, texts in tokenised) == sum(computed) == 5 * len(distinct(pairs)) == result.encodings
-    assert len(result.trials) == 5 * 3 * 2
+    assert len(result.trials) == 5 * 3 * 4
     assert {trial.recipe.template for trial in result.trials} == {TEMPLATES[name] for name in names}
-    assert any(trial.recipe.center for trial in result.trials)
 
 
 @pytest.mark.slow
 def test_halving_spends_less_and_ends_on_all_pairs(model: PromptEOL) -> None:
-    pairs, lines = make_pairs(100), []
+    pairs, lines = make_pairs(200), []
     result = search(model, pairs, make_candidates(30), **OLD, show=lines.append)
     shown = [trial for trial in result.trials if trial.recipe.demonstrations]
-    assert [sum(trial.pairs == pairs for trial in shown) for pairs in (10, 20, 40, 100)] == [20, 6, 1, 3]
-    assert result.encodings < 0.45 * 30 * len(distinct(pairs))  # the few words recur in every part
-    assert [line.split(":")[0] for line in lines[1:]] == [
-        "30 candidates on 10 pairs",
-        "10 candidates on 20 pairs",
-        "4 candidates on 40 pairs",
-        "3 candidates on 100 pairs",
+    assert [sum(trial.pairs == pairs for trial in shown) for pairs in (50, 80, 200)] == [26, 1, 3]
+    assert result.encodings < 0.6 * 30 * len(distinct(pairs))  # the few words recur in every part
+    assert lines[0] == f"1 recipes of 1 templates on 200 pairs: {len(distinct(pairs))} sentences to encode"
+    assert [line.split(":")[0] for line in lines[2:-1]] == [
+        "30 candidates on 50 pairs",
+        "4 candidates on 80 pairs",
+        "3 candidates on 200 pairs",
     ]
     assert result.winner.score == pytest.approx(score_of(model, result.winner.recipe, pairs), abs=0.05)
 
@@ -121,14 +139,13 @@ def test_candidates_are_tried_with_two_templates_where_their_difference_is_noise
 ) -> None:
     candidates, options = make_candidates(12), {"templates": ["prompteol", "summarize"], "layers": [-1]}
     for is_noise in (True, False):
-        monkeypatch.setattr(Gain, "is_noise", is_noise)
+        spread_gains(monkeypatch, 1000 * is_noise)
         result = search(model, make_pairs(100), candidates, **options)
         tried = [trial for trial in result.trials if trial.recipe.demonstrations]
         bases = {trial.recipe.with_demonstrations() for trial in tried}
         assert len({base.template for base in bases}) == len(bases) == 1 + is_noise
         assert len(tried) == 12 + 3 * is_noise  # those that came to all pairs with the first one
-        best = next(trial for trial in result.trials if not trial.recipe.demonstrations)
-        assert best.recipe in bases
+        assert result.winner.recipe.with_demonstrations() in bases
 
 
 @pytest.mark.slow
@@ -144,7 +161,7 @@ def test_everything_is_measured_once_and_only_for_the_same_search(causal_lms: di
         return result, log.read_bytes().count(b"\n") - before
 
     first, lines = run()
-    assert lines == 2 + 2 * 4
+    assert lines == 4 + 2 * 1
     again, lines = run()
     assert (again, lines) == (first, 0)
     assert run(layer=-2, template="prompt")[1] == 0  # neither of which counts
@@ -156,10 +173,44 @@ def test_everything_is_measured_once_and_only_for_the_same_search(causal_lms: di
         {"seed": 1},
     ]
     for options in others:
-        assert run(**options)[1] == 2 + 2 * 4
+        assert run(**options)[1] == 4 + 2 * 1
     row = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
-    names = {"model", "revision", "text", "preprocessing", "demonstrations", "layer", "center", "precision", "data"}
+    names = {
+        "model",
+        "revision",
+        "text",
+        "preprocessing",
+        "demonstrations",
+        "layer",
+        "standardization",
+        "precision",
+        "data",
+        "statistics",
+    }
     assert names | {"pairs", "score", "encodings", "seconds"} <= set(row)
+
+
+def test_statistics_of_unlabeled_sentences_cost_a_round_its_share(model: PromptEOL, tmp_path: Path) -> None:
+    sentences, log = (
+        [f"{word} {letters}." for word in WORDS.split()[:2] for letters in LETTERS],
+        tmp_path / "log.jsonl",
+    )
+    pairs = plant(model, Recipe(TEMPLATES["prompteol"], -1, "scale"), make_pairs(100), sentences)
+    options: dict[str, Any] = {**OLD, "standardize": ["scale"], "sentences": sentences, "log": log}
+    result = search(model, pairs, make_candidates(4), **options)
+    assert (result.winner.recipe.standardization, result.statistics) == ("scale", "200 unlabeled sentences")
+    assert result.winner.score == pytest.approx(100)
+    for trial in result.trials:
+        if trial.pairs == 100:
+            assert trial.score == pytest.approx(score_of(model, trial.recipe, pairs, sentences), abs=0.05)
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    shuffled = [pairs[place] for place in np.random.default_rng(0).permutation(100)]
+    first, every = (len(distinct(shuffled[:count])) for count in (50, 100))
+    rounds = [(row["pairs"], row["encodings"]) for row in rows]
+    assert rounds[:2] == [(100, every + 200), (100, 0)]  # plain and scaled
+    assert rounds[2:] == [(50, first + 100)] * 4 + [(100, every - first + 100)] * 3
+    search(model, pairs, make_candidates(4), **{**options, "sentences": sentences[:10]})  # never taken for the others'
+    assert log.read_text(encoding="utf-8").count("\n") == 2 * len(rows)
 
 
 @pytest.mark.parametrize("architecture", quick(["gpt2", "mistral", "gemma2"], "gpt2"))
@@ -179,6 +230,7 @@ def test_embeddings_of_several_layers_are_those_of_encode(causal_lms: dict[str, 
 
 @pytest.mark.slow
 def test_more_shots_are_added_while_they_gain(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
+    spread_gains(monkeypatch, 0)
     pairs, candidates = make_pairs(60), make_candidates(5)
     one = search(model, pairs, candidates, **OLD, exhaustive=True)
     lines: list[str] = []
@@ -195,8 +247,6 @@ def test_more_shots_are_added_while_they_gain(model: PromptEOL, monkeypatch: pyt
     assert kept == (best.score > one.winner.score and "(noise)" not in lines[-1])
     assert len(result.steps) == 1 + kept
 
-    # where nothing is noise, the longer one is kept
-    monkeypatch.setattr(Gain, "is_noise", False)
     result = search(model, make_pairs(60, seed=3), candidates, **OLD, exhaustive=True, shots=5)
     assert len(result.winner.recipe.demonstrations) == len(result.steps) > 1
     assert [len(step.recipe.demonstrations) for step in result.steps] == list(range(1, len(result.steps) + 1))
@@ -245,6 +295,8 @@ def test_held_out_pairs_are_encoded_at_the_end_only(
     sentences = [f"{' '.join(rng.choice(WORDS.split(), size=4))} {one}" for one in LETTERS[:80]]
     pairs = [(a, b, float(rng.uniform(0, 5))) for a, b in zip(sentences[::2], sentences[1::2], strict=True)]
     order = np.random.default_rng(0).permutation(40)
+    planted = Recipe(TEMPLATES["prompt"], -2, "whiten")
+    pairs = plant(model, planted, pairs, distinct([pairs[place] for place in order[:28]]))
     searched, held_out = ([pairs[place] for place in part] for part in (order[:28], order[28:]))
     events: list[str] = []
     encode = PromptEOL.encode
@@ -252,23 +304,19 @@ def test_held_out_pairs_are_encoded_at_the_end_only(
         PromptEOL, "encode", lambda self, inputs, **options: events.extend(inputs) or encode(self, inputs, **options)
     )
     log = tmp_path / "search.jsonl"
-    result = search(model, pairs, make_candidates(12), templates=["prompteol", "prompt"], holdout=0.3, log=log)
+    result = search(
+        model, pairs, make_candidates(12), templates=["prompteol", "prompt"], layers=[-2], holdout=0.3, log=log
+    )
     first = min(events.index(text) for text in distinct(held_out))
     assert set(events[first:]) == set(distinct(held_out))  # nothing is searched behind the first of them
     assert len(events[first:]) == 2 * len(distinct(held_out))  # the start and the winner
-    assert {trial.pairs for trial in result.trials} <= {3, 6, 11, 28}
+    assert {trial.pairs for trial in result.trials} == {28}
+    assert result.winner.recipe == planted
     assert log.read_bytes().count(b'"pairs": 40') == 0
 
-    # the mean is that of the part that was searched
-    twin = copy.deepcopy(model)
-    recipe = Recipe(model.template, model.layer)
-    mean = encode_layers(PromptEOL(modules=[twin[0], twin[1]]), recipe.template, [recipe.layer], distinct(searched))
-    shift = mean[recipe.layer].mean(axis=0) if result.winner.recipe.center else 0
-    left, right = (
-        encode(PromptEOL(modules=[twin[0], twin[1]]), [pair[side] for pair in held_out]) - shift for side in (0, 1)
-    )
-    assert result.holdout.score == pytest.approx(correlate(left, right, held_out), abs=0.05)
-    start = score_of(PromptEOL(modules=[twin[0], twin[1]]), result.start.recipe, held_out)
+    alone = PromptEOL(modules=[*copy.deepcopy(model)][:2])
+    assert result.holdout.score == pytest.approx(score_of(alone, planted, held_out, distinct(searched)), abs=0.05)
+    start = score_of(alone, result.start.recipe, held_out)
     assert result.holdout.gain.value == pytest.approx(result.holdout.score - start, abs=0.05)
     assert summarize(result, "x")[0].startswith(f"held out: Spearman {result.holdout.score:.2f} on 12 pairs")
 
@@ -279,8 +327,8 @@ def test_bad_input_is_one_sentence_and_leaves_the_model_alone(
     pairs, candidates = make_pairs(20), make_candidates(3)
     kept = PromptTemplate(demonstrations=(Demonstration("kept.", "Kept"),))
     model.template = kept
-    model.center(SENTENCES)
-    centering = model.centering
+    model.standardize(SENTENCES)
+    standardization = model.standardization
     long, quoted = Demonstration("word " * 300, "Long"), Demonstration('a "quoted" word', "Word")
     mistakes: list[tuple[Any, Any, dict[str, Any], str]] = [
         (candidates, pairs[:5], {}, "5 scored pairs are too few for a search"),
@@ -290,6 +338,8 @@ def test_bad_input_is_one_sentence_and_leaves_the_model_alone(
         (candidates, [*pairs, ("a", "b", float("nan"))], {}, "gold score of pair 21 is nan"),
         (candidates, pairs, {"shots": 0}, "shots=0"),
         (candidates, pairs, {"layers": [-9]}, "layer=-9 is out of range"),
+        (candidates, pairs, {"standardize": ["white"]}, "Unknown standardization 'white': choose from center, scale"),
+        (candidates, pairs, {"sentences": ["One."] * 3}, "1 different sentences give no statistics"),
         (candidates, pairs, {"templates": ["none"]}, "a demonstration's word has no place"),
         (candidates, pairs, {"templates": ["promteol"]}, "Unknown template 'promteol'"),
         ([long], pairs, {}, "None of the 1 candidates fits a template and max_seq_length=256"),
@@ -298,7 +348,7 @@ def test_bad_input_is_one_sentence_and_leaves_the_model_alone(
         with pytest.raises(ValueError, match=message):
             search(model, scored, tried, **options)
         assert model.template == kept
-        assert model.centering is centering
+        assert model.standardization is standardization
     with pytest.raises(ValueError, match="a transformer with last-token pooling, not of"):
         search(PromptEOL(modules=[*model, Dense(32, 8)]), pairs)
     caplog.clear()
@@ -308,7 +358,7 @@ def test_bad_input_is_one_sentence_and_leaves_the_model_alone(
     assert "Of 5 candidates 2 do not fit" in caplog.text
     assert "ends a quotation of the template" in caplog.text
     assert "1 duplicate" in caplog.text
-    assert "center() again" not in caplog.text
+    assert "standardize() again" not in caplog.text
     assert len(result.trials) == 1 + 3
 
 
@@ -331,7 +381,7 @@ def test_interrupted_it_goes_on_to_the_same_end(
     def measured(folder: Path) -> list[str]:
         lines = (folder / "search.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         rows = [json.loads(line) for line in lines if line.endswith("}")]
-        facts = ("text", "demonstrations", "pairs", "layer", "center", "score")
+        facts = ("text", "demonstrations", "pairs", "layer", "standardization", "score")
         return sorted(json.dumps([row[name] for name in facts]) for row in rows)
 
     for calls in (2, 20):  # among the templates, among the candidates
@@ -361,26 +411,43 @@ def test_interrupted_it_goes_on_to_the_same_end(
 def test_the_command_writes_log_table_plot_and_model(
     causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess
 ) -> None:
-    out = tmp_path / "found"
+    out, text = tmp_path / "found", 'The text "{sentence}" is:"'
     options = ["--layers", "-1,-2", "--shots", "2", "--holdout", "0.3", "--save", str(tmp_path / "saved")]
-    options += ["--template", 'The text "{sentence}" is:"', "--templates", "own,summarize"]
-    command = ["search", causal_lms["opt"], *write_search(tmp_path, 9), "-o", str(out), *options]
+    candidates, *_ = write_search(tmp_path, 9)
+    planted = Recipe(PromptTemplate(text), -2, "scale")
+    rows = plant(PromptEOL(causal_lms["opt"]), planted, make_pairs(), [*dict.fromkeys(SENTENCES)])
+    lines = ["sentence1\tsentence2\tscore", *(f"{first}\t{second}\t{gold!r}" for first, second, gold in rows)]
+    (tmp_path / "p.tsv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "s.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    options += ["--sentences", str(tmp_path / "s.txt")]
+    options += ["--template", text, "--templates", "own,summarize"]
+    command = ["search", causal_lms["opt"], candidates, "--pairs", str(tmp_path / "p.tsv"), "-o", str(out), *options]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("held out: Spearman ")
     assert '(The text "{sentence}" is:", layer -1)' in lines[0]
-    assert lines[1].startswith("best recipe: ")
-    for told in ("  start ", "over the runner-up", "tokens around every sentence", "to use it: model = PromptEOL("):
+    assert lines[1] == f"best recipe: {planted}"
+    for told in (
+        "  start ",
+        "over the best other recipe",
+        f"standardized by the statistics of {len(set(SENTENCES))} unlabeled sentences",
+        "tokens around every sentence",
+        "to use it: model = PromptEOL(",
+    ):
         assert told in result.stdout
     table = (out / "table.md").read_text(encoding="utf-8").splitlines()
     assert table[0] == lines[0]
-    columns = "template | layer | centered | sentence | word | source | pairs | score | gain over the start"
+    columns = "template | layer | standardization | sentence | word | source | pairs | score | gain over the start"
     assert table[2] == f"| {columns} | low | high |"
     assert {line.split("|")[6].strip() for line in table[4:]} == {"wordnet", "llm", ""}
     assert (out / "recipes.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "recipes.svg").read_text(encoding="utf-8")
     model = PromptEOL(str(tmp_path / "saved"))
+    card = (tmp_path / "saved/README.md").read_text(encoding="utf-8")
+    assert "layer -2, scaled, standardized by the statistics of" in card
+    assert "| those that chose the winner | 42 | " in card
+    assert "| 100.00 | +" in card
     code = next(line for line in lines if line.startswith("to use it: ")).removeprefix("to use it: ")
     names: dict[str, Any] = {kind.__name__: kind for kind in (PromptEOL, PromptTemplate, Demonstration)}
     names["sentences"] = SENTENCES

@@ -22,7 +22,7 @@ from benchmarks.speed.measuring import machine, seconds_of, table
 from benchmarks.speed.reference import JOCKEY, Reference, model_folder
 from st_prompteol import Demonstration, PromptEOL
 from st_prompteol.recipes import sts_b_dev
-from st_prompteol.recipes.searching import ROUNDS
+from st_prompteol.recipes.rounds import ROUNDS
 
 CANDIDATES = 300
 SHOTS = [

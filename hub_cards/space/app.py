@@ -22,8 +22,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 
 import gradio as gr
 from pictures import flatten, heat_map, neighbour_list, rank_neighbours, scatter, span_of, token_view, turn_like
-from playground import MIN_TO_CENTRE, Playground, Result
-from recipes import MAX_LENGTH, MAX_SENTENCES, OWN_TEXT, read_recipe, split_sentences
+from playground import MIN_TO_STANDARDIZE, Playground, Result
+from recipes import MAX_LENGTH, MAX_SENTENCES, OWN_TEXT, STANDARDIZATIONS, read_recipe, split_sentences
 from samples import EXAMPLES
 from scipy.stats import spearmanr
 
@@ -131,12 +131,14 @@ def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.co
                 elem_id=f"{mark}-layer",
                 filterable=False,
             )
-            center = gr.Checkbox(
-                False,
-                label="Centre",
-                info=f"From {MIN_TO_CENTRE} sentences on.",
+            standardization = gr.Dropdown(
+                list(STANDARDIZATIONS),
+                value="plain",
+                label="Standardization",
+                info=f"From {MIN_TO_STANDARDIZE} sentences on.",
                 min_width=130,
-                elem_id=f"{mark}-centre",
+                elem_id=f"{mark}-standardization",
+                filterable=False,
             )
         shots = []
         with gr.Accordion("Demonstrations", open=False, elem_id=f"{mark}-shots"):
@@ -151,7 +153,7 @@ def _recipe_form(name: str, playground: Playground, template: str) -> list[gr.co
                             "", label=f"Its word {number}", placeholder=example and "Equestrian", scale=2, min_width=90
                         )
                     )
-    return [choice, text, layer, center, *shots]
+    return [choice, text, layer, standardization, *shots]
 
 
 def _build_views() -> tuple[gr.Checkbox, Views, Views]:
@@ -222,10 +224,10 @@ def compare(playground: Playground, text: str, alike: bool, *fields: Any) -> lis
 
 def _run(playground: Playground, name: str, sentences: list[str], fields: tuple[Any, ...]) -> Result:
     """Runs the recipe of a form; error messages name the form."""
-    template, text, layer, center, *shots = fields
+    template, text, layer, standardization, *shots = fields
     pairs = [(sentence or "", word or "") for sentence, word in zip(shots[::2], shots[1::2], strict=True)]
     try:
-        recipe = read_recipe(playground.own_template, template, text or "", layer, center, pairs)
+        recipe = read_recipe(playground.own_template, template, text or "", layer, standardization, pairs)
         return playground.run(recipe, sentences)
     except ValueError as error:
         raise ValueError(f"Recipe {name}: {error}") from error

@@ -13,7 +13,7 @@ from st_prompteol import TEMPLATES, PromptEOL
 from st_prompteol.recipes import Recipe
 from st_prompteol.recipes.recipe import template_name
 
-MIN_TO_CENTRE = 8  # distinct sentences; the mean of fewer depends too much on each of them
+MIN_TO_STANDARDIZE = 8  # distinct sentences; the statistics of fewer depend too much on each of them
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ class Playground:
         """Encodes the sentences with the recipe.
 
         Raises:
-            ValueError: If the model does not support the recipe, or there are too few sentences for centering.
+            ValueError: If the model does not support the recipe, or there are too few sentences to standardize by.
         """
-        if recipe.center and len(set(sentences)) < MIN_TO_CENTRE:
+        if recipe.standardization and len(set(sentences)) < MIN_TO_STANDARDIZE:
             raise ValueError(
-                f"Centering subtracts the mean of your sentences, and {len(set(sentences))} different ones say too "
-                f"little of it: write at least {MIN_TO_CENTRE}, or switch it off."
+                f"{len(set(sentences))} different sentences are too few for statistics: write at least "
+                f"{MIN_TO_STANDARDIZE}, or choose plain."
             )
         model = self.model.view(recipe.template, recipe.layer)
-        if recipe.center:
-            model.center(sentences)
+        if recipe.standardization:
+            model.standardize(sentences, recipe.standardization)
         embeddings = model.encode(sentences)
         tokens = read_tokens(model[0], sentences)
         return Result(recipe, embeddings, model.similarity(embeddings, embeddings).numpy(), tokens)
@@ -108,7 +108,7 @@ class Playground:
                 *(f"    {_quote(sentence)}," for sentence in sentences),
                 "]",
                 f"model = {call}",
-                *(["model.center(sentences)"] if recipe.center else []),
+                *([f'model.standardize(sentences, "{recipe.standardization}")'] if recipe.standardization else []),
                 "embeddings = model.encode(sentences)",
                 "print(model.similarity(embeddings, embeddings))",
             ]

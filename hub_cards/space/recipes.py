@@ -8,11 +8,13 @@ from dataclasses import replace
 from st_prompteol import TEMPLATES, Demonstration, PromptTemplate
 from st_prompteol.prompt.tokenizer import tokenizable
 from st_prompteol.recipes import Recipe
+from st_prompteol.standardization import METHODS, Method
 
 MAX_SENTENCES = 32
 MAX_LENGTH = 300  # characters of a sentence, a template or a demonstration
 OWN_TEXT = "your own text"  # template choices in addition to the names in TEMPLATES
 OWN_MODEL = "the model's own"
+STANDARDIZATIONS: dict[str, Method | None] = {"plain": None, **{method: method for method in METHODS}}
 
 
 def split_sentences(text: str) -> list[str]:
@@ -38,7 +40,7 @@ def read_recipe(
     template: str,
     own_text: str,
     layer: int,
-    center: bool,
+    standardization: str,
     demonstrations: Sequence[tuple[str, str]],
 ) -> Recipe:
     """Returns the recipe of a form.
@@ -48,7 +50,7 @@ def read_recipe(
         template: A name in `TEMPLATES`, `OWN_TEXT` or `OWN_MODEL`.
         own_text: The template's text if `template` is `OWN_TEXT`.
         layer: The hidden state to use.
-        center: Whether to center embeddings.
+        standardization: One of `STANDARDIZATIONS`.
         demonstrations: Pairs of sentence and word; pairs with both blank are skipped.
 
     Raises:
@@ -73,7 +75,7 @@ def read_recipe(
         chosen = own if template == OWN_MODEL else TEMPLATES[template]
     if shots:
         chosen = replace(chosen, demonstrations=tuple(shots))
-    return Recipe(chosen, layer, center)
+    return Recipe(chosen, layer, STANDARDIZATIONS[standardization])
 
 
 def _check_length(what: str, text: str) -> None:

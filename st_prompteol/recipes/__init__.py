@@ -1,4 +1,4 @@
-"""Embeddings without training: search for a model's best template, layer, centering and demonstrations."""
+"""Embeddings without training: search for a model's best template, layer, standardization and demonstrations."""
 
 from st_prompteol.recipes.build import build_demonstrations
 from st_prompteol.recipes.candidates import Candidate, read_candidates, write_candidates

@@ -35,6 +35,9 @@ def describe_search(result: SearchResult) -> str:
     lines = [_COLUMNS, row("those that chose the winner", result.winner)]
     if result.holdout is not None:
         lines.append(row("held out: seen by no step of the search", result.holdout))
+    statistics = (
+        f", standardized by the statistics of {result.statistics}" if result.winner.recipe.standardization else ""
+    )
     caveat = (
         "The interval of the first row does not know that the winner was chosen on its pairs; the second row's are "
         "pairs that no step had seen."
@@ -43,7 +46,7 @@ def describe_search(result: SearchResult) -> str:
     )
     return (
         "### Search for the recipe\n\n"
-        f"`st-prompteol search` tried {len(result.trials):,} recipes of template, layer, centering and demonstrations "
-        f"on scored pairs of sentences. It began with {escape(result.start.recipe)} and chose "
-        f"{escape(result.winner.recipe)}.\n\n{to_markdown(lines, ('pairs',))}\n{caveat}"
+        f"`st-prompteol search` tried {len(result.trials):,} recipes of template, layer, standardization and "
+        f"demonstrations on scored pairs of sentences. It began with {escape(result.start.recipe)} and chose "
+        f"{escape(result.winner.recipe)}{statistics}.\n\n{to_markdown(lines, ('pairs',))}\n{caveat}"
     )

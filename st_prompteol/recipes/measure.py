@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from st_prompteol.recipes.log import SearchLog, Similarities, model_key
 from st_prompteol.recipes.pairs import ScoredPair
 from st_prompteol.recipes.recipe import Recipe
 from st_prompteol.recipes.statistics import Bootstrap, Gain, gain
+from st_prompteol.standardization import Standardization
 
 Vectors = dict[int, npt.NDArray[np.float32]]  # layer -> embeddings, `(sentences, hidden_size)`
 
@@ -30,12 +32,14 @@ Vectors = dict[int, npt.NDArray[np.float32]]  # layer -> embeddings, `(sentences
 class Measurements:
     """Similarities and scores of recipes on the first pairs, each computed once.
 
-    All layers, centered and not, come from the same pass over the sentences. Centering subtracts the mean embedding
-    of the distinct sentences of the measured pairs.
+    All layers and standardizations come from the same pass over the sentences.
 
     Args:
         models: The model, and copies of it on other devices; each is a transformer with last-token pooling.
         pairs: Scored pairs, in the order of the search.
+        sentences: Distinct unlabeled sentences for the statistics of standardizations, in random order: on a share of
+            the pairs the statistics are those of the same share of the sentences. None for the distinct sentences of
+            the measured pairs.
         log: Log file of measurements, None for no file.
         batch_size: Number of sentences per forward pass.
         seed: Seed of the bootstrap resamples.
@@ -46,46 +50,59 @@ class Measurements:
         models: Sequence[PromptEOL],
         pairs: Sequence[ScoredPair],
         *,
+        sentences: Sequence[str] | None,
         log: str | Path | None,
         batch_size: int,
         seed: int,
     ) -> None:
         self.gold = np.array([score for _, _, score in pairs])
         self.total = len(pairs)
-        places: dict[str, int] = {}  # numbered by first occurrence: the first pairs have the first sentences
-        self._pairs = np.array([[places.setdefault(text, len(places)) for text in pair[:2]] for pair in pairs])
-        self.sentences = list(places)
+        # by sentence, the smallest number of pairs whose measurement needs it
+        of_pairs: dict[str, int] = {}
+        for number, pair in enumerate(pairs, start=1):
+            for text in pair[:2]:
+                of_pairs.setdefault(text, number)
+        statistics = of_pairs if sentences is None else _spread(sentences, self.total)
+        since = {**statistics, **{text: min(at, statistics.get(text, at)) for text, at in of_pairs.items()}}
+        self.sentences = sorted(since, key=since.__getitem__)  # so that the first pairs need the first sentences
+        self._since = np.array([since[text] for text in self.sentences])
+        places = {text: place for place, text in enumerate(self.sentences)}
+        self._pairs = np.array([[places[text] for text in pair[:2]] for pair in pairs])
+        self._statistics = np.array([places[text] for text in statistics])
+        self._statistics_since = np.array(list(statistics.values()))
+        self._of_pairs = sentences is None
         self._models, self._batch_size, self._seed = models, batch_size, seed
-        data = hashlib.sha256(json.dumps([list(pair) for pair in pairs]).encode()).hexdigest()[:16]
-        self._log = SearchLog(log, {**model_key(models[0]), "data": data})
+        key = {"data": _digest(pairs), "statistics": "pairs" if sentences is None else _digest(sentences)}
+        self._log = SearchLog(log, {**model_key(models[0]), **key})
         self._vectors: dict[PromptTemplate, Vectors] = {}  # of templates that may be measured on more pairs
-        self._means: dict[Recipe, npt.NDArray[np.float32]] = {}
+        self._standardizations: dict[Recipe, Standardization] = {}
         self._seen: dict[Recipe, int] = {}
         self._scores: dict[tuple[Recipe, int], float] = {}
         self._bootstraps: dict[int, Bootstrap] = {}
         self._resampled: dict[tuple[Recipe, int], Any] = {}
 
-    def measure(self, recipes: Iterable[Recipe], pairs: int, progress: Callable[[], Any] = lambda: None) -> None:
+    def measure(
+        self, recipes: Iterable[Recipe], pairs: int, progress: Callable[[int], Any] = lambda count: None
+    ) -> None:
         """Measures recipes on the first pairs, in one pass per template, and logs each measurement immediately.
 
         Args:
             recipes: The recipes. Cached embeddings of other templates are dropped.
             pairs: Number of pairs; more than before for recipes that were measured before.
-            progress: Called after each template.
+            progress: Called with the number of sentences after each batch.
         """
-        work: dict[PromptTemplate, list[Recipe]] = {}
+        recipes = list(recipes)
         for recipe in recipes:
-            missing = work.setdefault(recipe.template, [])
-            if self._log.get(recipe, pairs) is None:
-                missing.append(recipe)
             self._seen[recipe] = max(pairs, self._seen.get(recipe, 0))
-        self._vectors = {template: kept for template, kept in self._vectors.items() if template in work}
-        for missing in work.values():
-            if not missing:
-                progress()
-        for missing, encoded, vectors, seconds in self._encode([one for one in work.values() if one], pairs):
+        templates = {recipe.template for recipe in recipes}
+        self._vectors = {template: kept for template, kept in self._vectors.items() if template in templates}
+        for missing, encoded, vectors, seconds in self._encode(self._missing(recipes, pairs), pairs, progress):
             self._note(missing, pairs, encoded, vectors, seconds)
-            progress()
+
+    def count_missing(self, recipes: Iterable[Recipe], pairs: int) -> int:
+        """Returns the number of sentences that are encoded to measure recipes on the first pairs."""
+        count = self._count_sentences(pairs)
+        return sum(count - self._count_kept(missing) for missing in self._missing(recipes, pairs))
 
     @property
     def encodings(self) -> int:
@@ -121,15 +138,40 @@ class Measurements:
         difference = self.score(recipe, pairs) - self.score(over, pairs)
         return gain(difference, self._resample(recipe, pairs), self._resample(over, pairs))
 
-    def mean(self, recipe: Recipe) -> npt.NDArray[np.float32]:
-        """Returns the mean embedding of all sentences, `(hidden_size,)`; encodes them if similarities were logged."""
-        if recipe not in self._means:
-            vectors = encode_layers(self._models[0], recipe.template, [recipe.layer], self.sentences, self._batch_size)
-            self._means[recipe] = vectors[recipe.layer].mean(axis=0)
-        return self._means[recipe]
+    def describe_statistics(self) -> str:
+        """Returns in words which sentences' statistics standardize embeddings on all pairs."""
+        kind = "distinct sentences of the pairs" if self._of_pairs else "unlabeled sentences"
+        return f"{len(self._statistics):,} {kind}"
+
+    def standardization(self, recipe: Recipe) -> Standardization | None:
+        """Returns the standardization of a recipe on all pairs, None for plain embeddings.
+
+        It is fitted in another pass over its sentences if the measurement was logged by an earlier run, or if it has a
+        matrix: one matrix per recipe would fill the memory.
+        """
+        if recipe.standardization is None:
+            return None
+        if recipe not in self._standardizations:
+            texts = [self.sentences[place] for place in self._statistics]
+            vectors = encode_layers(self._models[0], recipe.template, [recipe.layer], texts, self._batch_size)
+            self._standardizations[recipe] = Standardization.fit(vectors[recipe.layer], recipe.standardization)
+        return self._standardizations[recipe]
 
     def _count_sentences(self, pairs: int) -> int:
-        return int(self._pairs[:pairs].max()) + 1
+        return int(np.searchsorted(self._since, pairs, side="right"))
+
+    def _count_kept(self, recipes: Sequence[Recipe]) -> int:
+        """Returns the number of sentences whose embeddings are kept at all layers of recipes of one template."""
+        kept = self._vectors.get(recipes[0].template, {})
+        return min(len(kept.get(recipe.layer, ())) for recipe in recipes)
+
+    def _missing(self, recipes: Iterable[Recipe], pairs: int) -> list[list[Recipe]]:
+        """Returns the recipes that are not in the log, by template."""
+        missing: dict[PromptTemplate, list[Recipe]] = {}
+        for recipe in recipes:
+            if self._log.get(recipe, pairs) is None:
+                missing.setdefault(recipe.template, []).append(recipe)
+        return list(missing.values())
 
     def _resample(self, recipe: Recipe, pairs: int) -> Any:
         if pairs not in self._bootstraps:
@@ -139,19 +181,22 @@ class Measurements:
             self._resampled[key] = self._bootstraps[pairs].scores(self.similarities(recipe, pairs))
         return self._resampled[key]
 
-    def _encode(self, work: Sequence[list[Recipe]], pairs: int) -> Iterator[tuple[list[Recipe], int, Vectors, float]]:
+    def _encode(
+        self, work: Sequence[list[Recipe]], pairs: int, progress: Callable[[int], Any]
+    ) -> Iterator[tuple[list[Recipe], int, Vectors, float]]:
         """Yields per template its recipes, the number of encoded sentences, all embeddings and the seconds it took."""
 
         def run(model: PromptEOL, recipes: list[Recipe]) -> tuple[list[Recipe], int, Vectors, float]:
             start = time.perf_counter()
             template, layers = recipes[0].template, sorted({recipe.layer for recipe in recipes})
-            kept = self._vectors.get(template, {})
-            known = len(kept[layers[0]]) if set(layers) <= kept.keys() else 0
+            known = self._count_kept(recipes)
             new = self.sentences[known : self._count_sentences(pairs)]
-            vectors = encode_layers(model, template, layers, new, self._batch_size) if new else {}
+            vectors = encode_layers(model, template, layers, new, self._batch_size, progress) if new else {}
             if known:
+                kept = self._vectors[template]
                 vectors = {
-                    layer: np.concatenate([kept[layer], *([vectors[layer]] if new else [])]) for layer in layers
+                    layer: np.concatenate([kept[layer][:known], *([vectors[layer]] if new else [])])
+                    for layer in layers
                 }
             return recipes, len(new), vectors, time.perf_counter() - start
 
@@ -161,15 +206,16 @@ class Measurements:
 
     def _note(self, recipes: list[Recipe], pairs: int, encoded: int, vectors: Vectors, seconds: float) -> None:
         first, second = self._pairs[:pairs].T
+        statistics = self._statistics[self._statistics_since <= pairs]
         dimension = self._models[0].truncate_dim
         measured = {}
         for recipe in recipes:
             embeddings = vectors[recipe.layer]
-            if recipe.center:
-                mean = embeddings.mean(axis=0)
-                embeddings = embeddings - mean
-                if pairs == self.total:
-                    self._means[recipe] = mean
+            if recipe.standardization is not None:
+                standardization = Standardization.fit(embeddings[statistics], recipe.standardization)
+                embeddings = standardization.apply(embeddings)
+                if pairs == self.total and standardization.factor.ndim == 1:
+                    self._standardizations[recipe] = standardization
             embeddings = embeddings[:, :dimension]
             similarities = cosine_similarities(embeddings[first], embeddings[second])
             measured[recipe] = similarities, spearman(similarities, self.gold[:pairs])
@@ -180,7 +226,12 @@ class Measurements:
 
 
 def encode_layers(
-    model: PromptEOL, template: PromptTemplate, layers: Sequence[int], sentences: Sequence[str], batch_size: int = 64
+    model: PromptEOL,
+    template: PromptTemplate,
+    layers: Sequence[int],
+    sentences: Sequence[str],
+    batch_size: int = 64,
+    progress: Callable[[int], Any] = lambda count: None,
 ) -> Vectors:
     """Encodes sentences once and returns their embeddings at several layers.
 
@@ -190,15 +241,34 @@ def encode_layers(
         layers: The hidden states to read, in a single pass.
         sentences: Distinct sentences.
         batch_size: Number of sentences per forward pass. Defaults to 64.
+        progress: Called with the number of sentences after each batch. Defaults to ignoring it.
 
     Raises:
         ValueError: If a layer is out of range, or embeddings are not finite.
     """
     deepest, *inner = sorted(set(layers), reverse=True)
     view = model.view(template, deepest)
-    rows = view.encode(list(sentences), output_value=None, batch_size=batch_size, reading=Reading(True, tuple(inner)))
+    reading = Reading(True, tuple(inner))
     names = {deepest: "sentence_embedding", **{layer: inner_embeddings(layer) for layer in inner}}
-    vectors = {layer: torch.stack([row[name] for row in rows]).float().cpu().numpy() for layer, name in names.items()}
-    for embeddings in vectors.values():
-        check_finite(embeddings, sentences)
+    vectors: Vectors = {}
+    order = sorted(range(len(sentences)), key=lambda place: -len(sentences[place]))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = [sentences[place] for place in places]
+        rows = view.encode(batch, output_value=None, batch_size=batch_size, reading=reading)
+        for layer, name in names.items():
+            embeddings = torch.stack([row[name] for row in rows]).float().cpu().numpy()
+            check_finite(embeddings, batch)
+            vectors.setdefault(layer, np.empty((len(sentences), embeddings.shape[1]), np.float32))[places] = embeddings
+        progress(len(batch))
     return vectors
+
+
+def _spread(sentences: Sequence[str], pairs: int) -> dict[str, int]:
+    """Returns, by sentence, the smallest number of pairs whose share of the sentences holds it; two at least."""
+    count = len(sentences)
+    return {text: 1 if number <= 2 else math.ceil(number * pairs / count) for number, text in enumerate(sentences, 1)}
+
+
+def _digest(values: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps([*values]).encode()).hexdigest()[:16]

@@ -7,11 +7,14 @@ from typing import Any
 
 from st_prompteol.files.atomic import replacing_file
 from st_prompteol.files.output import FIGURES, check_output, import_figure, save_figure, to_markdown
+from st_prompteol.prompt.template import PromptTemplate
 from st_prompteol.recipes.recipe import Recipe, template_name
 from st_prompteol.recipes.result import SearchResult, Trial
+from st_prompteol.standardization import Method
 
-_TEXT = ("template", "layer", "centered", "sentence", "word", "source")
+_TEXT = ("template", "layer", "standardization", "sentence", "word", "source")
 _NUMBERS = ("pairs", "score", "gain over the start", "low", "high")
+_TICKS = 15  # at most, of layers
 
 
 def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
@@ -39,10 +42,18 @@ def summarize(result: SearchResult, model_name_or_path: str) -> list[str]:
             (f"+ {step.ingredient}", _ingredient(step.ingredient, step.recipe), step.score, f"{step.gain}{noise}")
         )
     width = max(len(shown) for _, shown, _, _ in rows)
-    lines += [f"  {name:<15} {shown:<{width}} {score:6.2f}  {gain}".rstrip() for name, shown, score, gain in rows]
-    if result.runner_up is not None and result.over_runner_up is not None:
-        noise = ": inside the noise, either would do" * result.over_runner_up.is_noise
-        lines.append(f"{result.over_runner_up} over the runner-up, {result.runner_up.recipe}{noise}")
+    lines += [f"  {name:<17} {shown:<{width}} {score:6.2f}  {gain}".rstrip() for name, shown, score, gain in rows]
+    if result.undecided > 1:
+        lines.append(
+            f"{winner.pairs:,} pairs cannot decide between {result.undecided} recipes"
+            f"{' without demonstrations' * bool(winner.recipe.demonstrations)} within noise of the best: "
+            "the cheapest that is not below the start is chosen"
+        )
+    if result.best_other is not None and result.over_best_other is not None:
+        noise = ": inside the noise" * result.over_best_other.is_noise
+        lines.append(f"{result.over_best_other} over the best other recipe, {result.best_other.recipe}{noise}")
+    if winner.recipe.standardization:
+        lines.append(f"standardized by the statistics of {result.statistics}")
     lines.append(
         f"cost: {result.tokens} tokens around every sentence ({result.start_tokens} at the start), "
         f"{result.encodings:,} sentences encoded by the search"
@@ -77,7 +88,7 @@ def write_table(result: SearchResult, path: str | Path) -> None:
             [
                 template_name(recipe.template),
                 str(recipe.layer),
-                "yes" if recipe.center else "no",
+                recipe.standardization or "plain",
                 " + ".join(shot.sentence for shot in recipe.demonstrations),
                 " + ".join(shot.word for shot in recipe.demonstrations),
                 trial.source,
@@ -94,6 +105,8 @@ def write_table(result: SearchResult, path: str | Path) -> None:
 def plot(result: SearchResult, path: str | Path) -> None:
     """Plots the score by layer, with a color per template, and the gain of each candidate, if there were any.
 
+    Per template there are two lines: plain embeddings, dashed, and the standardization with the highest score.
+
     Args:
         result: The search result.
         path: The output file, `.png` or `.svg`; the other format is written beside it.
@@ -108,7 +121,7 @@ def plot(result: SearchResult, path: str | Path) -> None:
     """
     check_output(path, FIGURES)
     shown = [trial for trial in result.trials if trial.recipe.demonstrations]
-    figure = import_figure()(figsize=(12 if shown else 7, 4.8), layout="constrained")
+    figure = import_figure()(figsize=(12 if shown else 7, 6), layout="constrained")
     axes = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
     _draw_layers(axes[0], result)
     if shown:
@@ -117,31 +130,33 @@ def plot(result: SearchResult, path: str | Path) -> None:
 
 
 def _draw_layers(axes: Any, result: SearchResult) -> None:
-    plain = [trial for trial in result.trials if not trial.recipe.demonstrations]
-    plain.sort(key=lambda trial: trial.recipe.layer)
-    templates = list(dict.fromkeys(trial.recipe.template for trial in result.trials if trial in plain))
-    for number, template in enumerate(templates):
-        for centered, style in ((True, "o-"), (False, "o--")):
-            trials = [one for one in plain if one.recipe == Recipe(template, one.recipe.layer, centered)]
-            layers, scores = [one.recipe.layer for one in trials], [one.score for one in trials]
-            label = template_name(template)[:40] + (", centered" if centered else "")
-            if trials:
-                axes.plot(
-                    layers,
-                    scores,
-                    style,
-                    color=f"C{number % 10}",
-                    markersize=4,
-                    markerfacecolor=None if centered else "white",
-                    label=label,
-                )
+    """Plots two lines per template: plain, and the standardization with the highest score."""
+    lines: dict[PromptTemplate, dict[Method | None, list[Trial]]] = {}
+    for trial in result.trials:  # highest score first
+        if not trial.recipe.demonstrations:
+            methods = lines.setdefault(trial.recipe.template, {})
+            methods.setdefault(trial.recipe.standardization, []).append(trial)
+    for number, (template, methods) in enumerate(lines.items()):
+        best = next((method for method in methods if method is not None), None)
+        for method in dict.fromkeys((best, None)):
+            trials = sorted(methods[method], key=lambda trial: trial.recipe.layer)
+            axes.plot(
+                [trial.recipe.layer for trial in trials],
+                [trial.score for trial in trials],
+                "o-" if method else "o--",
+                color=f"C{number % 10}",
+                markersize=4,
+                markerfacecolor=None if method else "white",
+                label=f"{template_name(template)[:40]}, {method or 'plain'}",
+            )
     winner = result.winner
-    axes.plot(winner.recipe.layer, winner.score, "*", color="black", markersize=12, label="best recipe")
-    axes.set_xticks(sorted({trial.recipe.layer for trial in plain}))
+    axes.plot(winner.recipe.layer, winner.score, "*", color="black", markersize=12, label="chosen recipe")
+    layers = sorted({trial.recipe.layer for trial in result.trials}, reverse=True)
+    axes.set_xticks(layers[:: -(-len(layers) // _TICKS)])
     axes.set_xlabel("layer")
     axes.set_ylabel(f"Spearman x100 on {winner.pairs} pairs")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))  # below: lines may be anywhere
 
 
 def _draw_candidates(axes: Any, trials: list[Trial]) -> None:
@@ -172,7 +187,7 @@ def _ingredient(name: str, recipe: Recipe) -> str:
     descriptions = {
         "template": template_name(recipe.template),
         "layer": f"layer {recipe.layer}",
-        "centering": "the mean embedding subtracted",
+        "standardization": f'standardize(sentences, "{recipe.standardization}")',
     }
     return descriptions.get(name, str(recipe))
 

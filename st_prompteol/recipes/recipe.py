@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from st_prompteol.prompt.template import TEMPLATES, Demonstration, PromptTemplate
+from st_prompteol.standardization import METHODS, Method
+
+_PARTICIPLES = {"center": "centered", "scale": "scaled", "whiten": "whitened"}
 
 
 @dataclass(frozen=True)
@@ -15,19 +18,27 @@ class Recipe:
     Args:
         template: The text around a sentence, with its demonstrations and preprocessing.
         layer: The hidden state to read; -1 is the last.
-        center: Whether to subtract the mean embedding. Defaults to False.
+        standardization: The method of `PromptEOL.standardize`: `"center"`, `"scale"` or `"whiten"`. Defaults to None:
+            plain embeddings.
+
+    Raises:
+        ValueError: If the method is unknown.
 
     Example:
-        >>> recipe = Recipe(TEMPLATES["prompt"], layer=-2, center=True)
+        >>> recipe = Recipe(TEMPLATES["prompt"], layer=-2, standardization="scale")
         >>> print(recipe)
-        prompt, layer -2, centered
+        prompt, layer -2, scaled
         >>> recipe.to_code("tiny")
-        "model = PromptEOL('tiny', template='prompt', layer=-2); model.center(sentences)"
+        "model = PromptEOL('tiny', template='prompt', layer=-2); model.standardize(sentences, 'scale')"
     """
 
     template: PromptTemplate
     layer: int
-    center: bool = False
+    standardization: Method | None = None
+
+    def __post_init__(self) -> None:
+        if self.standardization not in (None, *METHODS):
+            raise ValueError(f"Unknown standardization {self.standardization!r}: choose from {', '.join(METHODS)}.")
 
     @property
     def demonstrations(self) -> tuple[Demonstration, ...]:
@@ -40,17 +51,18 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as JSON values; `from_dict` reads them back."""
-        return {**self.template.to_dict(), "layer": self.layer, "center": self.center}
+        return {**self.template.to_dict(), "layer": self.layer, "standardization": self.standardization}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Creates a recipe from the values of `to_dict`; other keys are ignored."""
-        return cls(PromptTemplate.from_dict(values), values["layer"], values["center"])
+        return cls(PromptTemplate.from_dict(values), values["layer"], values["standardization"])
 
     def __str__(self) -> str:
         words = [demonstration.word for demonstration in self.demonstrations]
         shown = f", demonstration {' + '.join(words)}" if words else ""
-        return f"{template_name(self.template)}, layer {self.layer}{', centered' * self.center}{shown}"
+        method = f", {_PARTICIPLES[self.standardization]}" if self.standardization else ""
+        return f"{template_name(self.template)}, layer {self.layer}{method}{shown}"
 
     def to_code(self, model_name_or_path: str) -> str:
         """Returns Python code that loads a model with this recipe."""
@@ -58,7 +70,7 @@ class Recipe:
         template = repr(name) if name in TEMPLATES else repr(replace(self.template, demonstrations=()))
         shown = f", demonstrations={list(self.demonstrations)!r}" if self.demonstrations else ""
         code = f"model = PromptEOL({model_name_or_path!r}, template={template}{shown}, layer={self.layer})"
-        return code + "; model.center(sentences)" * self.center
+        return code + (f"; model.standardize(sentences, {self.standardization!r})" if self.standardization else "")
 
 
 def template_name(template: PromptTemplate) -> str:

@@ -50,16 +50,17 @@ class Bootstrap:
 
     def __init__(self, gold: Array, resamples: int = 1000, seed: int = 0) -> None:
         n = len(gold)
-        self.counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+        draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+        self.counts = draws.astype(np.float32)  # (resamples, n); a search resamples hundreds of recipes
         ranks = _ranks_of_draws(gold, self.counts)
-        self._weighted = self.counts * ranks  # (resamples, n)
-        self._scale = np.sqrt((self._weighted * ranks).sum(axis=1))
+        self._weighted = self.counts * ranks
+        self._scale = np.sqrt(np.einsum("ij,ij->i", self._weighted, ranks))
 
     def scores(self, similarities: Array) -> Array:
         """Returns the Spearman correlation, x100, of similarities `(n,)` with gold per resample, `(resamples,)`."""
         ranks = _ranks_of_draws(similarities, self.counts)
-        scale = self._scale * np.sqrt((self.counts * ranks * ranks).sum(axis=1))
-        covariance = (self._weighted * ranks).sum(axis=1)
+        scale = self._scale * np.sqrt(np.einsum("ij,ij->i", self.counts * ranks, ranks))
+        covariance = np.einsum("ij,ij->i", self._weighted, ranks)
         result: Array = np.divide(100 * covariance, scale, out=np.zeros_like(scale), where=scale > 0)
         return result
 
@@ -80,7 +81,10 @@ def _ranks_of_draws(values: Array, counts: Array) -> Array:
     """Returns mean-centered ranks in resamples with `counts[:, i]` copies of value `i`; equal values share a rank."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
-    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
-    sizes = np.add.reduceat(counts[:, order], starts, axis=1)  # (resamples, groups)
-    ranks: Array = (sizes.cumsum(axis=1) - sizes / 2 + 0.5 - (counts.shape[1] + 1) / 2)[:, group]
-    return ranks
+    sizes = counts[:, order]  # (resamples, groups)
+    if len(values) > (groups := group.max() + 1):
+        sizes = np.add.reduceat(sizes, np.searchsorted(group[order], np.arange(groups)), axis=1)
+    ranks: Array = sizes.cumsum(axis=1)
+    ranks -= sizes / 2
+    ranks -= counts.shape[1] / 2
+    return ranks[:, group]
