@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -33,18 +35,19 @@ def local_llm_embed(model: str, statistics: Sequence[str]) -> Iterator[tuple[str
 
     for options in ({}, {"variation": "echo+whiten", "layer": "final", "pooling": "weighted_mean"}):
         embedder = LocalLLMEmbedder(model, dtype="float32", batch_size=_BATCH, **options)
-        name = f"local-llm-embed, {embedder.variation_name}"
+        raw = cache(lambda sentences, embedder=embedder: embedder._embed_raw(list(sentences), show_progress=False))
+        name = f"local-llm-embed, {embedder.variation_name}, whitened by "
+        others = Whitener.fit(raw(tuple(statistics)))
 
-        def encode(sentences: Sequence[str], embedder: LocalLLMEmbedder = embedder) -> Embeddings:
-            return np.asarray(embedder.encode(list(sentences)))
+        def by_others(sentences: Sequence[str], raw: Any = raw, fitted: Whitener = others) -> Embeddings:
+            return np.asarray(fitted.transform(raw(tuple(sentences))))
 
-        def fit_and_encode(sentences: Sequence[str], embedder: LocalLLMEmbedder = embedder) -> Embeddings:
-            raw = embedder._embed_raw(list(sentences))  # once for fitting and encoding
-            return np.asarray(Whitener.fit(raw).transform(raw))
+        def by_own(sentences: Sequence[str], raw: Any = raw) -> Embeddings:
+            embeddings = raw(tuple(sentences))
+            return np.asarray(Whitener.fit(embeddings).transform(embeddings))
 
-        yield f"{name}, fitted to the task's own sentences", fit_and_encode
-        embedder.fit_whitener(list(statistics))
-        yield f"{name}, fitted to other sentences", encode
+        yield f"{name}other sentences", by_others
+        yield f"{name}the task's own", by_own
 
 
 def llemb(model: str) -> Iterator[tuple[str, Encode]]:

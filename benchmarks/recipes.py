@@ -3,8 +3,8 @@
     python -m benchmarks.recipes MODEL --data-dir SENTEVAL --statistics SENTENCES
 
 Each sentence is encoded once per template, at all layers. Standardizations use statistics of the sentences of a file,
-which should be other text than that of the tasks, as a user's is. Prints, per template, the last layer and the one
-that is best on STS-B dev; `--every-layer` prints all, `--output` writes the scores of all tasks. `--folder` keeps the
+which should be other text than that of the tasks, as a user's is. Prints, per template, the last layer and those
+that are best on STS-B dev, plain or standardized; `--every-layer` prints all, `--output` writes the scores of all tasks. `--folder` keeps the
 embeddings, so that a stopped run continues and a run with more tasks encodes only those.
 """
 
@@ -99,9 +99,9 @@ def measure_template(
     places = range(len(embeddings.layers))
     maps = [fit_all(sample[:, place]) for place in places]
     scores = [{how: [dev.score(apply(on_dev[:, place]))] for how, apply in maps[place].items()} for place in places]
-    best = max(places, key=lambda place: max(scores[place].values()))
+    best = {max(places, key=lambda place: scores[place][how]) for how in scores[0]}
     on_others = [(task, embeddings.encode(template, task.sentences)) for task in others]
-    for place in places if every_layer else sorted({0, best}):
+    for place in places if every_layer else sorted({0, *best}):
         for how, apply in maps[place].items():
             scores[place][how] += [task.score(apply(rows[:, place])) for task, rows in on_others]
         yield embeddings.layers[place], scores[place]
