@@ -3,9 +3,9 @@
     python -m benchmarks.recipes MODEL --data-dir SENTEVAL --statistics SENTENCES
 
 Each sentence is encoded once per template, at all layers. Standardizations use statistics of the sentences of a file,
-which should be other text than that of the tasks, as a user's is. Prints, per template, the last layer and those
-that are best on STS-B dev, plain or standardized; `--every-layer` prints all, `--output` writes the scores of all tasks. `--folder` keeps the
-embeddings, so that a stopped run continues and a run with more tasks encodes only those.
+which should be other text than that of the tasks, as a user's is. Prints, per template, the last layer and those that
+are best on STS-B dev, plain or standardized; `--every-layer` prints all, `--output` writes the scores of all tasks.
+`--folder` keeps the embeddings, so that a stopped run continues and a run with more tasks encodes only those.
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from . import ROOT
 from .helpers.hub import Hub, hub_environment
 from .helpers.models import publish_adapter
 from .helpers.processes import Program
+from .helpers.real import find_real_llm
 from .helpers.searches import write_wordnet
 from .helpers.senteval import build_senteval
 from .helpers.tokenizers import build_tokenizer
@@ -69,6 +71,7 @@ SMALLER = {
     r"(python -m benchmarks\.speed\.search .*)": r"\1 --sentences 4 --reference-sentences 4 --candidates 1",
 }
 OFFLINE = {r"(st-prompteol evaluate (?!.*--data-dir).*)": r"\1 --data-dir senteval"}
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 NUMBER = re.compile(r"-?\d+\.\d*")
 
 
@@ -157,14 +160,14 @@ def run_command(command: str) -> str:
     return done.stdout + done.stderr
 
 
-def run_page(page: str, *, wholly: bool) -> None:
-    """Runs the blocks of a page in the current folder."""
+def run_page(page: str, *, wholly: bool, stand_ins: Sequence[str] = (SMOLLM2,)) -> None:
+    """Runs the blocks of a page in the current folder; numbers of a stand-in are free."""
     names: dict[str, object] = {}
     output: list[str] = []  # of the last commands
     shortened: set[str] = set()  # folders of models that were trained for less than the page says
     for language, block in blocks(page):
         if language == "python":
-            run_python(block, page, names, exact=not any(folder in block for folder in shortened))
+            run_python(block, page, names, exact=not any(name in block for name in {*shortened, *stand_ins}))
         elif language == "output":
             rest, found = iter(output), []
             for line in block.splitlines():
@@ -213,6 +216,10 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sizes = {"num_hidden_layers": 2, "ffn_dim": 64, "max_position_embeddings": 256, "word_embed_proj_dim": 768}
     OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(base)
     publish_adapter(str(base), tmp_path / "my-adapter")
+    stand_in = tmp_path / SMOLLM2
+    tokenizer.save_pretrained(stand_in)
+    sizes |= {"hidden_size": 576, "word_embed_proj_dim": 576}
+    OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(stand_in)
     build_senteval(tmp_path / "senteval")
     write_wordnet(tmp_path / "wordnet")
     (tmp_path / "sts-b-dev.txt").write_text("".join(f"{n} birds sing.\n" for n in range(9)), encoding="utf-8")
@@ -232,6 +239,18 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_readme_runs_offline(reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     run_page("README.md", wholly=False)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_first_screen_is_true_of_a_real_llm(reader: Path) -> None:
+    shutil.rmtree(reader / SMOLLM2)
+    (reader / SMOLLM2).symlink_to(find_real_llm("smollm2-135m"))
+    names: dict[str, object] = {}
+    python = [block for language, block in blocks("README.md") if language == "python"]
+    assert SMOLLM2 in python[0]
+    for block in python[:2]:
+        run_python(block, "README.md", names, exact=True)
 
 
 @pytest.fixture(scope="module")
