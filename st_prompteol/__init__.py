@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from st_prompteol.modules import LastTokenPooling, PromptEOLTransformer
     from st_prompteol.prompt.template import TEMPLATES, Demonstration, PromptTemplate
     from st_prompteol.saved.released import TINY
+    from st_prompteol.standardization import Standardization
 
 __all__ = [
     "TEMPLATES",
@@ -22,6 +23,7 @@ __all__ = [
     "PromptEOL",
     "PromptEOLTransformer",
     "PromptTemplate",
+    "Standardization",
     "lora_config",
     "quantization_config",
 ]
@@ -36,6 +38,7 @@ _HOMES = {
     "PromptEOL": "model",
     "PromptEOLTransformer": "modules",
     "PromptTemplate": "prompt.template",
+    "Standardization": "standardization",
     "lora_config": "llm.adapters",
     "quantization_config": "llm.quantization",
 }

@@ -223,8 +223,9 @@ class PromptEOL(SentenceTransformer):
 
         Several threads may encode with views of one model. A view has its own tokenizer, template, layer,
         `max_seq_length`, prompts, list of modules and card; `standardize`, `cut` and `save` apply to it alone.
-        Weights, their device and dtype, adapters, `fast`, training mode and modules after the pooling are shared: an adapter
-        activated in one view is active in all, and training one trains all. Change these while no thread encodes.
+        Weights, their device and dtype, adapters, `fast`, training mode and modules after the pooling are shared: an
+        adapter activated in one view is active in all, and training one trains all. Change these while no thread
+        encodes.
 
         Args:
             template: The template of the view: a `PromptTemplate`, the name of one in `TEMPLATES`, or a text with one
@@ -268,11 +269,13 @@ class PromptEOL(SentenceTransformer):
         method: Method = "scale",
         *,
         shrinkage: float = SHRINKAGE,
-    ) -> None:
+    ) -> Standardization:
         """Standardizes embeddings by the statistics of sentences; unrelated sentences then have similarities near 0.
 
-        Adds a stock `Dense` module with identity activation behind the pooling; a second call replaces it. Call it
-        again after a change of template, layer or adapter, because the statistics change with them.
+        Adds a stock `Dense` module with identity activation at the end, but before a final `Normalize`; a second call
+        replaces it. Call it again after a change of template, layer or adapter, because the statistics change with
+        them; and in the dtype that the model will be used in, because half precision rounds a dimension whose mean is
+        many times its deviation.
 
         Args:
             sentences: Unlabeled sentences similar to those to embed; a few hundred are enough. Or statistics that are
@@ -282,19 +285,29 @@ class PromptEOL(SentenceTransformer):
                 `"whiten"` also decorrelates the dimensions. Defaults to `"scale"`.
             shrinkage: Only for `"whiten"`: from near 0 (decorrelate fully) to 1 (as `"scale"`). Defaults to 0.9.
 
+        Returns:
+            The statistics, for another model with the same weights.
+
         Raises:
-            ValueError: If there are fewer than two distinct sentences, the method is unknown, `shrinkage` is out of
-                range, the statistics are of another dimension, or the model has no pooling.
+            ValueError: If `sentences` is a string, there are fewer than two distinct sentences, their embeddings are
+                equal, the method is unknown, `shrinkage` is out of range, the statistics are of another dimension or
+                exceed float16, or the model has no pooling.
 
         Example:
             >>> model, sentences = PromptEOL("tiny"), ["A jockey riding a horse.", "Rates go up.", "It rains."]
-            >>> model.standardize(sentences)
+            >>> statistics = model.standardize(sentences)
             >>> model.describe()["behind the pooling"]
             'Dense (standardizes)'
         """
-        pooling = next((place for place, module in enumerate(self) if isinstance(module, Pooling)), None)
-        if pooling is None:
+        kept = [(name, module) for name, module in self._modules.items() if name != STANDARDIZATION]
+        if not any(isinstance(module, Pooling) for _, module in kept):
             raise ValueError("The model has no pooling, behind which embeddings could be standardized: put one there.")
+        place = next(place for place in range(len(kept), 0, -1) if not isinstance(kept[place - 1][1], Normalize))
+        before = self.view()
+        before.truncate_dim = None
+        before._modules = dict(kept[:place])
+        if isinstance(sentences, str):
+            raise ValueError(f"sentences={sentences[:80]!r} is one string: pass a list of sentences.")
         if not isinstance(sentences, Standardization):
             distinct = list(dict.fromkeys(sentences))
             if len(distinct) < 2:
@@ -302,23 +315,23 @@ class PromptEOL(SentenceTransformer):
                     f"{len(distinct)} different sentences give no statistics: pass some hundred sentences of the kind "
                     "that will be embedded."
                 )
-            pooled = self.view()
-            pooled.truncate_dim = None
-            del pooled[pooling + 1 :]
-            sentences = Standardization.fit(pooled.encode(distinct), method, shrinkage)
-        dimension = self[pooling].get_embedding_dimension()
-        if len(sentences.mean) != dimension:
+            sentences = Standardization.fit(before.encode(distinct), method, shrinkage, self.dtype)
+        if len(sentences.mean) != before.get_embedding_dimension():
             raise ValueError(
-                f"Embeddings of this model have {dimension} dimensions, the statistics {len(sentences.mean)}: fit "
-                "them to embeddings of this model."
+                f"Embeddings of this model have {before.get_embedding_dimension()} dimensions, the statistics "
+                f"{len(sentences.mean)}: fit them to embeddings of this model."
             )
-        dense = sentences.to_dense().to(self.device, self.dtype)
-        modules = [(name, module) for name, module in self._modules.items() if name != STANDARDIZATION]
-        modules.insert(pooling + 1, (STANDARDIZATION, dense))
-        self._modules: dict[str, Any] = dict(modules)
+        dense = sentences.to_dense(self.dtype).to(self.device)
+        self._modules: dict[str, Any] = dict([*kept[:place], (STANDARDIZATION, dense), *kept[place:]])
+        return sentences
+
+    @property
+    def is_standardized(self) -> bool:
+        """Whether embeddings are standardized, see `standardize`."""
+        return STANDARDIZATION in self._modules
 
     def _warn_if_standardized(self) -> None:
-        if STANDARDIZATION in self._modules:
+        if self.is_standardized:
             logger.warning("Embeddings are standardized by statistics of others than these: call standardize() again.")
 
     @property

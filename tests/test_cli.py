@@ -107,14 +107,53 @@ def test_export_merges_an_adapter_into_a_folder_for_anyone(
     assert_alike(plain.encode(tmp_path / "full", SENTENCES), expected)
 
 
-def test_export_centres(causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess) -> None:
-    sentences = tmp_path / "sentences.txt"
-    sentences.write_text("\n".join(SENTENCES), encoding="utf-8")
-    code, _, message = run("export", causal_lms["opt"], str(tmp_path / "full"), "--center", str(sentences))
+def test_export_standardizes(causal_lms: dict[str, str], tmp_path: Path, plain: PlainProcess) -> None:
+    sentences, folder = tmp_path / "sentences.tsv", str(tmp_path / "full")
+    sentences.write_text("".join(f"1\t{line}\n" for line in ["id", *SENTENCES]), encoding="utf-8")
+    options = ["--standardize", str(sentences), "--standardization", "center", "--column", "2", "--no-header"]
+    code, _, message = run("export", causal_lms["opt"], folder, *options)
     assert (code, "open it with" in message) == (0, True)
-    expected = PromptEOL(causal_lms["opt"]).encode(SENTENCES)
-    expected = expected - expected.mean(axis=0)
-    np.testing.assert_allclose(plain.encode(tmp_path / "full", SENTENCES), expected, atol=1e-5)
+    model = PromptEOL(causal_lms["opt"])
+    expected = model.encode(SENTENCES) - model.encode(["id", *SENTENCES]).mean(axis=0)
+    np.testing.assert_allclose(plain.encode(folder, SENTENCES), expected, atol=1e-5)
+    code, _, message = run("export", causal_lms["opt"], folder, *options[:2], "--column", "text", "--header")
+    assert (code, "has no column 'text'" in message) == (2, True)
+
+
+def test_similarity_and_encode_standardize(causal_lms: dict[str, str], tmp_path: Path) -> None:
+    """By the column of the input if the other file has it, else by the column `sentence`."""
+    (tmp_path / "in.csv").write_text("text\na cat\na dog\n", encoding="utf-8")
+    for name in ("text", "sentence"):
+        rows = [f"id\t{name}", *(f"{number}\t{sentence}" for number, sentence in enumerate(SENTENCES))]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
+    model = PromptEOL(causal_lms["opt"])
+    embeddings, sample = model.encode(["a cat", "a dog"]), model.encode(SENTENCES)
+    expected = (embeddings - sample.mean(axis=0)) / sample.std(axis=0)
+    encode = ["encode", causal_lms["opt"], str(tmp_path / "in.csv"), "--column", "text", "-o", str(tmp_path / "x.npy")]
+    for name in ("text.tsv", "sentence.tsv", "lines.txt"):
+        code, _, message = run(*encode, "--standardize", str(tmp_path / name))
+        assert code == 0, message
+        np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected, atol=1e-3)
+    similarity = ["similarity", causal_lms["opt"], "a cat", "a dog"]
+    code, out, message = run(*similarity, "--standardize", str(tmp_path / "sentence.tsv"))
+    assert (code, out.count(f"{model.similarity(*expected[:, None])[0, 0]:.4f}")) == (0, 2)
+    assert "--standardize" not in message
+
+
+def test_similarity_names_the_cure_for_embeddings_that_are_all_alike(
+    causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    model = PromptEOL(causal_lms["llama"])
+    for sentences, is_told in ((["It rains.", "It rains!"], True), (["It rains.", "", "Rates go up"], False)):
+        lowest = model.similarity(*[model.encode(sentences)] * 2).min()
+        assert (lowest > 0.6) == is_told, lowest
+        code, out, message = run("similarity", causal_lms["llama"], *sentences)
+        assert (code, "--standardize" in out) == (0, False)
+        assert (f"All similarities are {lowest:.2f} or more" in message and "--standardize FILE" in message) == is_told
+    model.standardize(SENTENCES)
+    model.save_pretrained(str(tmp_path))
+    assert "--standardize" not in run("similarity", str(tmp_path), "It rains.", "It rains!")[2]
 
 
 def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], tmp_path: Path) -> None:
@@ -140,12 +179,16 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
         (["encode", model, fine, "-o", missing + "/out.npy"], "does not exist"),
         (["encode", model, missing + ".txt", "-o", out], "is not a file"),
         (["export", model, "/dev/null/folder"], "/dev/null"),
-        (["export", model, out, "--center", latin], "latin1.txt"),
-        (["export", model, out, "--center", fine], "1 different sentences"),
+        (["export", model, out, "--standardize", latin], "latin1.txt"),
+        (["export", model, out, "--standardize", fine], "1 different sentences"),
+        (["encode", model, fine, "-o", out, "--standardize", missing], "missing"),
         # an option has an effect or is refused
         (["corpus", model, fine, "-o", out, "--address", "auto"], "--address has no effect without --engine ray"),
         (["corpus", model, fine, "-o", out, "--engine", "local", "--workers", "2", "--cpus-per-worker", "1"],
          "--workers and --cpus-per-worker have no effect without --engine ray"),
+        *[([*command, "--standardization", "center"], "--standardization has no effect without --standardize")
+          for command in (["export", model, out], ["similarity", model, "a", "b"], ["encode", model, fine, "-o", out],
+                          ["corpus", model, fine, "-o", out], ["serve", model])],
         (["evaluate", "tiny", "--at-layer", "-2"], "--at-layer has no effect without --methods"),
         (["evaluate", "tiny", "--methods", "--layer", "-2"], "--layer has no effect beside --methods"),
         (["evaluate", "tiny", "--mteb", "STS12", "--data-dir", "x"], "--data-dir has no effect on MTEB's tasks"),

@@ -132,6 +132,7 @@ def test_rows_are_those_of_the_local_engine(one_node: None, causal_lms: dict[str
         encode_corpus(causal_lms["opt"], source, tmp_path / "ray", cpus_per_worker=64, **on_ray)
     assert not (tmp_path / "ray").exists()
     options = {"layer": -2, "truncate_dim": 16}
+    arguments["standardize"] = on_ray["standardize"] = texts
     local = encode_corpus(causal_lms["opt"], source, tmp_path / "local", model_options=options, **arguments)
     ray = encode_corpus(causal_lms["opt"], source, tmp_path / "ray", model_options=options, workers=1, **on_ray)
     for report in (local, ray):

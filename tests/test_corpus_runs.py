@@ -226,6 +226,31 @@ def test_a_destination_of_something_else_is_refused(
         encode_corpus(model, source, out, **TEN)
 
 
+def test_a_corpus_is_standardized_and_never_by_two_statistics(
+    model: PromptEOL, causal_lms: dict[str, str], tmp_path: Path
+) -> None:
+    texts = sentences(20)
+    source, name = write_parquet(tmp_path / "in.parquet", [*texts]), causal_lms["opt"]
+    arguments: dict[str, Any] = {**TEN, "standardize": SENTENCES}
+    report = encode_corpus(name, source, tmp_path / "out", **arguments)
+    sample = model.encode(SENTENCES)
+    expected = (model.encode(texts) - sample.mean(axis=0)) / sample.std(axis=0)
+    np.testing.assert_allclose(embeddings_of(read(tmp_path / "out")), expected, rtol=1e-4, atol=1e-4)
+    (tmp_path / "out/part-000000-000001.parquet").unlink()
+    report = encode_corpus(name, source, tmp_path / "out", batch_size=4, **arguments)
+    assert (report.rows, report.encoded_rows) == (20, 10)
+    np.testing.assert_allclose(embeddings_of(read(tmp_path / "out")), expected, rtol=1e-4, atol=1e-4)
+    others = [{"standardize": SENTENCES[1:]}, {"standardize": ()}, {"standardization": "center"}]
+    for other in others:
+        with pytest.raises(FileExistsError, match=r"made otherwise \(standardization .*choose another destination"):
+            encode_corpus(name, source, tmp_path / "out", **{**arguments, **other})
+    with pytest.raises(ValueError, match=r"pass its name, or standardize the model first"):
+        encode_corpus(model, source, tmp_path / "new", **arguments)
+    with pytest.raises(ValueError, match="standardization='whiten' has no effect without standardize"):
+        encode_corpus(name, source, tmp_path / "new", standardization="whiten", **TEN)
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_unreadable_file_in_the_middle_is_named_and_the_rest_is_done(model: PromptEOL, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -432,11 +457,11 @@ def test_an_interrupted_command_goes_on(stories: str, tmp_path: Path) -> None:
 def test_several_devices_have_a_process_each(causal_lms: dict[str, str], tmp_path: Path) -> None:
     texts = sentences(200)
     source = write_parquet(tmp_path / "in.parquet", [*texts, None])
-    options = {"column": "text", "fragment_rows": 100, "devices": ["cpu", "cpu"]}
-    report = encode_corpus(causal_lms["opt"], source, tmp_path / "out", **options)
+    options = {"column": "text", "fragment_rows": 100, "devices": ["cpu", "cpu"], "standardization": "center"}
+    report = encode_corpus(causal_lms["opt"], source, tmp_path / "out", standardize=texts, **options)
     assert (report.rows, report.bad_rows, report.padding) == (201, 1, None)
-    got = embeddings_of(read(tmp_path / "out").slice(0, 200))
-    np.testing.assert_allclose(got, PromptEOL(causal_lms["opt"]).encode(texts), **CLOSE)
+    got, embeddings = embeddings_of(read(tmp_path / "out").slice(0, 200)), PromptEOL(causal_lms["opt"]).encode(texts)
+    np.testing.assert_allclose(got, embeddings - embeddings.mean(axis=0), **CLOSE)
 
 
 def test_the_command_says_what_came_of_it(causal_lms: dict[str, str], tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ def merged(model: PromptEOL) -> None:
     model.merge_adapter()
 
 
+def centered(model: PromptEOL) -> None:
+    model.standardize(SENTENCES, "center")
+
+
 def one_number(model: PromptEOL) -> None:
     model[0].model.embed_tokens.weight.data[3, 7] += 1 / 3
 
@@ -55,8 +59,8 @@ CASES: dict[str, tuple[str, str | None, Callable[[PromptEOL], Any] | None, set[s
     "in bfloat16": ("bfloat16", "bfloat16", None, {"BF16"}, "bfloat16"),
     "in bfloat16, from float32": ("float32", "bfloat16", None, {"BF16"}, "bfloat16"),
     "in float32, from float16": ("float16", "float32", None, {"F16"}, "float32"),
-    "centered": ("bfloat16", None, lambda model: model.center(SENTENCES), {"BF16"}, "float32"),
-    "centered in bfloat16": ("bfloat16", "bfloat16", lambda model: model.center(SENTENCES), {"BF16"}, "bfloat16"),
+    "standardized": ("bfloat16", None, lambda model: model.standardize(SENTENCES), {"BF16"}, "float32"),
+    "centered in bfloat16": ("bfloat16", "bfloat16", centered, {"BF16"}, "bfloat16"),
     "merged": ("bfloat16", None, merged, {"F32"}, "float32"),
     "one number": ("bfloat16", None, one_number, {"BF16", "F32"}, "float32"),
     "cut": ("bfloat16", None, cut, {"BF16", "F32"}, "float32"),

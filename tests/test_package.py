@@ -23,7 +23,7 @@ LIBRARY = ROOT / "st_prompteol"
 EXCEPTIONS = {("model", "hub")}
 # Each module may import those in front of it; of one rank, none imports another.
 RANKS = [
-    {"extras", "failures", "lock"},
+    {"extras", "failures", "standardization"},
     {"files", "llm"},
     {"fast", "prompt"},
     {"card", "saved"},

@@ -63,7 +63,7 @@ CHANGES: dict[str, Callable[[PromptEOL], Any]] = {
     "demonstrations": lambda model: setattr(model, "template", f"{JOCKEY.sentence} {{sentence}}"),
     "layer": lambda model: setattr(model, "layer", -2),
     "truncate_dim": lambda model: setattr(model, "truncate_dim", 8),
-    "center": lambda model: model.center(mean=np.full(32, 0.5)),
+    "standardized": lambda model: model.standardize(SENTENCES),
     "adapter": adapted,
     "adapter off": off,
     "merged": merged,
@@ -149,7 +149,7 @@ def test_an_adapter_s_results_are_not_its_base_s(
     assert len({record.entry(model, name=base) for model in entries}) == 3
 
 
-@pytest.mark.parametrize("name", ["template", "center", "adapter", "adapter off", "data", "another factor"])
+@pytest.mark.parametrize("name", ["template", "standardized", "adapter", "adapter off", "data", "another factor"])
 def test_a_cache_of_embeddings_notices_a_change(saved: str, name: str) -> None:
     model = PromptEOL(saved)
     cache = EmbeddingCache(model)

@@ -135,7 +135,9 @@ def test_a_trainer_s_checkpoints_have_the_card(trained: Path) -> None:
         assert is_ours(str(card))
 
 
-@pytest.mark.parametrize("change", ["template", "layer", "preprocessing", "demonstration", "truncated", "centered"])
+@pytest.mark.parametrize(
+    "change", ["template", "layer", "preprocessing", "demonstration", "truncated", "standardized"]
+)
 def test_results_of_a_model_that_was_changed_are_called_so_and_leave_the_metadata(
     trained: Path, tmp_path: Path, change: str
 ) -> None:
@@ -148,14 +150,15 @@ def test_results_of_a_model_that_was_changed_are_called_so_and_leave_the_metadat
         model.template = PromptTemplate(model.template.text, preprocessing="none")
     elif change == "demonstration":
         model.template = PromptTemplate(model.template.text, (Demonstration("It rains.", "Rain"),))
-    elif change == "centered":
-        model.center([pair[0] for pair in PAIRS])
+    elif change == "standardized":
+        model.standardize([pair[0] for pair in PAIRS])
     card = saved(model, tmp_path)
     evaluation = section(card, "Evaluation")
     assert "pairs-dev" in evaluation
     assert "measured before the model was changed" in evaluation
     assert card.data.eval_results is None
     assert "`MatryoshkaLoss`" in section(card, "Training Details")
+    assert ("Embeddings are standardized by the statistics" in card.text) == (change == "standardized")
 
 
 def test_what_search_measured_stands_on_the_card(causal_lms: dict[str, str], tmp_path: Path) -> None:

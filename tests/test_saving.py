@@ -97,9 +97,9 @@ def are_whole(paths: list[Path]) -> bool:
     )
 
 
-def centered(path: str) -> PromptEOL:
+def standardized(path: str) -> PromptEOL:
     model = PromptEOL(path, template="prompt")
-    model.center(SENTENCES)
+    model.standardize(SENTENCES)
     return model
 
 
@@ -110,9 +110,9 @@ def with_adapter(path: str) -> PromptEOL:
 
 
 PAIRS = {
-    "other weights and template": ("llama", PromptEOL, "other", centered),
-    "a full model to an adapter": ("llama", centered, "llama", with_adapter),
-    "an adapter to a full model": ("llama", with_adapter, "other", centered),
+    "other weights and template": ("llama", PromptEOL, "other", standardized),
+    "a full model to an adapter": ("llama", standardized, "llama", with_adapter),
+    "an adapter to a full model": ("llama", with_adapter, "other", standardized),
 }
 
 

@@ -62,10 +62,10 @@ def test_a_column_of_sentences_is_asked_about(causal_lms: dict[str, str], model:
     with pytest.raises(ValueError, match=r"header=True or header=False in Python"):
         encode_file(model, path, out)
     assert encode_file(model, path, out, header=True)[0] == 1
-    code, _, message = run("export", causal_lms["opt"], str(tmp_path / "full"), "--center", str(path))
+    code, _, message = run("export", causal_lms["opt"], str(tmp_path / "full"), "--standardize", str(path))
     assert (code, "say --header or --no-header" in message) == (2, True)
     code, _, message = run("export", causal_lms["opt"], str(tmp_path / "full"), "--no-header")
-    assert (code, "has no effect without --center" in message) == (2, True)
+    assert (code, "has no effect without --standardize" in message) == (2, True)
 
 
 def test_a_detected_header_that_looks_like_sentences_is_shown_with_the_remedy(

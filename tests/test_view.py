@@ -16,7 +16,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
-from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate, lora_config
+from st_prompteol import TEMPLATES, PromptEOL, PromptTemplate, Standardization, lora_config
 from st_prompteol.card.state import state_of
 from st_prompteol.saved.identity import identify
 
@@ -69,7 +69,7 @@ def test_a_running_encode_keeps_its_settings(model: PromptEOL) -> None:
 
     def change(*args: Any) -> None:
         model.template, model.layer, model.max_seq_length = "knowledge", -2, 200
-        model.center(mean=np.ones(32))
+        model.standardize(Standardization(np.ones(32), np.ones(32)))
 
     hook = model[0].model.register_forward_pre_hook(change)
     np.testing.assert_array_equal(model.encode(ROWS, batch_size=2), before)
@@ -88,7 +88,7 @@ def test_a_view_is_the_model_opened_so_and_leaves_the_model_alone(causal_lms: di
     np.testing.assert_array_equal(nested.encode(ROWS), opened.view(layer=-1).encode(ROWS))
     view.max_seq_length, view.truncate_dim, view.prompts["query"] = 100, 4, "x"
     view.tokenizer.truncation_side = "left"
-    view.center(SENTENCES)
+    view.standardize(SENTENCES)
     assert (view.layer, nested.max_seq_length, len(nested), len(view)) == (-2, 256, 2, 3)
     assert identify(model) == settings
     np.testing.assert_array_equal(model.encode(ROWS), before)
@@ -97,12 +97,12 @@ def test_a_view_is_the_model_opened_so_and_leaves_the_model_alone(causal_lms: di
 
 
 def test_what_is_behind_the_pooling_is_kept(model: PromptEOL, caplog: pytest.LogCaptureFixture) -> None:
-    model.center(SENTENCES)
+    model.standardize(SENTENCES)
     model.append(Normalize())
     model.append(Doubled())
     with caplog.at_level(logging.WARNING):
         view = model.view(layer=-2)
-    assert "call center() again" in caplog.text
+    assert "call standardize() again" in caplog.text
     assert list(view)[2:] == list(model)[2:]
     embeddings = view.encode(ROWS)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 2, atol=1e-5)

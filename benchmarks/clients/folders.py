@@ -67,7 +67,7 @@ def save_folders(model: str, folder: Path) -> dict[str, str]:
         "inner": PromptEOL(base, layer=-2).save_pretrained,
         "cut": lambda path: app(["export", inner, path, "--cut"], standalone_mode=False),
         "normalized": PromptEOL(modules=[*PromptEOL(base), Normalize()]).save_pretrained,
-        "centered": _centered(base).save_pretrained,
+        "standardized": _standardized(base).save_pretrained,
     }
     folders = {"full": base}
     for kind, save in builders.items():
@@ -87,9 +87,9 @@ def _adapter(base: str) -> PromptEOL:
     return model
 
 
-def _centered(base: str) -> PromptEOL:
+def _standardized(base: str) -> PromptEOL:
     model = PromptEOL(base)
-    model.center([*choose_sentences().values()])
+    model.standardize([*choose_sentences().values()])
     return PromptEOL(modules=[*model, Normalize()])
 
 

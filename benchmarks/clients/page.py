@@ -15,7 +15,7 @@ KINDS = {
     "inner": "inner layer",
     "cut": "cut at the inner layer",
     "normalized": "`Normalize` behind",
-    "centered": "`Dense`, `Normalize` behind",
+    "standardized": "`Dense`, `Normalize` behind",
 }
 
 

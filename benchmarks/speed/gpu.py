@@ -26,7 +26,9 @@ from pathlib import Path
 from benchmarks.speed.measuring import machine, page, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = "modules fast shared_head adapters model center cut linear quantization training_loss training corpus".split()
+TESTS = (
+    "modules fast shared_head adapters model standardization cut linear quantization training_loss training corpus"
+).split()
 PYTEST = "pytest -v -n 8 --dist loadfile --color no -p no:cacheprovider -m 'not slow'"
 ENCODE = "benchmarks.speed.encode --sentences {kit}/sentences.txt"
 CORPUS = "benchmarks.speed.corpus --sentences {kit}/sentences.txt --ways encode preprocess local ray"

@@ -13,7 +13,10 @@ from st_prompteol.cli.options import (
     Header,
     Model,
     Normalize,
+    Standardization,
+    Standardize,
     quiet,
+    read_statistics,
     refuse_unused,
     takes_model_options,
 )
@@ -37,6 +40,8 @@ def corpus(
         typer.Option(help="Numbers of the embeddings."),
     ] = "float32",
     normalize: Normalize = False,
+    standardize: Standardize = None,
+    standardization: Standardization = "scale",
     fragment_rows: Annotated[
         int, typer.Option(min=1, help="Rows of a fragment, the piece that is done again after a stop.")
     ] = 32_768,
@@ -54,6 +59,7 @@ def corpus(
     """Encode a corpus of any size; the same command goes on after a stop."""
     if engine != "ray":
         refuse_unused(context, "without --engine ray", "address", "workers", "cpus_per_worker")
+    statistics = read_statistics(context, standardize, column, header)
     quiet()
     from st_prompteol.corpus import encode_corpus
 
@@ -69,6 +75,8 @@ def corpus(
             batch_size=batch_size,
             precision=precision,
             normalize_embeddings=normalize,
+            standardize=statistics,
+            standardization=standardization,
             fragment_rows=fragment_rows,
             model_options=model_options,
             address=address,

@@ -7,11 +7,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from st_prompteol.cli.options import BatchSize, Column, Header, Model, Normalize, open_model, takes_model_options
+from st_prompteol.cli.options import (
+    BatchSize,
+    Column,
+    Header,
+    Model,
+    Normalize,
+    Standardization,
+    Standardize,
+    open_standardized,
+    read_statistics,
+    takes_model_options,
+)
 
 
 @takes_model_options
 def encode(
+    context: typer.Context,
     output: Annotated[str, typer.Option("--output", "-o", help="File to write: .npy, .safetensors or .parquet.")],
     model_options: dict[str, Any],
     model: Model = "tiny",
@@ -26,9 +38,12 @@ def encode(
         Literal["float32", "int8", "uint8", "binary", "ubinary"], typer.Option(help="Numbers of the embeddings.")
     ] = "float32",
     normalize: Normalize = False,
+    standardize: Standardize = None,
+    standardization: Standardization = "scale",
 ) -> None:
     """Encode a file of sentences: row i of the output is the embedding of sentence i."""
-    opened = open_model(model, model_options)
+    statistics = read_statistics(context, standardize, column, header)
+    opened = open_standardized(model, model_options, statistics, standardization)
     from st_prompteol.corpus import encode_file
 
     rows, dimension = encode_file(

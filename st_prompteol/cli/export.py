@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import Column, Header, Model, open_model, refuse_unused, takes_model_options
+from st_prompteol.cli.options import (
+    Column,
+    Header,
+    Model,
+    Standardization,
+    Standardize,
+    open_model,
+    read_statistics,
+    refuse_unused,
+    takes_model_options,
+)
 
 
 @takes_model_options
@@ -18,25 +28,22 @@ def export(
     cut: Annotated[
         bool, typer.Option("--cut", help="Remove the blocks above the layer, for servers that read the last one only.")
     ] = False,
-    center: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Subtract the mean embedding of the sentences of this file."),
-    ] = None,
+    standardize: Standardize = None,
+    standardization: Standardization = "scale",
     column: Column = None,
     header: Header = None,
 ) -> None:
     """Save a model as a folder that plain SentenceTransformer opens, an adapter merged into its base."""
-    if center is None:
-        refuse_unused(context, "without --center", "column", "header")
+    if standardize is None:
+        refuse_unused(context, "without --standardize", "column", "header")
+    statistics = read_statistics(context, standardize, column, header, is_column_required=True)
     opened = open_model(model, model_options)
     if opened.adapters:
         opened.merge_adapter()
     if cut:
         typer.echo(str(opened.cut()), err=True)
-    if center is not None:
-        from st_prompteol.corpus.formats import read_all_sentences
-
-        opened.center(read_all_sentences(center, column, header))
+    if statistics:
+        opened.standardize(statistics, standardization)
     opened.save_pretrained(path)
     typer.echo(f"saved in {path}: open it with SentenceTransformer({path!r})", err=True)
     if opened.layer != -1:

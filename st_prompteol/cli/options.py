@@ -17,6 +17,7 @@ from st_prompteol.cli.terminal import end_by_broken_pipe
 
 if TYPE_CHECKING:
     from st_prompteol.model import PromptEOL
+    from st_prompteol.standardization import Method
 
 Model = Annotated[str, typer.Argument(help="A decoder LLM, a saved model or an adapter: Hub id or folder; or tiny.")]
 Device = Annotated[str | None, typer.Option(help="Device to compute on, e.g. cpu or cuda.")]
@@ -29,6 +30,19 @@ Header = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Sentences per forward pass.")]
 Normalize = Annotated[bool, typer.Option("--normalize", help="Scale every embedding to length 1.")]
+Standardize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Standardize embeddings by the statistics of this file's sentences, so that unrelated ones are near 0.",
+    ),
+]
+Standardization = Annotated[
+    Literal["center", "scale", "whiten"],
+    typer.Option(
+        help="With --standardize: subtract the mean, also divide by the deviation, or also decorrelate dimensions."
+    ),
+]
 
 
 def read_model_options(
@@ -180,3 +194,39 @@ def open_model(model: str, model_options: dict[str, Any]) -> PromptEOL:
     from st_prompteol.model import PromptEOL
 
     return PromptEOL(model, **model_options)
+
+
+def read_statistics(
+    context: typer.Context,
+    path: str | None,
+    column: str | None = None,
+    header: bool | None = None,
+    *,
+    is_column_required: bool = False,
+) -> list[str]:
+    """Returns the sentences of `--standardize`, none without it.
+
+    Args:
+        context: The context of the command, in which `--standardization` needs `--standardize`.
+        path: The file.
+        column: The column of the sentences, if the file has it. Defaults to None: `sentence`, else the only column.
+        header: Whether a CSV or TSV file has a header. Defaults to None: detected from its content.
+        is_column_required: Whether a file without `column` is an error. Defaults to False, for the commands whose
+            `--column` is that of another file.
+    """
+    if path is None:
+        refuse_unused(context, "without --standardize", "standardization")
+        return []
+    from st_prompteol.corpus.formats import read_all_sentences
+
+    return read_all_sentences(path, column, header, is_column_required=is_column_required)
+
+
+def open_standardized(
+    model: str, model_options: dict[str, Any], sentences: list[str], standardization: Method
+) -> PromptEOL:
+    """Loads a `PromptEOL` and standardizes it by the statistics of sentences, if there are any."""
+    opened = open_model(model, model_options)
+    if sentences:
+        opened.standardize(sentences, standardization)
+    return opened

@@ -6,11 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from st_prompteol.cli.options import BatchSize, Model, Normalize, open_model, quiet, takes_model_options
+from st_prompteol.cli.options import (
+    BatchSize,
+    Model,
+    Normalize,
+    Standardization,
+    Standardize,
+    open_standardized,
+    quiet,
+    read_statistics,
+    takes_model_options,
+)
 
 
 @takes_model_options
 def serve(
+    context: typer.Context,
     model: Model,
     model_options: dict[str, Any],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
@@ -27,13 +38,16 @@ def serve(
     max_inputs: Annotated[int, typer.Option(min=1, help="Most sentences of one request.")] = 2048,
     batch_size: BatchSize = 32,
     normalize: Normalize = False,
+    standardize: Standardize = None,
+    standardization: Standardization = "scale",
 ) -> None:
     """Serve embeddings to OpenAI's clients; requests that wait are computed together."""
+    statistics = read_statistics(context, standardize)
     quiet()
     from st_prompteol.server.run import serve as run_server
 
     run_server(
-        lambda: open_model(model, model_options),
+        lambda: open_standardized(model, model_options, statistics, standardization),
         model if served_model_name is None else served_model_name,
         host=host,
         port=port,

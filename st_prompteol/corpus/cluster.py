@@ -25,6 +25,7 @@ from st_prompteol.corpus.storage import Storage
 from st_prompteol.extras import missing_extra
 from st_prompteol.model import PromptEOL
 from st_prompteol.saved.identity import identify
+from st_prompteol.standardization import Method, Standardization
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,12 @@ _ATTEMPTS = 5  # maximum per fragment if workers die
 
 @dataclass(frozen=True)
 class _Opening:
-    """How a process loads the model: name or folder, arguments of `PromptEOL`, number of threads."""
+    """How a process loads the model: name or folder, arguments of `PromptEOL`, number of threads, statistics."""
 
     model: str
     options: dict[str, Any]
     threads: int | None
+    standardization: Standardization | None = None
 
     def run(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Calls a function with the model as its first argument."""
@@ -49,7 +51,10 @@ class _Opening:
             torch.set_num_threads(self.threads)
             os.environ["RAYON_NUM_THREADS"] = str(self.threads)  # of the tokenizer
         transformers_logging.disable_progress_bar()
-        return function(PromptEOL(self.model, **self.options), *arguments)
+        model = PromptEOL(self.model, **self.options)
+        if self.standardization is not None:
+            model.standardize(self.standardization)
+        return function(model, *arguments)
 
 
 class RayEngine:
@@ -95,6 +100,12 @@ class RayEngine:
             raise error.cause from None
         return result
 
+    def standardize(self, sentences: Sequence[str], method: Method) -> dict[str, Any]:
+        """Standardizes all models opened from now on by the statistics of sentences; returns their identity."""
+        standardization, identity = self.run(_standardize, sentences, method)
+        self._opening = replace(self._opening, standardization=standardization)
+        return identity
+
     def encode(self, job: Job, fragments: Sequence[Fragment]) -> Generator[Outcome]:
         """Yields the outcome of each fragment, as they finish."""
         from ray.data import ActorPoolStrategy, DataContext, from_items
@@ -120,6 +131,10 @@ class RayEngine:
                 if isinstance(outcome, Exception):
                     raise outcome
                 yield outcome
+
+
+def _standardize(model: PromptEOL, sentences: Sequence[str], method: Method) -> tuple[Standardization, dict[str, Any]]:
+    return model.standardize(sentences, method), identify(model)
 
 
 def start_attempts() -> Any:

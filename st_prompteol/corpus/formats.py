@@ -96,7 +96,11 @@ def read_sentences(
 
 
 def read_all_sentences(
-    path: str | os.PathLike[str], column: str | None = None, header: bool | None = None
+    path: str | os.PathLike[str],
+    column: str | None = None,
+    header: bool | None = None,
+    *,
+    is_column_required: bool = True,
 ) -> list[str]:
     """Returns the non-empty sentences of a file, and logs a summary of the file.
 
@@ -105,6 +109,8 @@ def read_all_sentences(
         column: The column of the sentences. Defaults to None: `sentence` if it exists, as in candidates, else the only
             column.
         header: Whether a CSV or TSV file has a header. Defaults to None: detected from its content.
+        is_column_required: Whether a file without `column` is an error; otherwise it is read as if `column` was None.
+            Defaults to True.
 
     Raises:
         ValueError: See `read_sentences`; also if there are no sentences.
@@ -113,6 +119,8 @@ def read_all_sentences(
     name = os.fspath(path)
     with opened(path) as file:
         contents = look_into(name, file, columns=wanted_columns(column), header=header)
+        if column is not None and column not in contents.columns and not is_column_required:
+            column, contents = None, look_into(name, file, header=header)
         if column is None and "sentence" in contents.columns:
             column = "sentence"
         found = [text for batch in read_sentences(file, name, 1000, column, header) for text in batch]

@@ -24,6 +24,8 @@ from st_prompteol.corpus.storage import Storage
 from st_prompteol.extras import versions_of
 from st_prompteol.failures import check_whole
 from st_prompteol.files import import_pyarrow
+from st_prompteol.saved.identity import digest
+from st_prompteol.standardization import Method
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ def encode_corpus(
     batch_size: int = 32,
     precision: CorpusPrecision = "float32",
     normalize_embeddings: bool = False,
+    standardize: Sequence[str] = (),
+    standardization: Method = "scale",
     fragment_rows: int = 32_768,
     model_options: Mapping[str, Any] | None = None,
     devices: Sequence[str] | None = None,
@@ -102,6 +106,9 @@ def encode_corpus(
         precision: Precision of the embeddings: `"float16"`, or see `SentenceTransformer.encode`. `"int8"` and
             `"uint8"` are scaled by the ranges of up to 4,096 sentences from the whole corpus. Defaults to `"float32"`.
         normalize_embeddings: Whether to scale embeddings to length 1. Defaults to False.
+        standardize: Sentences by whose statistics to standardize embeddings, see `PromptEOL.standardize`. Defaults to
+            none: embeddings are not standardized, except by a model that is.
+        standardization: How to standardize: `"center"`, `"scale"` or `"whiten"`. Defaults to `"scale"`.
         fragment_rows: Approximate number of rows per fragment, which a stopped worker has to repeat. Defaults to
             32,768.
         model_options: Arguments of `PromptEOL`: `template`, `layer`, `revision`, … Defaults to none.
@@ -132,6 +139,8 @@ def encode_corpus(
     """
     start = time.perf_counter()
     _check(model, engine, keep, batch_size, fragment_rows)
+    if standardization != "scale" and not standardize:
+        raise ValueError(f"standardization={standardization!r} has no effect without standardize=…: leave it out.")
     of_ray = {"address": address, "workers": workers, "cpus_per_worker": cpus_per_worker}
     of_other: dict[str, Any] = {"devices": devices} if engine == "ray" else of_ray
     if unused := [f"{name}={value!r}" for name, value in of_other.items() if value is not None]:
@@ -172,6 +181,8 @@ def encode_corpus(
             }
             if header is not None:
                 identity["header"] = header
+            if standardize:  # by its sentences, because the statistics of another machine have other rounding errors
+                identity["standardization"] = [standardization, digest(list(standardize))]
             about |= {"source": sources, "packages": versions_of(PACKAGES)}
             manifest = Manifest(_as_json(identity), about, [asdict(file) for file in files])
             done: dict[str, Outcome] = {}
@@ -182,6 +193,8 @@ def encode_corpus(
                 if found.complete and len(done) == len(fragments):
                     logger.info("%r is complete: there is nothing to do.", folder.address)
                     return _report([done[fragment.part] for fragment in fragments], 0, [], start)
+            if standardize:
+                of_model = pool.standardize(standardize, standardization)
             if manifest.ranges is None and precision in ("int8", "uint8"):
                 manifest.ranges = pool.run(calibrate, job, fragments)
             manifest.claim(folder)

@@ -28,7 +28,8 @@ def assert_alike(one: Any, other: Any, atol: float = 1e-5) -> None:
 def peft_oracle(base: str, adapter: str, texts: list[str]) -> np.ndarray[Any, Any]:
     """peft's own way: the adapter on the causal LM, one text at a time, the last hidden state of the last token."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    causal_lm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(causal_lm, adapter).eval()
     with torch.no_grad():
         rows = [
             model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1][0, -1]
