@@ -362,6 +362,14 @@ def test_bad_input_is_one_sentence_and_leaves_the_model_alone(
     assert len(result.trials) == 1 + 3
 
 
+def test_a_layer_whose_embeddings_are_all_equal_does_not_end_the_search(model: PromptEOL) -> None:
+    model[0].model.layers[0].self_attn.o_proj.weight.data.zero_()  # the last token sees none of the others
+    result = search(model, make_pairs(20), templates=["prompteol"])
+    scores = {trial.recipe: trial.score for trial in result.trials if trial.recipe.layer == -3}
+    assert list(scores.values()) == [0, 0, 0, 0]
+    assert result.trials[0].score > 0
+
+
 def test_normalised_embeddings_rank_alike(model: PromptEOL) -> None:
     normalised = PromptEOL(modules=[*copy.deepcopy(model), Normalize()])
     results = [search(one, make_pairs(20), templates=["prompteol"]) for one in (model, normalised)]

@@ -154,7 +154,7 @@ class Measurements:
         if recipe not in self._standardizations:
             texts = [self.sentences[place] for place in self._statistics]
             vectors = encode_layers(self._models[0], recipe.template, [recipe.layer], texts, self._batch_size)
-            self._standardizations[recipe] = Standardization.fit(vectors[recipe.layer], recipe.standardization)
+            self._standardizations[recipe] = self._fit(recipe, vectors[recipe.layer])
         return self._standardizations[recipe]
 
     def _count_sentences(self, pairs: int) -> int:
@@ -204,6 +204,10 @@ class Measurements:
             for start in range(0, len(work), len(self._models)):
                 yield from pool.map(run, self._models, work[start : start + len(self._models)])
 
+    def _fit(self, recipe: Recipe, embeddings: npt.NDArray[np.float32]) -> Standardization:
+        assert recipe.standardization is not None
+        return Standardization.fit(embeddings, recipe.standardization, dtype=self._models[0].dtype)
+
     def _note(self, recipes: list[Recipe], pairs: int, encoded: int, vectors: Vectors, seconds: float) -> None:
         first, second = self._pairs[:pairs].T
         statistics = self._statistics[self._statistics_since <= pairs]
@@ -212,7 +216,11 @@ class Measurements:
         for recipe in recipes:
             embeddings = vectors[recipe.layer]
             if recipe.standardization is not None:
-                standardization = Standardization.fit(embeddings[statistics], recipe.standardization)
+                try:
+                    standardization = self._fit(recipe, embeddings[statistics])
+                except ValueError:  # all equal, as an early layer may be in half precision: they rank no pairs
+                    measured[recipe] = np.zeros(pairs, dtype=np.float32), 0.0
+                    continue
                 embeddings = standardization.apply(embeddings)
                 if pairs == self.total and standardization.factor.ndim == 1:
                     self._standardizations[recipe] = standardization
