@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from st_prompteol.recipes.recipe import template_name
 from st_prompteol.standardization import METHODS, Standardization
 
 Embeddings = npt.NDArray[np.float32]
+_TEXT = ("template", "statistics", "standardization")
 
 
 class StsTask:
@@ -118,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a decoder LLM")
     parser.add_argument("--data-dir", required=True, help="folder in SentEval's layout")
-    parser.add_argument("--statistics", required=True, metavar="FILE", help="sentences to standardize by")
+    parser.add_argument("--statistics", required=True, nargs="+", metavar="FILE", help="sentences to standardize by")
     parser.add_argument("--templates", nargs="+", default=list(TEMPLATES), help="names, or texts with {sentence}")
     parser.add_argument("--tasks", nargs="*", choices=STS_TASKS, default=STS_TASKS, help="beside STS-B dev")
     parser.add_argument("--every-layer", action="store_true", help="print all layers")
@@ -127,24 +129,24 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tasks = [StsTask(arguments.data_dir, name) for name in (STS_DEV_TASK, *arguments.tasks)]
-    statistics = list(dict.fromkeys(read_all_sentences(arguments.statistics)))
     model = PromptEOL(arguments.model)
     del model[2:]  # without the model's own standardization
     embeddings = LayerEmbeddings(model, arguments.folder)
     hows = ["plain", *METHODS]
     averages = ["STS avg"] if arguments.tasks else []
-    lines = [["template", "layer", "standardization", *(task.name for task in tasks), *averages]]
-    summary = [["template", "layer", *(f"{column}, {how}" for column in ("STS-B dev", *averages) for how in hows)]]
-    for template in map(get_template, arguments.templates):
+    lines = [[*_TEXT, "layer", *(task.name for task in tasks), *averages]]
+    summary = [[*_TEXT[:2], "layer", *(f"{column}, {how}" for column in ("STS-B dev", *averages) for how in hows)]]
+    ends = (0, -1) if averages else (0,)
+    for template, file in product(map(get_template, arguments.templates), arguments.statistics):
+        statistics = list(dict.fromkeys(read_all_sentences(file)))
         for layer, scores in measure_template(embeddings, template, statistics, tasks, arguments.every_layer):
             cells = {how: to_cells(scores[how]) for how in hows}
-            about = [template_name(template), str(layer)]
-            lines += [[*about, how, *cells[how]] for how in hows]
-            ends = (0, -1) if averages else (0,)
-            summary.append([*about, *(cells[how][end] for end in ends for how in hows)])
-    print(to_markdown(summary, text_columns=("template",)), end="")
+            about = [template_name(template), Path(file).name]
+            lines += [[*about, how, str(layer), *cells[how]] for how in hows]
+            summary.append([*about, str(layer), *(cells[how][end] for end in ends for how in hows)])
+    print(to_markdown(summary, text_columns=_TEXT), end="")
     if arguments.output:
-        save_table(lines, arguments.output, text_columns=("template", "standardization"))
+        save_table(lines, arguments.output, text_columns=_TEXT)
 
 
 if __name__ == "__main__":
