@@ -51,7 +51,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```|`(python [^`]+)`", flags=re.MULTILINE 
 # what a reader does once and a test must not, and what takes a GPU, a cloud or many environments, or never ends
 NOT_RUN = re.compile(
     r"pip install |hf auth login|make gpu|ray (up|submit) |(st-prompteol|vllm) serve |"
-    r"python -m benchmarks\.(clients|families)"
+    r"python -m benchmarks\.(clients|families|peers)"
 )
 NEEDS_HUB_OR_TIME = re.compile(r"push|--mteb|--config")
 TRIPLETS = "examples/triplets.tsv"
@@ -222,7 +222,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(stand_in)
     build_senteval(tmp_path / "senteval")
     write_wordnet(tmp_path / "wordnet")
-    (tmp_path / "sts-b-dev.txt").write_text("".join(f"{n} birds sing.\n" for n in range(9)), encoding="utf-8")
+    for name in ("sts-b-dev.txt", "nli-sentences.txt", "film-reviews.txt"):
+        (tmp_path / name).write_text("".join(f"{n} birds sing.\n" for n in range(9)), encoding="utf-8")
     (tmp_path / "texts").mkdir()
     rows = ({"id": number, "text": f"{number} birds sing."} for number in range(9))
     (tmp_path / "texts/a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
