@@ -41,9 +41,15 @@ def score_of(model: PromptEOL, recipe: Recipe, pairs: list[Pair], sentences: lis
     return correlate(*sides_of(model, recipe, pairs, sentences), pairs)
 
 
-def plant(model: PromptEOL, recipe: Recipe, pairs: list[Pair], sentences: list[str] | None = None) -> list[Pair]:
+def plant(
+    model: PromptEOL,
+    recipe: Recipe,
+    pairs: list[Pair],
+    sentences: list[str] | None = None,
+    dimension: int | None = None,
+) -> list[Pair]:
     """Scores pairs by the recipe's own similarities, so that it is the best one beyond any noise."""
-    left, right = sides_of(model, recipe, pairs, sentences)
+    left, right = (side[:, :dimension] for side in sides_of(model, recipe, pairs, sentences))
     gold = (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
     return [(first, second, float(score)) for (first, second, _), score in zip(pairs, gold, strict=True)]
 
@@ -380,6 +386,16 @@ def test_a_failure_at_the_end_leaves_the_model_alone(model: PromptEOL, monkeypat
     with pytest.raises(StopIteration):
         search(model, make_pairs(40), templates=["knowledge"], layers=[-2], standardize=(), holdout=0.3)
     assert (model.template, model.layer, model.standardization) == kept
+
+
+def test_a_truncated_model_is_standardized_before_it_is_truncated(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"], truncate_dim=8)
+    pairs = plant(model, Recipe(TEMPLATES["prompteol"], -1, "scale"), make_pairs(40), dimension=8)
+    result = search(model, pairs, templates=["prompteol"], layers=[-1], standardize=["scale"])
+    assert (result.winner.recipe.standardization, result.winner.score) == ("scale", pytest.approx(100))
+    assert model.encode(SENTENCES).shape == (len(SENTENCES), 8)
+    encoded = [model.encode([pair[side] for pair in pairs]) for side in (0, 1)]
+    assert correlate(*encoded, pairs) == pytest.approx(result.winner.score, abs=0.05)
 
 
 def test_normalised_embeddings_rank_alike(model: PromptEOL) -> None:
