@@ -38,7 +38,7 @@ from st_prompteol.prompt.template import HOLE, Demonstration, PromptTemplate, ge
 from st_prompteol.saved.released import find_released
 from st_prompteol.saved.saving import reading_from, saving_into
 from st_prompteol.saved.stock import write_stock_form
-from st_prompteol.standardization import SHRINKAGE, Method, Standardization
+from st_prompteol.standardization import SHRINKAGE, Method, Standardization, distinct_sentences
 
 if TYPE_CHECKING:
     from st_prompteol.hub import CardOptions, PushReport
@@ -306,16 +306,9 @@ class PromptEOL(SentenceTransformer):
         before = self.view()
         before.truncate_dim = None
         before._modules = dict(kept[:place])
-        if isinstance(sentences, str):
-            raise ValueError(f"sentences={sentences[:80]!r} is one string: pass a list of sentences.")
         if not isinstance(sentences, Standardization):
-            distinct = list(dict.fromkeys(sentences))
-            if len(distinct) < 2:
-                raise ValueError(
-                    f"{len(distinct)} different sentences give no statistics: pass some hundred sentences of the kind "
-                    "that will be embedded."
-                )
-            sentences = Standardization.fit(before.encode(distinct), method, shrinkage, self.dtype)
+            embeddings = before.encode(distinct_sentences(sentences))
+            sentences = Standardization.fit(embeddings, method, shrinkage, self.dtype)
         if len(sentences.mean) != before.get_embedding_dimension():
             raise ValueError(
                 f"Embeddings of this model have {before.get_embedding_dimension()} dimensions, the statistics "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -15,6 +16,23 @@ METHODS: tuple[Method, ...] = ("center", "scale", "whiten")
 SHRINKAGE = 0.9  # measured: with statistics of other text than the embedded one, less shrinkage loses
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)  # relative error that float32 accumulates in a decoder
 _NOT_FINITE = "The statistics contain NaN or infinity: leave out the sentences whose embeddings do."
+
+
+def distinct_sentences(sentences: Iterable[str]) -> list[str]:
+    """Returns the distinct sentences for the statistics of a standardization.
+
+    Raises:
+        ValueError: If `sentences` is one string, or there are fewer than two distinct sentences.
+    """
+    if isinstance(sentences, str):
+        raise ValueError(f"sentences={sentences[:80]!r} is one string: pass a list of sentences.")
+    distinct = list(dict.fromkeys(sentences))
+    if len(distinct) < 2:
+        raise ValueError(
+            f"Statistics need two different sentences or more, got {len(distinct)}: pass some hundred sentences of "
+            "the kind that will be embedded."
+        )
+    return distinct
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,9 @@ def test_similarity_and_encode_standardize(causal_lms: dict[str, str], tmp_path:
         code, _, message = run(*encode, "--standardize", str(tmp_path / name))
         assert code == 0, message
         np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected, atol=1e-3)
+    source = str(tmp_path / "in.csv")  # a file that gives both is shown once
+    code, _, message = run(*encode, "--standardize", source)
+    assert (code, message.count("in.csv: 2 rows")) == (0, 1), message
     similarity = ["similarity", causal_lms["opt"], "a cat", "a dog"]
     code, out, message = run(*similarity, "--standardize", str(tmp_path / "sentence.tsv"))
     assert (code, out.count(f"{model.similarity(*expected[:, None])[0, 0]:.4f}")) == (0, 2)
@@ -180,7 +183,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
         (["encode", model, missing + ".txt", "-o", out], "is not a file"),
         (["export", model, "/dev/null/folder"], "/dev/null"),
         (["export", model, out, "--standardize", latin], "latin1.txt"),
-        (["export", model, out, "--standardize", fine], "1 different sentences"),
+        (["export", model, out, "--standardize", fine], "got 1: pass some hundred"),
         (["encode", model, fine, "-o", out, "--standardize", missing], "missing"),
         # an option has an effect or is refused
         (["corpus", model, fine, "-o", out, "--address", "auto"], "--address has no effect without --engine ray"),
@@ -201,7 +204,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(causal_lms: dict[str, str], t
         ([*search, "--column", "1"], "--column has no effect without --sentences"),
         ([*search, "--no-header"], "--header has no effect without --pairs or --sentences"),
         ([*search, "--sentences", fine, "--no-standardize"], "--sentences has no effect beside --no-standardize"),
-        ([*found, "--sentences", fine], "1 different sentences give no statistics"),
+        ([*found, "--sentences", fine], "two different sentences or more, got 1: pass"),
         (["search", model, *pairs, "--shots", "2"], "--shots has no effect without candidates"),
         (["search", model, str(tmp_path / "empty.tsv"), *pairs], "holds no demonstration"),
         (["search", model, missing + ".tsv", *pairs], "missing.tsv"),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from st_prompteol import TEMPLATES, Demonstration, PromptEOL, PromptTemplate
 from st_prompteol.cli import app
-from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, summarize
+from st_prompteol.recipes import Candidate, Gain, Recipe, SearchResult, measure, search, searching, summarize
 from st_prompteol.recipes.measure import encode_layers
 
 from .helpers.models import quick
@@ -41,9 +41,15 @@ def score_of(model: PromptEOL, recipe: Recipe, pairs: list[Pair], sentences: lis
     return correlate(*sides_of(model, recipe, pairs, sentences), pairs)
 
 
-def plant(model: PromptEOL, recipe: Recipe, pairs: list[Pair], sentences: list[str] | None = None) -> list[Pair]:
+def plant(
+    model: PromptEOL,
+    recipe: Recipe,
+    pairs: list[Pair],
+    sentences: list[str] | None = None,
+    dimension: int | None = None,
+) -> list[Pair]:
     """Scores pairs by the recipe's own similarities, so that it is the best one beyond any noise."""
-    left, right = sides_of(model, recipe, pairs, sentences)
+    left, right = (side[:, :dimension] for side in sides_of(model, recipe, pairs, sentences))
     gold = (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
     return [(first, second, float(score)) for (first, second, _), score in zip(pairs, gold, strict=True)]
 
@@ -339,7 +345,8 @@ def test_bad_input_is_one_sentence_and_leaves_the_model_alone(
         (candidates, pairs, {"shots": 0}, "shots=0"),
         (candidates, pairs, {"layers": [-9]}, "layer=-9 is out of range"),
         (candidates, pairs, {"standardize": ["white"]}, "Unknown standardization 'white': choose from center, scale"),
-        (candidates, pairs, {"sentences": ["One."] * 3}, "1 different sentences give no statistics"),
+        (candidates, pairs, {"sentences": ["One."] * 3}, "two different sentences or more, got 1: pass"),
+        (candidates, pairs, {"sentences": "a.txt"}, r"'a\.txt' is one string: pass a list of sentences"),
         (candidates, pairs, {"templates": ["none"]}, "a demonstration's word has no place"),
         (candidates, pairs, {"templates": ["promteol"]}, "Unknown template 'promteol'"),
         ([long], pairs, {}, "None of the 1 candidates fits a template and max_seq_length=256"),
@@ -368,6 +375,27 @@ def test_a_layer_whose_embeddings_are_all_equal_does_not_end_the_search(model: P
     scores = {trial.recipe: trial.score for trial in result.trials if trial.recipe.layer == -3}
     assert list(scores.values()) == [0, 0, 0, 0]
     assert result.trials[0].score > 0
+
+
+def test_a_failure_at_the_end_leaves_the_model_alone(model: PromptEOL, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.standardize(SENTENCES)
+    kept = model.template, model.layer, model.standardization
+
+    measured = iter([np.zeros(12)])  # of the start; those of the winner fail
+    monkeypatch.setattr(searching, "_similarities", lambda *_: next(measured))
+    with pytest.raises(StopIteration):
+        search(model, make_pairs(40), templates=["knowledge"], layers=[-2], standardize=(), holdout=0.3)
+    assert (model.template, model.layer, model.standardization) == kept
+
+
+def test_a_truncated_model_is_standardized_before_it_is_truncated(causal_lms: dict[str, str]) -> None:
+    model = PromptEOL(causal_lms["llama"], truncate_dim=8)
+    pairs = plant(model, Recipe(TEMPLATES["prompteol"], -1, "scale"), make_pairs(40), dimension=8)
+    result = search(model, pairs, templates=["prompteol"], layers=[-1], standardize=["scale"])
+    assert (result.winner.recipe.standardization, result.winner.score) == ("scale", pytest.approx(100))
+    assert model.encode(SENTENCES).shape == (len(SENTENCES), 8)
+    encoded = [model.encode([pair[side] for pair in pairs]) for side in (0, 1)]
+    assert correlate(*encoded, pairs) == pytest.approx(result.winner.score, abs=0.05)
 
 
 def test_normalised_embeddings_rank_alike(model: PromptEOL) -> None:

@@ -156,7 +156,7 @@ def shown_files() -> Iterator[None]:
         logger.removeHandler(echo)
         logger.setLevel(level)
         if not isinstance(sys.exception(), ValueError | OSError | ImportError):
-            for line in lines:
+            for line in dict.fromkeys(lines):  # a file may give sentences and statistics
                 typer.echo(line, err=True)
 
 

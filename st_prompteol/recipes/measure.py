@@ -241,7 +241,7 @@ def encode_layers(
     batch_size: int = 64,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> Vectors:
-    """Encodes sentences once and returns their embeddings at several layers.
+    """Encodes sentences once and returns their embeddings at several layers, in all dimensions.
 
     Args:
         model: A transformer with last-token pooling.
@@ -256,6 +256,7 @@ def encode_layers(
     """
     deepest, *inner = sorted(set(layers), reverse=True)
     view = model.view(template, deepest)
+    view.truncate_dim = None
     reading = Reading(True, tuple(inner))
     names = {deepest: "sentence_embedding", **{layer: inner_embeddings(layer) for layer in inner}}
     vectors: Vectors = {}

@@ -108,7 +108,7 @@ class Rounds:
         useful = [recipe for recipe, gain in gains.items() if gain.low > 0]
         chosen = self.choose(useful)[0] if useful else None
         shown = chosen or max(gains, key=self.measurements.score)
-        self.show(f"{shown}: {gains[shown]} over one demonstration less{' (noise)' * (chosen is None)}")
+        self.show(f"{shown}: {gains[shown]} over the best with one demonstration less{' (noise)' * (chosen is None)}")
         return chosen
 
     def lengthen(

@@ -29,7 +29,7 @@ from st_prompteol.recipes.recipe import Recipe
 from st_prompteol.recipes.result import SearchResult, Step, Trial
 from st_prompteol.recipes.rounds import Rounds
 from st_prompteol.recipes.statistics import Bootstrap, gain
-from st_prompteol.standardization import METHODS, Method
+from st_prompteol.standardization import METHODS, Method, distinct_sentences
 
 
 def search(
@@ -178,13 +178,9 @@ def search(
     trials = sorted(map(trial, sources), key=lambda one: (-one.pairs, -one.score))
     beside = [one for one in trials if one.pairs == len(searched) and one.recipe != winner]
     standardization = measurements.standardization(winner)
-    at_start = alone.view(start.template, start.layer)
-    before = _similarities(at_start, held_out) if held_out else None
-    if hasattr(model, STANDARDIZATION):
-        delattr(model, STANDARDIZATION)
-    model.template, model.layer = winner.template, winner.layer
+    before, after = (alone.view(recipe.template, recipe.layer) for recipe in (start, winner))
     if standardization is not None:
-        model.standardize(standardization)
+        after.standardize(standardization)
     result = SearchResult(
         winner=trial(winner),
         start=trial(start),
@@ -192,15 +188,18 @@ def search(
         undecided=len(level),
         best_other=beside[0] if beside else None,
         over_best_other=measurements.gain(winner, beside[0].recipe) if beside else None,
-        holdout=None
-        if before is None
-        else _hold(trial(winner), held_out, _similarities(model, held_out), before, seed),
+        holdout=_hold(trial(winner), held_out, after, before, seed) if held_out else None,
         trials=tuple(trials),
         statistics=measurements.describe_statistics() if standardize else "",
-        tokens=model[0].count_template_tokens(),
-        start_tokens=at_start[0].count_template_tokens(),
+        tokens=count_tokens(winner.template),
+        start_tokens=count_tokens(start.template),
         encodings=measurements.encodings,
     )
+    if hasattr(model, STANDARDIZATION):  # the model is changed last, after everything that can fail
+        delattr(model, STANDARDIZATION)
+    model.template, model.layer = winner.template, winner.layer
+    if standardization is not None:
+        model.standardize(standardization)
     model.model_card_data.measure("search", describe_search(result))
     return result
 
@@ -238,12 +237,7 @@ def _replicas(model: PromptEOL, devices: Sequence[str] | None) -> list[PromptEOL
 
 def _shuffle(sentences: Sequence[str], seed: int) -> list[str]:
     """Returns the distinct sentences in random order, so that a share of them is like all."""
-    distinct = list(dict.fromkeys(sentences))
-    if len(distinct) < 2:
-        raise ValueError(
-            f"{len(distinct)} different sentences give no statistics: pass some hundred sentences of the kind that "
-            "will be embedded."
-        )
+    distinct = distinct_sentences(sentences)
     return random.Random(seed).sample(distinct, len(distinct))
 
 
@@ -251,9 +245,10 @@ def _similarities(model: PromptEOL, pairs: Sequence[ScoredPair]) -> Similarities
     return cosine_similarities(*(model.encode([pair[side] for pair in pairs]) for side in (0, 1)))
 
 
-def _hold(winner: Trial, pairs: Sequence[ScoredPair], found: Similarities, before: Similarities, seed: int) -> Trial:
+def _hold(winner: Trial, pairs: Sequence[ScoredPair], after: PromptEOL, before: PromptEOL, seed: int) -> Trial:
     """Returns the winner on the held-out pairs, with its gain over the start on them."""
     gold = np.array([score for _, _, score in pairs])
+    found, over = _similarities(after, pairs), _similarities(before, pairs)
     bootstrap, score = Bootstrap(gold, seed=seed), spearman(found, gold)
-    more = gain(score - spearman(before, gold), bootstrap.scores(found), bootstrap.scores(before))
+    more = gain(score - spearman(over, gold), bootstrap.scores(found), bootstrap.scores(over))
     return replace(winner, pairs=len(pairs), score=score, gain=more)
