@@ -38,6 +38,7 @@ def rows_of(log: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.shared
 def test_every_row_has_a_result(kit: Path, tmp_path: Path) -> None:
     page = run(kit, tmp_path / "gpu")

@@ -272,7 +272,9 @@ def online(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Progr
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.long] * (page == "docs/benchmarks.md")) for page in PAGES]
+)
 def test_a_page_runs_wholly(page: str, reader: Path, hub: Hub, online: Program) -> None:
     archived = reader / "archived"
     archived.mkdir()

@@ -325,6 +325,7 @@ def test_many_single_calls_keep_nothing(causal_lms: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_single_calls_do_not_grow(causal_lms: dict[str, str]) -> None:
     model = PromptEOL(causal_lms["llama"])
     process = psutil.Process()

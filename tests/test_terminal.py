@@ -124,7 +124,7 @@ def test_an_interruption_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules[similarity.__module__], "open_model", interrupted)
+    monkeypatch.setattr(sys.modules[similarity.__module__], "open_standardized", interrupted)
     result = CliRunner().invoke(app, ["similarity", "tiny", "a", "b"])
     assert (result.exit_code, result.stderr) == (130, "st-prompteol: interrupted\n")
 
