@@ -26,28 +26,31 @@ from st_prompteol.files.output import save_table, to_markdown
 
 Encode = Callable[[Sequence[str]], Embeddings]
 _BATCH = 32
+_PEERS = ("encoder", "local-llm-embed", "llemb")
 
 
 def local_llm_embed(model: str, statistics: Sequence[str]) -> Iterator[tuple[str, Encode]]:
     """Yields local-llm-embed's default and its recipe for STS, each with both ways to fit the whitener."""
     from local_llm_embed import LocalLLMEmbedder
-    from local_llm_embed.whitener import Whitener
 
     for options in ({}, {"variation": "echo+whiten", "layer": "final", "pooling": "weighted_mean"}):
         embedder = LocalLLMEmbedder(model, dtype="float32", batch_size=_BATCH, **options)
-        raw = cache(lambda sentences, embedder=embedder: embedder._embed_raw(list(sentences), show_progress=False))
-        name = f"local-llm-embed, {embedder.variation_name}, whitened by "
-        others = Whitener.fit(raw(tuple(statistics)))
+        yield from whiten(f"local-llm-embed, {embedder.variation_name}", embedder, statistics)
 
-        def by_others(sentences: Sequence[str], raw: Any = raw, fitted: Whitener = others) -> Embeddings:
-            return np.asarray(fitted.transform(raw(tuple(sentences))))
 
-        def by_own(sentences: Sequence[str], raw: Any = raw) -> Embeddings:
-            embeddings = raw(tuple(sentences))
-            return np.asarray(Whitener.fit(embeddings).transform(embeddings))
+def whiten(name: str, embedder: Any, statistics: Sequence[str]) -> Iterator[tuple[str, Encode]]:
+    """Yields an embedder of local-llm-embed, whitened by other sentences and by those that it encodes."""
+    from local_llm_embed.whitener import Whitener
 
-        yield f"{name}other sentences", by_others
-        yield f"{name}the task's own", by_own
+    raw = cache(lambda sentences: embedder._embed_raw(list(sentences), show_progress=False))  # once for both
+    fitted = Whitener.fit(raw(tuple(statistics)))
+
+    def by_own(sentences: Sequence[str]) -> Embeddings:
+        embeddings = raw(tuple(sentences))
+        return np.asarray(Whitener.fit(embeddings).transform(embeddings))
+
+    yield f"{name}, whitened by other sentences", lambda sentences: np.asarray(fitted.transform(raw(tuple(sentences))))
+    yield f"{name}, whitened by the task's own", by_own
 
 
 def llemb(model: str) -> Iterator[tuple[str, Encode]]:
@@ -64,12 +67,12 @@ def llemb(model: str) -> Iterator[tuple[str, Encode]]:
 
 
 def peers(arguments: argparse.Namespace) -> Iterator[tuple[str, Encode]]:
-    """Yields the name and the encoding function of each peer that is installed."""
-    if arguments.encoder:
+    """Yields the name and the encoding function of each peer that is asked for and installed."""
+    if arguments.encoder and "encoder" in arguments.only:
         yield arguments.encoder, SentenceTransformer(arguments.encoder, device="cpu").encode
-    if find_spec("local_llm_embed"):
+    if find_spec("local_llm_embed") and "local-llm-embed" in arguments.only:
         yield from local_llm_embed(arguments.model, read_all_sentences(arguments.statistics))
-    if find_spec("llemb"):
+    if find_spec("llemb") and "llemb" in arguments.only:
         yield from llemb(arguments.model)
 
 
@@ -80,7 +83,7 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="folder in SentEval's layout")
     parser.add_argument("--statistics", required=True, metavar="FILE", help="sentences to whiten by")
     parser.add_argument("--encoder", help="a model of sentence-transformers")
-    parser.add_argument("--only", default="", help="only peers whose name contains this text")
+    parser.add_argument("--only", nargs="+", choices=_PEERS, default=_PEERS, help="peers to evaluate")
     parser.add_argument("--tasks", nargs="*", choices=STS_TASKS, default=STS_TASKS, help="beside STS-B dev")
     parser.add_argument("--output", help="table to write: .md, .csv or .json")
     arguments = parser.parse_args()
@@ -89,9 +92,8 @@ def main() -> None:
     averages = ["STS avg"] if arguments.tasks else []
     lines = [["peer", *(task.name for task in tasks), *averages]]
     for name, encode in peers(arguments):
-        if arguments.only in name:
-            lines.append([name, *to_cells([task.score(encode(task.sentences)) for task in tasks])])
-            print(*lines[-1], flush=True)
+        lines.append([name, *to_cells([task.score(encode(task.sentences)) for task in tasks])])
+        print(*lines[-1], flush=True)
     print(to_markdown(lines, text_columns=("peer",)), end="")
     if arguments.output:
         save_table(lines, arguments.output, text_columns=("peer",))

@@ -11,7 +11,6 @@ are best on STS-B dev, plain or standardized; `--every-layer` prints all, `--out
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -26,8 +25,10 @@ from st_prompteol.evaluation.sts import cosine_similarities, spearman
 from st_prompteol.files.atomic import replacing_file
 from st_prompteol.files.output import save_table, to_markdown
 from st_prompteol.prompt.template import get_template
+from st_prompteol.recipes.log import model_key
 from st_prompteol.recipes.measure import encode_layers
 from st_prompteol.recipes.recipe import template_name
+from st_prompteol.saved.identity import digest
 from st_prompteol.standardization import METHODS, Standardization
 
 Embeddings = npt.NDArray[np.float32]
@@ -64,13 +65,13 @@ class LayerEmbeddings:
     """
 
     def __init__(self, model: PromptEOL, folder: str | None) -> None:
-        self.model, self._folder = model, folder
+        self.model, self._folder, self._model_key = model, folder, model_key(model)
         self.layers = list(range(-1, -model[0].config.get_text_config().num_hidden_layers - 1, -1))
 
     def encode(self, template: PromptTemplate, sentences: Sequence[str]) -> Embeddings:
-        """Encodes sentences with a template, or reads the embeddings of an earlier run of the same model folder."""
-        key = hashlib.sha256(repr([template, list(sentences)]).encode()).hexdigest()[:16]
-        path = Path(self._folder or "", Path(self.model[0].config.name_or_path).name, f"{key}.npy")
+        """Encodes sentences with a template, or reads the embeddings of an earlier run of the same model."""
+        key = digest([self._model_key, template.to_dict(), list(sentences)])
+        path = Path(self._folder or "", f"{key}.npy")
         if self._folder and path.exists():
             kept: Embeddings = np.load(path, mmap_mode="r")
             return kept
